@@ -1,0 +1,48 @@
+# Each target works alone on a fresh machine and is fast when nothing changed.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help setup demo test check format clean
+
+help:
+	@echo "make setup   a virtual environment in .venv with everything to train and test"
+	@echo "make demo    train a forecaster of electricity demand on two ranks (minutes)"
+	@echo "make test    the tests"
+	@echo "make check   lint, types and the direction of imports"
+
+setup: .venv/.installed
+
+.venv/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Forescale needs Python 3.11 or newer; try: make setup PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.installed: .venv/.created pyproject.toml constraints.txt
+	@echo "installing into .venv (a minute or two)"
+	@$(PIP) --editable '.[test]'
+	@touch $@
+
+.venv/.checked: .venv/.installed
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/forescale train configs/demo.yaml --ranks 2
+
+test: setup
+	@$(BIN)/pytest -m "not slow"
+
+check: .venv/.checked
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+format: .venv/.checked
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,1 @@
+"""Commands, and how a process learns which rank it is. Thin: the work is in `trainer`."""

@@ -1,0 +1,82 @@
+"""The command line: `forescale SUBCOMMAND`. Each subcommand imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from model.errors import UserError
+
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(context_settings=HELP)
+@click.version_option(package_name="forescale")
+def forescale() -> None:
+    """Train large transformers for time series, on any layout of ranks with the same result."""
+
+
+@forescale.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Default: runs/NAME_OF_CONFIG.")
+@click.option(
+    "--resume", default="auto", show_default=True, metavar="auto|never|CHECKPOINT",
+    help="Go on from the run folder's newest checkpoint, start anew, or from a given one.",
+)  # fmt: skip
+@click.option("--ranks", type=click.IntRange(1), help="Start this many local ranks.")
+@click.option("--local_rank", type=int, hidden=True, help="Set by the deepspeed launcher.")
+def train(
+    config: Path, overrides: Sequence[str], run_dir: Path | None, resume: str,
+    ranks: int | None, local_rank: int | None,
+) -> None:  # fmt: skip
+    """Train CONFIG, a YAML file; KEY=VALUE changes a setting, as in train.steps=100."""
+    from launch.train import start
+
+    sys.exit(start(config, overrides, run_dir=run_dir, resume=resume, ranks=ranks))
+
+
+@forescale.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--split", type=click.Choice(["train", "validation", "test"]), default="test", show_default=True
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+def evaluate(run: Path, split: str, as_json: bool) -> None:
+    """Score RUN's newest checkpoint on every window of a split, beside naive forecasts."""
+    from launch.evaluate import score
+
+    score(run, split, as_json=as_json)
+
+
+@forescale.command()
+@click.argument("path", type=click.Path(path_type=Path))
+def show(path: Path) -> None:
+    """Tell what a run folder or a checkpoint holds."""
+    from launch.show import tell
+
+    tell(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; a user's mistake is one line on stderr and exit code 2."""
+    try:
+        forescale.main(
+            list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False
+        )
+    except UserError as error:
+        _fail(str(error))
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "forescale"
+        _fail(f"{error.format_message()} (see {where} --help)")
+    except click.Abort:
+        print("forescale: interrupted before the first step; nothing was saved", file=sys.stderr)
+        sys.exit(1)
+
+
+def _fail(sentence: str) -> None:
+    print(f"forescale: {' '.join(sentence.split())}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,62 @@
+"""From whichever launcher's environment to rank, local rank and world."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+
+from model.errors import UserError
+
+_UNREAD = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun"}
+"""Launchers whose environment is not read: the variable with the number of processes."""
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """This process among the ranks of a run."""
+
+    rank: int
+    local_rank: int
+    world: int
+    local_world: int
+    """Ranks on this machine."""
+
+
+def discover(environment: Mapping[str, str] = os.environ) -> Rendezvous:
+    """Of `deepspeed` or torchrun, which set RANK and WORLD_SIZE; without them, one process.
+
+    Raises UserError under a launcher whose ranks would each train alone.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        world = int(environment["WORLD_SIZE"])
+        local = environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or world
+        return Rendezvous(
+            rank=int(environment["RANK"]),
+            local_rank=int(environment.get("LOCAL_RANK", environment["RANK"])),
+            world=world,
+            local_world=int(local),
+        )
+    for name, launcher in _UNREAD.items():
+        if int(environment.get(name, "1")) > 1:
+            raise UserError(
+                f"{launcher} started {environment[name]} processes, and each would train alone; "
+                "start them through `deepspeed launch/train.py` or `torchrun launch/train.py`"
+            )
+    return Rendezvous(rank=0, local_rank=0, world=1, local_world=1)
+
+
+def announce(rendezvous: Rendezvous, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set what torch and DeepSpeed read, where no launcher did."""
+    environment.setdefault("MASTER_ADDR", "127.0.0.1")
+    environment.setdefault("MASTER_PORT", str(free_port()))
+    environment["RANK"] = str(rendezvous.rank)
+    environment["LOCAL_RANK"] = str(rendezvous.local_rank)
+    environment["WORLD_SIZE"] = str(rendezvous.world)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,86 @@
+"""`forescale show PATH`: what a run folder or a checkpoint holds."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from model.errors import UserError
+from trainer.checkpoint.store import Checkpoint
+from trainer.metrics import read_metrics
+from trainer.run import RunFolder
+
+
+def tell(path: Path) -> None:
+    if (path / "checkpoint.json").is_file():
+        _checkpoint(Checkpoint(path))
+    elif RunFolder(path).exists():
+        _run(RunFolder(path))
+    else:
+        raise UserError(f"{path} is neither a run folder nor a checkpoint")
+
+
+def _print(rows: dict[str, str]) -> None:
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console(width=100).print(table)
+
+
+def _layout(layout: dict[str, Any]) -> str:
+    return " x ".join(f"{axis} {size}" for axis, size in layout.items() if axis != "world")
+
+
+def _run(run: RunFolder) -> None:
+    settings = run.configuration().settings
+    environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
+    rows = read_metrics(run.path / "metrics.jsonl")
+    state = next(
+        (m for m in ("done", "saved") if (run.path / m).exists()), "running or interrupted"
+    )
+    shown = {
+        "run": str(run.path),
+        "state": f"{state}, step {rows[-1]['step'] if rows else 0} of {settings.train.steps}",
+        "data": settings.data.source,
+        "layout": _layout(environment["layout"]),
+        "versions": ", ".join(f"{k} {v}" for k, v in environment["versions"].items() if v),
+    }
+    if rows:
+        last = rows[-1]
+        shown["last step"] = (
+            f"loss {last['loss']:.4f}, grad norm {last['grad_norm']:.3f}, "
+            f"{last['tokens_per_second']:,.0f} tokens/s"
+        )
+    steps = [str(checkpoint.step) for checkpoint in run.store.committed()]
+    shown["checkpoints"] = f"steps {', '.join(steps)}" if steps else "none"
+    if (run.path / "evaluation.json").is_file():
+        summary = json.loads((run.path / "evaluation.json").read_text(encoding="utf-8"))
+        for name, scores in summary["scores"].items():
+            shown[f"{summary['split']} MSE, {name}"] = f"{scores['mse']:.4f}"
+    _print(shown)
+
+
+def _checkpoint(checkpoint: Checkpoint) -> None:
+    from trainer.checkpoint.storage import tensor_shapes
+
+    description = checkpoint.description()
+    shapes = tensor_shapes(checkpoint.path)
+    weights = {n: s for n, s in shapes.items() if n.startswith("weights/")}
+    parameters = sum(math.prod(shape) for shape in weights.values())
+    size = sum(file.stat().st_size for file in checkpoint.path.iterdir())
+    _print(
+        {
+            "checkpoint": str(checkpoint.path),
+            "step": str(description["step"]),
+            "samples seen": f"{description['samples']:,}",
+            "written by": _layout(description["layout"]),
+            "parameters": f"{parameters:,} in {len(weights)} tensors",
+            "tensors": f"{len(shapes)}: weights in fp32 and AdamW's moments",
+            "size": f"{size / 2**20:.1f} MiB",
+        }
+    )

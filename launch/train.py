@@ -1,0 +1,65 @@
+"""One rank of a run, under `forescale train`, `deepspeed launch/train.py`, torchrun or alone."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Run as a script, `launch/` itself is on the path; the packages lie beside it.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from launch.rendezvous import Rendezvous, announce, discover
+from model.errors import UserError
+
+
+def start(
+    config: Path, overrides: Sequence[str], *, run_dir: Path | None, resume: str, ranks: int | None
+) -> int:
+    """Check everything, then train as this rank or through `ranks` new ones; the exit code."""
+    from trainer.config import load
+    from trainer.config.load import parse_overrides
+    from trainer.prepare import prepare
+
+    rendezvous = discover()
+    if ranks is not None and rendezvous.world > 1:
+        raise UserError("--ranks: a launcher has started the ranks already; leave it out")
+    try:
+        configuration = load(config, parse_overrides(overrides))
+        plan = prepare(
+            configuration, run_dir=run_dir, resume=resume, world=ranks or rendezvous.world
+        )
+    except UserError:
+        if rendezvous.rank > 0:  # rank 0 says it
+            return 2
+        raise
+    if ranks is not None and ranks > 1 and not plan.is_done:
+        from launch.ranks import launch
+
+        options = ["--run-dir", str(plan.run.path), "--resume", resume]
+        return launch(ranks, [str(config), *overrides, *options])
+
+    use_processors(rendezvous)
+    announce(rendezvous)
+    from parallel.groups import leave
+    from trainer.loop import train
+
+    train(plan, rendezvous.rank, rendezvous.local_rank)
+    leave()
+    return 0
+
+
+def use_processors(rendezvous: Rendezvous) -> None:
+    """This rank's share of the machine's processors, unless OMP_NUM_THREADS decides."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // rendezvous.local_world))
+
+
+if __name__ == "__main__":
+    from launch.cli import main
+
+    main(["train", *sys.argv[1:]])

@@ -1,0 +1,62 @@
+"""The feed-forward sub-layer: a plain MLP or SwiGLU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import TransformerConfig
+from model.init import Init
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "swish": F.silu,
+}
+
+
+class MLP(nn.Module):
+    """activation(x W1^T) W2^T."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        d, width = config.d_model, config.feedforward_width
+        self.activation = ACTIVATIONS[config.activation or "gelu"]
+        self.input = nn.Parameter(torch.empty(width, d))
+        self.output = nn.Parameter(torch.empty(d, width))
+
+    def initial(self) -> Mapping[str, Init]:
+        width, d = self.input.shape
+        return {"input": Init(std=d**-0.5), "output": Init(std=width**-0.5)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.activation(F.linear(x, self.input)), self.output)
+
+
+class SwiGLU(nn.Module):
+    """(swish(x G^T) * x V^T) W^T (Shazeer 2020).
+
+    Gate and value are one product. They are stored [2, width, d], so that splitting the hidden
+    width over ranks cuts one dimension, and a rank's part stays one box of the whole.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        d, width = config.d_model, config.feedforward_width
+        self.gate_value = nn.Parameter(torch.empty(2, width, d))
+        self.output = nn.Parameter(torch.empty(d, width))
+
+    def initial(self) -> Mapping[str, Init]:
+        d, width = self.output.shape
+        return {"gate_value": Init(std=d**-0.5), "output": Init(std=width**-0.5)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = F.linear(x, self.gate_value.flatten(0, 1)).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * value, self.output)
+
+
+def make_feed_forward(config: TransformerConfig) -> nn.Module:
+    return SwiGLU(config) if config.use_swiglu else MLP(config)

@@ -1,0 +1,23 @@
+"""The training loss: each sample's mean over its valid points, then the mean over samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+POINT_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mse": lambda error: error.square(),
+    "mae": lambda error: error.abs(),
+}
+
+
+def sample_mean(per_point: Tensor, valid: Tensor) -> Tensor:
+    """Mean over samples of each sample's mean over its valid points; 0 if it has none.
+
+    Defined on a sample, so the mean of equal micro-batches is that of the global batch.
+    Shapes: per_point and valid [B, ...] -> scalar.
+    """
+    weight = valid.to(per_point.dtype).flatten(1)
+    total = per_point.where(valid, 0.0).flatten(1).sum(1)
+    return (total / weight.sum(1).clamp(min=1.0)).mean()

@@ -1,0 +1,46 @@
+"""Saves a checkpoint: written beside, synced, committed by one rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer.checkpoint.storage import write
+from trainer.checkpoint.store import FORMAT, PREFIX, Checkpoint, Store
+from trainer.files import replace, sync_folder, write_synced
+
+
+def save(
+    store: Store,
+    step: int,
+    state: Mapping[str, Tensor],
+    description: dict[str, Any],
+    *,
+    is_main: bool,
+) -> Checkpoint:
+    """Called by all ranks, each with the parts of the state that it holds."""
+    final = store.folder / f"{PREFIX}{step:08d}"
+    beside = store.folder / f".{final.name}.partial"
+    if is_main:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+    dist.barrier()
+    write(beside, state)
+    dist.barrier()
+    if is_main:
+        text = json.dumps({"format": FORMAT, "step": step, **description}, indent=1)
+        write_synced(beside / "checkpoint.json", text)
+        sync_folder(beside)
+        if final.exists():  # the same step again, after a resume from before it
+            shutil.rmtree(final)
+        os.rename(beside, final)
+        sync_folder(store.folder)
+        replace(store.folder / "latest", final.name)
+    dist.barrier()
+    return Checkpoint(final)

@@ -1,0 +1,100 @@
+"""Parts of globally named tensors, as torch.distributed.checkpoint stores them.
+
+ZeRO gives a rank a contiguous range of each flattened parameter. In the parameter's own shape
+such a range is a few boxes: the end of a first row, whole rows, the beginning of a last one. A
+box is what torch.distributed.checkpoint calls a chunk, so each rank writes just what it holds,
+and any other division of the same global tensors reads it back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorProperties,
+)
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+
+Box = tuple[tuple[int, ...], tuple[int, ...]]
+"""Offsets and sizes."""
+
+
+def boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
+    """The boxes of the row-major range start..stop-1 of a tensor, in the range's order."""
+    if start >= stop:
+        return
+    if len(shape) <= 1:
+        yield ((start,), (stop - start,)) if shape else ((), ())
+        return
+    row = math.prod(shape[1:])
+    first, last = -(-start // row), stop // row
+    if first > last:  # within one row
+        yield from _in_row(shape, last, start - last * row, stop - last * row)
+        return
+    yield from _in_row(shape, first - 1, start - (first - 1) * row, row)
+    if first < last:
+        yield (first, *(0 for _ in shape[1:])), (last - first, *shape[1:])
+    yield from _in_row(shape, last, 0, stop - last * row)
+
+
+def _in_row(shape: Sequence[int], row: int, start: int, stop: int) -> Iterator[Box]:
+    width = math.prod(shape[1:])
+    if start < width:
+        for offsets, sizes in boxes(shape[1:], start, stop):
+            yield (row, *offsets), (1, *sizes)
+
+
+class Fragment(torch.Tensor):
+    """The range of a global tensor of shape `whole` that `data` holds, `start` its first element.
+
+    torch.distributed.checkpoint asks a tensor for its chunks by the three methods below.
+    """
+
+    data_1d: Tensor
+    chunks: dict[torch.Size, Tensor]
+
+    @staticmethod
+    def __new__(cls, whole: Sequence[int], start: int, data: Tensor) -> Fragment:
+        fragment = torch.Tensor._make_wrapper_subclass(
+            cls, torch.Size(whole), dtype=data.dtype, device=data.device
+        )
+        fragment.data_1d = data
+        fragment.chunks, position = {}, 0
+        for offsets, sizes in boxes(whole, start, start + data.numel()):
+            count = math.prod(sizes)
+            fragment.chunks[torch.Size(offsets)] = data[position : position + count].view(sizes)
+            position += count
+        return fragment
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        raise NotImplementedError(f"{func} of a fragment")
+
+    def __create_write_items__(self, fqn: str, _: object) -> list[WriteItem]:
+        return [
+            WriteItem(
+                index=MetadataIndex(fqn, offsets, index),
+                type=WriteItemType.SHARD,
+                tensor_data=TensorWriteData(
+                    chunk=ChunkStorageMetadata(offsets, chunk.shape),
+                    properties=TensorProperties.create_from_tensor(chunk),
+                    size=self.shape,
+                ),
+            )
+            for index, (offsets, chunk) in enumerate(self.chunks.items())
+        ]
+
+    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        return [ChunkStorageMetadata(o, chunk.shape) for o, chunk in self.chunks.items()]
+
+    def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
+        assert index.offset is not None
+        return self.chunks[torch.Size(index.offset)]

