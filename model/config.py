@@ -14,7 +14,9 @@ Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 class TransformerConfig(BaseModel):
     """What every transformer layer is made of; the arguments of the library's classes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
 
     d_model: PositiveInt = 512
     """Width of the residual stream."""

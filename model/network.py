@@ -82,7 +82,9 @@ class TimeSeriesTransformer(nn.Module):
         covariates = config.patch_length * shape.covariates
         values = config.patch_length * self.row_channels
         self.encoder = TransformerEncoder(2 * values + covariates, config)
-        self.decoder = TransformerDecoder(covariates, values, config, config.decoder_layers)
+        # A future patch is told its covariates and which of its points are asked for.
+        asked = config.patch_length + covariates
+        self.decoder = TransformerDecoder(asked, values, config, config.decoder_layers)
         self.channel_embedding = (
             ChannelEmbedding(shape.channels, config.d_model) if config.channel_embedding else None
         )
@@ -161,7 +163,8 @@ class TimeSeriesTransformer(nn.Module):
         past = to_patches(torch.cat([values.nan_to_num(), valid], -1), patch, align="end")
         known = covariates.repeat_interleave(len(values) // len(context), dim=0)
         past_known = to_patches(known[:, :length], patch, align="end")
-        future_known = to_patches(known[:, length:], patch, align="start")
+        asked = known.new_ones(len(known), self.shape.prediction_length, 1)
+        future_known = to_patches(torch.cat([known[:, length:], asked], -1), patch, align="start")
         memory_mask = to_patches(valid, patch, align="end").any(-1)
 
         dtype = self.encoder.input_projection.weight.dtype

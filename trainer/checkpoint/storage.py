@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,15 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     }
 
 
+class _Writer(FileSystemWriter):
+    def storage_meta(self) -> StorageMeta | None:
+        """None: a checkpoint need not tell the path it was written at."""
+        return None
+
+
 def write(folder: Path, state: Mapping[str, Tensor]) -> None:
     """Collective: each rank writes its parts, synced to disk."""
-    save(dict(state), storage_writer=FileSystemWriter(folder, sync_files=True))
+    save(dict(state), storage_writer=_Writer(folder, sync_files=True))
 
 
 def read(folder: Path, state: Mapping[str, Tensor], *, alone: bool = False) -> None:
@@ -84,4 +91,7 @@ def read(folder: Path, state: Mapping[str, Tensor], *, alone: bool = False) -> N
             found = f"has shape {held[name]} in it" if name in held else "is not in it"
             here = f"{name}, here of shape {tuple(tensor.shape)}"
             raise UserError(f"{folder} is of another model: {here}, {found}")
-    load(dict(state), storage_reader=_Reader(folder), no_dist=alone)
+    with warnings.catch_warnings():
+        if alone:
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load(dict(state), storage_reader=_Reader(folder), no_dist=alone)

@@ -14,7 +14,9 @@ OffIsNone = BeforeValidator(lambda value: "none" if value is False else value)
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
 
 
 class DataConfig(Section):

@@ -1,0 +1,66 @@
+"""Training as the textbook has it: one process, the whole batch at once, plain torch.
+
+It imports neither `parallel` nor DeepSpeed; layouts are held to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.init import initialise
+from model.network import TimeSeriesTransformer
+from trainer.config import Settings
+from trainer.data import Dataset, Split
+from trainer.optimizer import learning_rate
+
+
+@dataclass
+class Trajectory:
+    losses: list[float]
+    aux_losses: list[float]
+    grad_norms: list[float]
+    weights: dict[str, Tensor]
+    first_weights: dict[str, Tensor]
+
+
+def train_plainly(settings: Settings, steps: int) -> Trajectory:
+    train = settings.train
+    dataset = Dataset(settings.data)
+    network = TimeSeriesTransformer(settings.model, dataset.shape)
+    initialise(network, train.seed)
+    first = {name: p.detach().clone() for name, p in network.named_parameters()}
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": train.weight_decay},
+         {"params": others, "weight_decay": 0.0}],
+        lr=train.learning_rate, betas=(train.beta1, train.beta2), eps=train.epsilon,
+    )  # fmt: skip
+    result = Trajectory([], [], [], {}, first)
+    for step in range(1, steps + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(train, step)
+        batch = dataset.batch(
+            Split.TRAIN,
+            dataset.draw(train.seed, (step - 1) * train.global_batch_size,
+                         step * train.global_batch_size),
+        )  # fmt: skip
+        context = torch.from_numpy(batch.context)
+        output = network((context, torch.from_numpy(batch.covariates)))
+        loss = network.loss(output, (torch.from_numpy(batch.target), context))
+        optimizer.zero_grad()
+        loss.backward()
+        result.losses.append(loss.item())
+        result.aux_losses.append(
+            sum(float(s.balance / s.rows) for m in network.mixtures().values()
+                if (s := m.take_statistics()) is not None)
+        )  # fmt: skip
+        clip = train.gradient_clipping or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
+        result.grad_norms.append(float(norm))
+        optimizer.step()
+    result.weights = {name: p.detach().clone() for name, p in network.named_parameters()}
+    return result

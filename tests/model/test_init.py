@@ -1,0 +1,50 @@
+"""First weights depend on (seed, name, expert) alone."""
+
+from __future__ import annotations
+
+import torch
+
+from model.config import ModelConfig, SeriesShape
+from model.init import Init, draw, initialise
+from model.network import TimeSeriesTransformer
+
+SHAPE = SeriesShape(context_length=32, prediction_length=8, channels=2, covariates=1)
+
+
+def network(**changes: object) -> TimeSeriesTransformer:
+    config = {"d_model": 32, "nhead": 2, "num_layers": 2, "dim_feedforward": 96, "use_moe": True,
+              "num_experts": 4, "patch_length": 8, **changes}  # fmt: skip
+    result = TimeSeriesTransformer(ModelConfig.model_validate(config), SHAPE)
+    initialise(result, 7)
+    return result
+
+
+def test_a_parameter_does_not_depend_on_the_others() -> None:
+    deep, shallow = network(num_layers=3), network(num_layers=1)
+    weights = dict(deep.named_parameters())
+    for name, parameter in shallow.named_parameters():
+        assert torch.equal(parameter, weights[name]), name
+
+
+def test_an_expert_does_not_depend_on_how_many_there_are() -> None:
+    few, many = network(num_experts=2), network(num_experts=8)
+    name = "encoder.layers.0.feed_forward.experts.input"
+    assert torch.equal(few.get_parameter(name), many.get_parameter(name)[:2])
+
+
+def test_seed_and_name_tell_parameters_apart() -> None:
+    shape, init = torch.Size([64, 64]), Init(std=1.0)
+    values = [draw(name, shape, init, seed) for name, seed in (("a", 0), ("b", 0), ("a", 1))]
+    assert not torch.equal(values[0], values[1]) and not torch.equal(values[0], values[2])
+    assert abs(float(values[0].std()) - 1.0) < 0.05
+    assert float(values[0].abs().max()) <= 3.0
+
+
+def test_made_on_the_meta_device_it_is_the_same() -> None:
+    here = network()
+    with torch.device("meta"):
+        there = TimeSeriesTransformer(here.config, SHAPE)
+    there.to_empty(device="cpu")
+    initialise(there, 7)
+    for (name, a), (_, b) in zip(here.named_parameters(), there.named_parameters(), strict=True):
+        assert torch.equal(a, b), name

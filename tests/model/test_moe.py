@@ -1,0 +1,127 @@
+"""The mixture of experts against a loop over tokens and experts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.config import TransformerConfig
+from model.init import initialise
+from model.moe import MixtureOfExperts, balance_loss, grouped_linear
+from model.recompute import recomputed
+
+
+def mixture(**changes: object) -> MixtureOfExperts:
+    config = TransformerConfig.model_validate(
+        {"d_model": 16, "nhead": 2, "dim_feedforward": 96, "use_moe": True, "num_experts": 5,
+         "top_k": 2, **changes}
+    )  # fmt: skip
+    result = MixtureOfExperts(config)
+    initialise(result, 0)
+    return result
+
+
+def token_by_token(moe: MixtureOfExperts, x: Tensor, gated: bool) -> Tensor:
+    """sum_k gate_k * expert_k(x), each token and expert by itself, in fp64."""
+    moe, x = moe.double(), x.double()
+    result = torch.zeros_like(x)
+    for b in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            p = (moe.router.weight @ x[b, t]).softmax(-1)
+            top, chosen = p.topk(moe.router.top_k)
+            for gate, e in zip(top / top.sum(), chosen, strict=True):
+                weight = moe.experts.input[e]
+                hidden = (
+                    F.silu(weight[0] @ x[b, t]) * (weight[1] @ x[b, t])
+                    if gated
+                    else F.gelu(weight[0] @ x[b, t])
+                )
+                result[b, t] += gate * (moe.experts.output[e] @ hidden)
+    return result
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_output_and_gradients_are_those_of_a_loop(gated: bool) -> None:
+    moe = mixture(use_swiglu=gated, balance_loss=0.0)
+    x = torch.randn(3, 7, 16)
+    weight = torch.randn(3, 7, 16)
+    result = moe(x)
+    (result * weight).sum().backward()
+    gradients = {n: p.grad.clone() for n, p in moe.named_parameters() if p.grad is not None}
+    assert set(gradients) == {"router.weight", "experts.input", "experts.output"}
+    moe.zero_grad()
+    expected = token_by_token(moe, x, gated)
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-6)
+    for name, parameter in moe.named_parameters():
+        torch.testing.assert_close(gradients[name].double(), parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(8, 16), (6, 10)], ids=["grouped", "loop"])
+def test_grouped_product_with_empty_groups(sizes: tuple[int, int]) -> None:
+    width, d = sizes
+    x, w = torch.randn(9, d, requires_grad=True), torch.randn(4, width, d, requires_grad=True)
+    counts = torch.tensor([0, 5, 0, 4])
+    result = grouped_linear(x, w, counts)
+    expected = torch.cat([x[:5] @ w[1].T, x[5:] @ w[3].T])
+    torch.testing.assert_close(result, expected)
+    result.square().sum().backward()
+    assert w.grad is not None and (w.grad[0] == 0).all() and (w.grad[1] != 0).any()
+
+
+def test_balance_loss_is_one_when_balanced_and_e_when_one_expert_takes_all() -> None:
+    balanced = torch.full((2, 8, 4), 0.25)
+    chosen = torch.arange(8).remainder(4).view(1, 8, 1).expand(2, 8, 1)
+    torch.testing.assert_close(balance_loss(balanced, chosen, None), torch.ones(2))
+    skewed = F.one_hot(torch.zeros(2, 8, dtype=torch.long), 4).float()
+    torch.testing.assert_close(
+        balance_loss(skewed, torch.zeros(2, 8, 1, dtype=torch.long), None), torch.full((2,), 4.0)
+    )
+
+
+def test_balance_loss_of_a_row_ignores_its_padding_and_other_rows() -> None:
+    probability = torch.rand(3, 6, 4).softmax(-1)
+    chosen = probability.topk(2).indices
+    mask = torch.arange(6) < torch.tensor([[6], [3], [0]])
+    together = balance_loss(probability, chosen, mask)
+    torch.testing.assert_close(together[1:2], balance_loss(probability[1:2, :3], chosen[1:2, :3], None))
+    assert together[2] == 0
+
+
+def test_auxiliary_gradient_is_attached_and_scaled() -> None:
+    moe = mixture(balance_loss=0.5)
+    moe.loss_scale = 0.25
+    x = torch.randn(4, 6, 16)
+    (moe(x) * 0).sum().backward()
+    attached = moe.router.weight.grad
+    assert attached is not None
+    weight = moe.router.weight.detach().clone().requires_grad_()
+    probability = (x @ weight.T).softmax(-1)
+    loss = balance_loss(probability, probability.topk(2).indices, None).mean() * 0.5 * 0.25
+    (expected,) = torch.autograd.grad(loss, weight)
+    torch.testing.assert_close(attached, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_statistics_are_counted_once_under_recomputation_and_not_in_evaluation() -> None:
+    moe = mixture()
+    x = torch.randn(2, 6, 16, requires_grad=True)
+    recomputed(moe, x).sum().backward()
+    statistics = moe.take_statistics()
+    assert statistics is not None
+    assert statistics.counts_E.sum() == 2 * 6 * 2 and statistics.rows == 2
+    moe.eval()
+    moe(x)
+    assert moe.take_statistics() is None
+
+
+def test_recomputation_gives_the_same_gradients() -> None:
+    moe, x = mixture(), torch.randn(2, 6, 16)
+    gradients = []
+    for run in (moe, lambda h: recomputed(moe, h)):
+        moe.zero_grad()
+        run(x.clone().requires_grad_()).square().sum().backward()
+        gradients.append([p.grad.clone() for p in moe.parameters() if p.grad is not None])
+    for plain, again in zip(*gradients, strict=True):
+        assert torch.equal(plain, again)
