@@ -1,0 +1,156 @@
+"""A wrong setting is named with its key, its line and the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from model.config import ModelConfig
+from model.errors import UserError
+from tests.settings import TINY
+from trainer.config import load
+from trainer.config.load import parse_overrides
+from trainer.config.rules import check
+from trainer.config.settings import Settings
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "my.yaml"
+    file.write_text(text)
+    return file
+
+
+def mistake(tmp_path: Path, text: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load(written(tmp_path, text))
+    assert "\n" not in str(caught.value)
+    return str(caught.value).removeprefix(f"{tmp_path}/")
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("train:\n  learning_rat: 1e-3\n",
+     "my.yaml:2: train.learning_rat: unknown key; did you mean train.learning_rate?"),
+    ("trian: {steps: 3}\n", "my.yaml:1: trian: unknown key; did you mean train?"),
+    ("train: {d_model: 3}\n", "my.yaml:1: train.d_model: unknown key; did you mean model.d_model?"),
+    ("steps: 3\n", "my.yaml:1: steps: unknown key; did you mean train.steps?"),
+    ("checkpoint: {zzz: 3}\n", "my.yaml:1: checkpoint.zzz: unknown key; checkpoint has every, keep"),
+    ("train:\n\n  steps: many\n", "my.yaml:3: train.steps: expected a whole number, got 'many'"),
+    ("train: {steps: 1.5}\n", "my.yaml:1: train.steps: expected a whole number, got 1.5"),
+    ("train: {steps: 0}\n", "my.yaml:1: train.steps: expected greater than or equal to 1, got 0"),
+    ("train: {steps: true}\n",
+     "my.yaml:1: train.steps: expected a whole number, got True; YAML reads a bare on, off, yes "
+     "and no as true and false: quote it to mean text"),
+    ("train: {learning_rate: fast}\n",
+     "my.yaml:1: train.learning_rate: expected a number, got 'fast'"),
+    ("model: {use_moe: maybe}\n", "my.yaml:1: model.use_moe: expected true or false, got 'maybe'"),
+    ("data: {targets: Demand}\n",
+     "my.yaml:1: data.targets: expected a list such as [a, b], got 'Demand'"),
+    ("model: {activation: tanh}\n",
+     "my.yaml:1: model.activation: expected one of gelu, relu or swish, got 'tanh'"),
+    ("model: {activation: off}\n",
+     "my.yaml:1: model.activation: expected one of gelu, relu or swish, got False; YAML reads a "
+     "bare on, off, yes and no as true and false: quote it to mean text"),
+    ("model:\n  d_model: 30\n  nhead: 7\n",
+     "my.yaml:3: model.nhead: 7 heads do not divide d_model=30"),
+    ("model: {nhead: 8, num_kv_heads: 3}\n",
+     "my.yaml:1: model.num_kv_heads: 3 does not divide nhead=8"),
+    ("model: {use_moe: true, num_experts: 2, top_k: 3}\n",
+     "my.yaml:1: model.top_k: 3 exceeds num_experts=2"),
+    ("model: {activation: relu}\n",
+     "my.yaml:1: model.activation: relu needs use_swiglu: false (SwiGLU's gate is swish)"),
+    ("model: 3\n", "my.yaml:1: model: expected keys below it, got 3"),
+    ("train:\n", "my.yaml:1: train: expected keys below it, got nothing"),
+    ("data: {split: [0.7, 0.1, 0.1]}\n",
+     "my.yaml:1: data.split: the fractions [0.7, 0.1, 0.1] add to 0.9, not 1"),
+    ("train: {steps: 1}\ntrain: {steps: 2}\n",
+     "my.yaml:2: train stands on line 1 too; keep one"),
+    ("train: {steps: [1\n", "my.yaml:2: not valid YAML: expected ',' or ']', but got '<stream end>'"),
+    ("- 1\n", "my.yaml:1: expected sections such as `model:` with keys below them"),
+    ("", "my.yaml: the configuration is empty; configs/tiny.yaml is an example"),
+    ("train: !!python/object/apply:os.system [ls]\n",
+     "my.yaml:1: not valid YAML: could not determine a constructor for the tag "
+     "'tag:yaml.org,2002:python/object/apply:os.system'"),
+])  # fmt: skip
+def test_a_mistake_is_named(tmp_path: Path, text: str, message: str) -> None:
+    assert mistake(tmp_path, text) == message
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no\.yaml: cannot read the configuration: No such file"):
+        load(tmp_path / "no.yaml")
+
+
+def test_yaml_traps_are_met_kindly(tmp_path: Path) -> None:
+    text = "parallel: {activation_checkpointing: off}\ntrain: {learning_rate: 1e-3, steps: 1e3}\n"
+    settings = load(written(tmp_path, text)).settings
+    assert settings.parallel.activation_checkpointing == "none"
+    assert settings.train.learning_rate == 1e-3
+    assert settings.train.steps == 1000
+
+
+def test_overrides_are_laid_over_the_file() -> None:
+    given = ["train.steps=5", "train.learning_rate=2e-4", "data.targets=[Demand]", "model.use_moe=no"]
+    settings = load(TINY, parse_overrides(given)).settings
+    assert (settings.train.steps, settings.train.learning_rate) == (5, 2e-4)
+    assert settings.data.targets == ["Demand"] and settings.model.use_moe is False
+    assert settings.model.d_model == 32
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("train.steps", "train.steps: expected key=value, such as train.steps=100"),
+    ("=3", "=3: expected key=value, such as train.steps=100"),
+    ("train.steps=[", "train.steps=[: [ is not a valid YAML value"),
+    ("train.steps=x", "train.steps: expected a whole number, got 'x'"),
+    ("train.stepz=1", "train.stepz: unknown key; did you mean train.steps?"),
+    ("train.steps.more=1", "train.steps.more: steps is a value and has no keys below it"),
+])  # fmt: skip
+def test_a_wrong_override_is_named(override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(TINY, parse_overrides([override]))
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(("world", "overrides", "message"), [
+    (1, ["parallel.pipeline=2"],
+     "parallel.pipeline: 2 stages cannot be formed of 1 rank; start a multiple of 2 (--ranks 2), "
+     "or set parallel.pipeline=1"),
+    (8, ["parallel.pipeline=8"],
+     "parallel.pipeline: 8 stages are more than the 4 transformer layers (num_layers 2 + "
+     "num_decoder_layers 2); use at most 4"),
+    (1, ["train.global_batch_size=10"],
+     "train.global_batch_size: 10 = micro_batch_size 4 x data-parallel ranks 1 x accumulation "
+     "2.5, and accumulation must be whole; use train.global_batch_size=8 or 12 or "
+     "train.micro_batch_size=2"),
+    (2, ["parallel.tensor=2"],
+     "parallel.tensor: tensor parallelism is not available in this version; use "
+     "parallel.tensor=1 and pipeline or data parallelism"),
+    (1, ["deepspeed={zero_optimization: {stage: 2}}"],
+     "deepspeed.zero_optimization.stage: this is set by parallel.zero_stage; remove it from the "
+     "section deepspeed"),
+])  # fmt: skip
+def test_what_does_not_fit_the_world_is_named(
+    world: int, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        check(load(TINY, parse_overrides(overrides)), world)
+    assert str(caught.value) == message
+
+
+def test_a_key_of_the_file_is_named_with_its_line() -> None:
+    with pytest.raises(UserError, match=r"tiny\.yaml:\d+: train\.global_batch_size: 16 = "):
+        check(load(TINY), 3)
+
+
+def test_every_key_is_documented() -> None:
+    for section in Settings.model_fields.values():
+        fields = getattr(section.annotation, "model_fields", {})
+        for name, field in fields.items():
+            assert field.description, name
+    assert ModelConfig.model_fields["d_model"].description == "Width of the residual stream."
+
+
+@pytest.mark.parametrize("file", sorted(TINY.parent.glob("*.yaml")), ids=lambda f: f.name)
+def test_shipped_configurations_are_valid(file: Path) -> None:
+    settings = load(file).settings
+    check(load(file), settings.parallel.pipeline)
