@@ -28,11 +28,9 @@ def forescale() -> None:
     help="Go on from the run folder's newest checkpoint, start anew, or from a given one.",
 )  # fmt: skip
 @click.option("--ranks", type=click.IntRange(1), help="Start this many local ranks.")
-@click.option("--local_rank", type=int, hidden=True, help="Set by the deepspeed launcher.")
 def train(
-    config: Path, overrides: Sequence[str], run_dir: Path | None, resume: str,
-    ranks: int | None, local_rank: int | None,
-) -> None:  # fmt: skip
+    config: Path, overrides: Sequence[str], run_dir: Path | None, resume: str, ranks: int | None
+) -> None:
     """Train CONFIG, a YAML file; KEY=VALUE changes a setting, as in train.steps=100."""
     from launch.train import start
 
@@ -63,10 +61,11 @@ def show(path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 2."""
+    given = sys.argv[1:] if arguments is None else arguments
+    # Launchers put --local_rank first, before a subcommand too; LOCAL_RANK says the same.
+    given = [word for word in given if not word.startswith(("--local_rank=", "--local-rank="))]
     try:
-        forescale.main(
-            list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False
-        )
+        forescale.main(given, standalone_mode=False)
     except UserError as error:
         _fail(str(error))
     except click.UsageError as error:

@@ -5,8 +5,8 @@ import os
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import deepspeed  # noqa: E402, F401
-import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402, F401
-import torch._dynamo  # noqa: E402, F401
+import deepspeed
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+import torch._dynamo  # noqa: F401
 
-import trainer.loop  # noqa: E402, F401
+import trainer.loop  # noqa: F401

@@ -28,13 +28,11 @@ _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["tests.preload"])
 
 
-class RanksFailed(AssertionError):
+class RanksFailedError(AssertionError):
     """Some rank raised, died or hung; the message holds what each of them said."""
 
 
-def run(
-    function: Callable[..., T], world: int, *arguments: Any, timeout: float = 120.0
-) -> list[T]:
+def run(function: Callable[..., T], world: int, *arguments: Any, timeout: float = 120.0) -> list[T]:
     """function(rank, world, *arguments) on `world` ranks; their results by rank.
 
     `function` must be importable: it is named to the ranks, not sent.
@@ -45,7 +43,8 @@ def run(
         pipes = [_server.Pipe(duplex=False) for _ in range(world)]
         processes = [
             _server.Process(
-                target=_rank, args=(function, rank, world, port, arguments, pipes[rank][1], logs[rank])
+                target=_rank,
+                args=(function, rank, world, port, arguments, pipes[rank][1], logs[rank]),
             )
             for rank in range(world)
         ]
@@ -64,13 +63,11 @@ def run(
                 process.kill()
             process.join()
         if hung or failures:
-            raise RanksFailed(_story(hung, failures, logs))
+            raise RanksFailedError(_story(hung, failures, logs))
         return [results[rank] for rank in range(world)]
 
 
-def _collect(
-    pipes: list[Connection], timeout: float
-) -> tuple[dict[int, Any], dict[int, str]]:
+def _collect(pipes: list[Connection], timeout: float) -> tuple[dict[int, Any], dict[int, str]]:
     results: dict[int, Any] = {}
     failures: dict[int, str] = {}
     deadline = time.monotonic() + timeout
@@ -130,8 +127,7 @@ def _signal(pid: int | None, number: int) -> None:
 
 def _story(hung: list[int], failures: dict[int, str], logs: list[Path]) -> str:
     parts = [f"ranks failed: {sorted(failures)}, hung: {hung}"]
-    for rank in sorted(failures):
-        parts.append(f"--- rank {rank} raised\n{failures[rank]}")
+    parts += [f"--- rank {rank} raised\n{failures[rank]}" for rank in sorted(failures)]
     for rank in sorted({*hung, *failures}):
         text = logs[rank].read_text() if logs[rank].exists() else ""
         parts.append(f"--- rank {rank} printed\n{text[-6000:]}")

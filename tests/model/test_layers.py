@@ -15,7 +15,14 @@ from model.transformer import EncoderLayer, TransformerDecoder, TransformerEncod
 
 def config(**changes: object) -> TransformerConfig:
     return TransformerConfig.model_validate(
-        {"d_model": 16, "nhead": 2, "num_layers": 2, "dim_feedforward": 96, "dropout": 0.0, **changes}
+        {
+            "d_model": 16,
+            "nhead": 2,
+            "num_layers": 2,
+            "dim_feedforward": 96,
+            "dropout": 0.0,
+            **changes,
+        }
     )
 
 

@@ -86,7 +86,9 @@ def test_balance_loss_of_a_row_ignores_its_padding_and_other_rows() -> None:
     chosen = probability.topk(2).indices
     mask = torch.arange(6) < torch.tensor([[6], [3], [0]])
     together = balance_loss(probability, chosen, mask)
-    torch.testing.assert_close(together[1:2], balance_loss(probability[1:2, :3], chosen[1:2, :3], None))
+    torch.testing.assert_close(
+        together[1:2], balance_loss(probability[1:2, :3], chosen[1:2, :3], None)
+    )
     assert together[2] == 0
 
 

@@ -32,9 +32,11 @@ def mistake(tmp_path: Path, text: str) -> str:
     ("train:\n  learning_rat: 1e-3\n",
      "my.yaml:2: train.learning_rat: unknown key; did you mean train.learning_rate?"),
     ("trian: {steps: 3}\n", "my.yaml:1: trian: unknown key; did you mean train?"),
-    ("train: {d_model: 3}\n", "my.yaml:1: train.d_model: unknown key; did you mean model.d_model?"),
+    ("train: {d_model: 3}\n",
+     "my.yaml:1: train.d_model: unknown key; did you mean model.d_model?"),
     ("steps: 3\n", "my.yaml:1: steps: unknown key; did you mean train.steps?"),
-    ("checkpoint: {zzz: 3}\n", "my.yaml:1: checkpoint.zzz: unknown key; checkpoint has every, keep"),
+    ("checkpoint: {zzz: 3}\n",
+     "my.yaml:1: checkpoint.zzz: unknown key; checkpoint has every, keep"),
     ("train:\n\n  steps: many\n", "my.yaml:3: train.steps: expected a whole number, got 'many'"),
     ("train: {steps: 1.5}\n", "my.yaml:1: train.steps: expected a whole number, got 1.5"),
     ("train: {steps: 0}\n", "my.yaml:1: train.steps: expected greater than or equal to 1, got 0"),
@@ -65,7 +67,8 @@ def mistake(tmp_path: Path, text: str) -> str:
      "my.yaml:1: data.split: the fractions [0.7, 0.1, 0.1] add to 0.9, not 1"),
     ("train: {steps: 1}\ntrain: {steps: 2}\n",
      "my.yaml:2: train stands on line 1 too; keep one"),
-    ("train: {steps: [1\n", "my.yaml:2: not valid YAML: expected ',' or ']', but got '<stream end>'"),
+    ("train: {steps: [1\n",
+     "my.yaml:2: not valid YAML: expected ',' or ']', but got '<stream end>'"),
     ("- 1\n", "my.yaml:1: expected sections such as `model:` with keys below them"),
     ("", "my.yaml: the configuration is empty; configs/tiny.yaml is an example"),
     ("train: !!python/object/apply:os.system [ls]\n",
@@ -90,7 +93,12 @@ def test_yaml_traps_are_met_kindly(tmp_path: Path) -> None:
 
 
 def test_overrides_are_laid_over_the_file() -> None:
-    given = ["train.steps=5", "train.learning_rate=2e-4", "data.targets=[Demand]", "model.use_moe=no"]
+    given = [
+        "train.steps=5",
+        "train.learning_rate=2e-4",
+        "data.targets=[Demand]",
+        "model.use_moe=no",
+    ]
     settings = load(TINY, parse_overrides(given)).settings
     assert (settings.train.steps, settings.train.learning_rate) == (5, 2e-4)
     assert settings.data.targets == ["Demand"] and settings.model.use_moe is False

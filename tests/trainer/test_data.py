@@ -40,7 +40,11 @@ def mistake(tmp_path: Path, table: pd.DataFrame, **changes: Any) -> str:
 def test_parts_meet_in_time_and_only_context_reaches_back(tmp_path: Path) -> None:
     data = dataset(tmp_path, frame(100), scaling="none")
     assert [data.windows(split) for split in Split] == [70 - 8, 10 - 2, 20 - 2]
-    for split, first, last in ((Split.TRAIN, 6, 69), (Split.VALIDATION, 70, 79), (Split.TEST, 80, 99)):
+    for split, first, last in (
+        (Split.TRAIN, 6, 69),
+        (Split.VALIDATION, 70, 79),
+        (Split.TEST, 80, 99),
+    ):
         everything = data.batch(split, np.arange(data.windows(split)))
         assert everything.target[0, 0, 0] == first
         assert everything.target[-1, -1, 0] == last

@@ -61,7 +61,9 @@ def test_naive_forecasts_use_the_context_alone(dataset: Dataset) -> None:
     day = everything.context[:, -24 : -24 + 7, 0] - everything.target[:, :, 0]
     last = everything.context[:, -1:, 0] - everything.target[:, :, 0]
     per_channel = result.summary()["per_channel"]
-    assert per_channel["seasonal naive (24)"]["a"]["mse"] == pytest.approx((day**2).mean(), rel=1e-6)
+    assert per_channel["seasonal naive (24)"]["a"]["mse"] == pytest.approx(
+        (day**2).mean(), rel=1e-6
+    )
     assert per_channel["last value"]["a"]["mse"] == pytest.approx((last**2).mean(), rel=1e-6)
 
 

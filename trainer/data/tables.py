@@ -142,12 +142,12 @@ def _targets(
     numeric = [
         str(column) for column in frame.select_dtypes("number").columns if column not in taken
     ]
-    if not numeric:
-        raise UserError(f"data.targets: {name} has no numeric column to forecast")
     left_out = [str(c) for c in frame.columns if c not in taken and str(c) not in numeric]
     texts = [c for c in left_out if frame[c].dtype != bool and _mostly_numbers(frame[c])]
     if texts:
         _numbers(frame, texts, name, "targets")
+    if not numeric:
+        raise UserError(f"data.targets: {name} has no numeric column to forecast")
     return numeric
 
 

@@ -1,0 +1,159 @@
+"""The command line: a user's mistake is one line on stderr, exit code 2, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from launch.cli import main
+from launch.rendezvous import discover
+from model.errors import UserError
+from tests.conftest import ROOT
+
+TRAIN = ["train", "configs/tiny.yaml"]
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a mistake is answered with."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    return said.err
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> dict[str, Path]:
+    """Broken files by name."""
+    hours = (
+        pd.date_range("2024-01-01", periods=400, freq="h").astype(str).to_series(index=range(400))
+    )
+    good = pd.DataFrame({"date": hours, "load": range(400)})
+    tables = {
+        "text": good.assign(load=good["load"].astype(str).where(good.index != 5, "five")),
+        "unsorted": good.iloc[::-1],
+        "repeated": pd.concat([good[:200], good[199:]]),
+        "columns": good[["date"]],
+        "short": good[:100],
+    }
+    files = {}
+    for name, table in tables.items():
+        files[name] = tmp_path / f"{name}.csv"
+        table.to_csv(files[name], index=False)
+    files["empty"] = tmp_path / "empty.csv"
+    files["empty"].touch()
+    files["missing"] = tmp_path / "missing.csv"
+    return files
+
+
+OWN_DATA = ["data.targets=null", "data.covariates=[]", "data.rows=null", "data.calendar=[]"]
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["train.stepz=3"], "train.stepz: unknown key; did you mean train.steps?"),
+    (["train.steps=soon"], "train.steps: expected a whole number, got 'soon'"),
+    (["data.source={missing}", *OWN_DATA], "data.source: there is no file"),
+    (["data.source={empty}", *OWN_DATA], "is empty"),
+    (["data.source={columns}", *OWN_DATA], "has no numeric column to forecast"),
+    (["data.source={text}", *OWN_DATA], "row 6, column load: 'five' is not a number"),
+    (["data.source={unsorted}", *OWN_DATA], "sort the file by time"),
+    (["data.source={repeated}", *OWN_DATA], "repeats the row before; remove the repetition"),
+    (["data.source={short}", *OWN_DATA], "no series is long enough"),
+    (["train.micro_batch_size=3"], "train.global_batch_size: 16 = micro_batch_size 3 x"),
+    (["model.nhead=5"], "model.nhead: 5 heads do not divide d_model=32"),
+    (["parallel.pipeline=5", "--ranks", "5"],
+     "parallel.pipeline: 5 stages are more than the 4 transformer layers"),
+    (["parallel.pipeline=2"], "parallel.pipeline: 2 stages cannot be formed of 1 rank"),
+    (["--run-dir", "/proc/run"], "--run-dir: cannot write in /proc"),
+    (["--ranks", "0"], "Invalid value for '--ranks'"),
+    (["--rank", "2"], "No such option"),
+])  # fmt: skip
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    overrides: list[str], message: str, series: dict[str, Path], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run = tmp_path / "runs" / "it"
+    arguments = [
+        text.format(**series) if text.startswith("data.source") else text for text in overrides
+    ]
+    if "--run-dir" not in arguments:
+        arguments += ["--run-dir", str(run)]
+    assert message in refused([*TRAIN, *arguments], capsys)
+    assert not run.parent.exists()
+
+
+def test_a_mistake_in_a_file_names_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("data:\n  source: nowhere.csv\n")
+    assert refused(["train", str(file)], capsys) == (
+        f"forescale: {file}:2: data.source: there is no file nowhere.csv\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["evaluate", "show"])
+def test_a_folder_that_is_no_run_is_refused(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "no" in refused([command, str(tmp_path)], capsys)
+
+
+def test_help_imports_no_torch() -> None:
+    code = (
+        "import sys\nfrom launch.cli import main\n"
+        "try:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'pydantic', 'pandas', 'numpy', 'deepspeed'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert "--ranks" in answer.stdout and "local_rank" not in answer.stdout
+
+
+def test_ranks_are_read_from_the_launchers_environment() -> None:
+    deepspeed = discover({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_SIZE": "2"})
+    assert (deepspeed.rank, deepspeed.local_rank, deepspeed.world, deepspeed.local_world) == (
+        3,
+        1,
+        4,
+        2,
+    )
+    torchrun = discover(
+        {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}
+    )
+    assert torchrun.local_world == 4
+    assert discover({}).world == 1
+    with pytest.raises(UserError, match="srun started 4 processes, and each would train alone"):
+        discover({"SLURM_STEP_NUM_TASKS": "4"})
+
+
+def test_show_and_evaluate_tell_what_a_run_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests import ranks
+    from tests.settings import train_rank
+
+    run = tmp_path / "run"
+    ranks.run(train_rank, 2, run, {"train.steps": 2, "data.rows": 800, "parallel.pipeline": 2})
+    main(["show", str(run)])
+    said = capsys.readouterr().out
+    assert "done, step 2 of 2" in said and "pipeline 2 x data 1" in said
+    main(["show", str(run / "checkpoints" / "step-00000002")])
+    said = capsys.readouterr().out
+    assert "samples seen  32" in said and "written by    pipeline 2" in said
+    main(["evaluate", str(run), "--json"])
+    scores = json.loads(capsys.readouterr().out)
+    stored = json.loads((run / "evaluation.json").read_text())
+    assert scores["scores"]["Forescale"] == pytest.approx(stored["scores"]["Forescale"], rel=1e-6)
+    main(["evaluate", str(run), "--split", "validation"])
+    assert "validation windows" in capsys.readouterr().out

@@ -1,0 +1,128 @@
+"""The same program under every way of starting it, in real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.rendezvous import free_port
+from tests.conftest import ROOT
+from trainer.metrics import read_metrics
+
+BIN = Path(sys.executable).parent
+QUICK = ["data.rows=800", "logging.tensorboard=false"]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+
+
+def finished(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Losses of one process, through the library's own face."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    code = (
+        f"import forescale\nforescale.train('configs/tiny.yaml', run_dir={str(run)!r}, "
+        "data={'rows': 800}, **{'logging.tensorboard': False})"
+    )
+    ended = finished([sys.executable, "-c", code])
+    assert ended.returncode == 0, ended.stderr
+    return [row["loss"] for row in read_metrics(run / "metrics.jsonl")]
+
+
+LAUNCHERS: dict[str, list[Any]] = {
+    "ranks": [BIN / "forescale", "train", "configs/tiny.yaml", "--ranks", "2"],
+    "deepspeed": [BIN / "deepspeed", "--num_accelerators", "2", "launch/train.py",
+                  "configs/tiny.yaml"],
+    "deepspeed-folder": [BIN / "deepspeed", "--num_accelerators", "2", "launch", "train",
+                         "configs/tiny.yaml"],
+    "torchrun": [BIN / "torchrun", "--nproc-per-node", "2", "launch/train.py",
+                 "configs/tiny.yaml"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_every_launcher_starts_the_same_run(
+    launcher: str, alone: list[float], tmp_path: Path
+) -> None:
+    command = list(LAUNCHERS[launcher])
+    if launcher == "torchrun":
+        command[1:1] = ["--master-port", str(free_port())]
+    if launcher.startswith("deepspeed"):
+        command[1:1] = ["--master_port", str(free_port())]
+    run = tmp_path / "run"
+    ended = finished([*command, "--run-dir", run, "parallel.pipeline=2", *QUICK])
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    losses = [row["loss"] for row in read_metrics(run / "metrics.jsonl")]
+    assert losses == pytest.approx(alone, rel=1e-5)
+    assert "Traceback" not in ended.stderr and "step 10/10" in ended.stdout
+
+
+def test_a_mistake_under_the_launcher_is_said_once_with_exit_code_2(tmp_path: Path) -> None:
+    ended = finished([BIN / "deepspeed", "--num_accelerators", "2", "--master_port",
+                      str(free_port()), "launch/train.py", "configs/tiny.yaml",
+                      "parallel.pipeline=3", "--run-dir", tmp_path / "run"])  # fmt: skip
+    assert ended.returncode == 2
+    assert ended.stderr.count("forescale: ") == 1
+    assert "2 ranks" in ended.stderr and "Traceback" not in ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A long run on two ranks, some steps in."""
+    command = [BIN / "forescale", "train", "configs/tiny.yaml", "--ranks", "2", "--run-dir",
+               tmp_path / "run", "parallel.pipeline=2", "train.steps=300", *QUICK]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(read_metrics(tmp_path / "run" / "metrics.jsonl")) < 5:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    yield process
+    if process.poll() is None:
+        process.kill()
+
+
+def test_ctrl_c_saves_and_the_same_command_resumes(
+    training: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    os.killpg(training.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
+    output, _ = training.communicate(timeout=60)
+    run = tmp_path / "run"
+    steps = len(read_metrics(run / "metrics.jsonl"))
+    assert training.returncode == 0, output
+    assert f"saved at step {steps}; the same command goes on from there" in output
+    assert (run / "saved").read_text() == f"step {steps}\n" and 5 <= steps < 300
+    assert "Traceback" not in output
+    again = finished([BIN / "forescale", "train", "configs/tiny.yaml", "--ranks", "2", "--run-dir",
+                      run, "parallel.pipeline=2", f"train.steps={steps + 3}", *QUICK])  # fmt: skip
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == list(range(1, steps + 4))
+    assert json.loads((run / "evaluation.json").read_text())["step"] == steps + 3
+    third = finished([BIN / "forescale", "train", "configs/tiny.yaml", "--run-dir", run,
+                      f"train.steps={steps + 3}", *QUICK])  # fmt: skip
+    assert third.returncode == 0 and "nothing is left to do" in third.stdout
