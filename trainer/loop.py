@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from enum import StrEnum
+from pathlib import Path
 
 from parallel.groups import Place, any_rank, join
 from trainer.checkpoint import commit, storage
@@ -164,7 +168,9 @@ class Trainer:
         print_table(evaluation)
         say(f"forecast picture:  {run / 'forecast.png'}")
         if self.settings.logging.tensorboard:
-            say(f"loss curves:       tensorboard --logdir {run / 'tensorboard'}")
+            say(
+                f"loss curves:       {_beside_python('tensorboard')} --logdir {run / 'tensorboard'}"
+            )
 
     def _evaluate(self, split: Split, *, pictured: bool = False) -> Evaluation:
         return evaluate(
@@ -172,3 +178,11 @@ class Trainer:
             batch_size=self.settings.train.micro_batch_size, place=self.place,
             keep=pictured_windows(self.dataset, split) if pictured else (),
         )  # fmt: skip
+
+
+def _beside_python(command: str) -> str:
+    """How to call `command` of this environment from the current folder."""
+    path = Path(sys.executable).parent / command
+    if not path.exists() or shutil.which(command) == str(path):
+        return command
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
