@@ -26,20 +26,21 @@ def train(
     **{"train.steps": 100}. Raises UserError for what the command line exits with 2 for.
     """
     from launch.rendezvous import announce, discover
-    from parallel.groups import leave
+    from model.errors import UserError
     from trainer.config import load
+    from trainer.config.load import flat
     from trainer.loop import train as run
     from trainer.prepare import prepare
-    from trainer.run import flat
 
-    plan = prepare(
-        load(config, flat(overrides)),
-        run_dir=None if run_dir is None else Path(run_dir),
-        resume=resume,
-    )
-    announce(discover())
-    try:
-        run(plan)
-    finally:
-        leave()
+    rendezvous = discover()
+    if rendezvous.world > 1:
+        raise UserError(
+            f"forescale.train is for one rank, and a launcher started {rendezvous.world}; "
+            "have it start launch/train.py"
+        )
+    settings = load(config, flat(overrides))
+    plan = prepare(settings, run_dir=None if run_dir is None else Path(run_dir), resume=resume)
+    # The process group of one rank stays: DeepSpeed keeps what it made of it for the next run.
+    announce(rendezvous)
+    run(plan)
     return plan.run.path

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         where = error.ctx.command_path if error.ctx else "forescale"
         _fail(f"{error.format_message()} (see {where} --help)")
     except click.Abort:
-        print("forescale: interrupted before the first step; nothing was saved", file=sys.stderr)
+        print("forescale: interrupted", file=sys.stderr)
         sys.exit(1)
 
 

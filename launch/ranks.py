@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from launch.rendezvous import free_port
+from trainer.signals import PARENT
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel")
 """Where none exists, DeepSpeed need not look for an accelerator and warn that it found none."""
@@ -60,7 +61,7 @@ def _pass_on(process: subprocess.Popen[bytes], *, at_once: bool) -> None:
 
 def _environment(ranks: int) -> dict[str, str]:
     """Each rank takes its share of the processors, unless the user decided."""
-    environment = dict(os.environ)
+    environment = {**os.environ, PARENT: str(os.getpid())}
     if not any(Path(device).exists() for device in GPU_DEVICES):
         environment.setdefault("DS_ACCELERATOR", "cpu")
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from model.errors import UserError
+from parallel.layout import describe
 from trainer.checkpoint.store import Checkpoint
 from trainer.metrics import read_metrics
 from trainer.run import RunFolder
@@ -32,13 +32,10 @@ def _print(rows: dict[str, str]) -> None:
     Console(width=100).print(table)
 
 
-def _layout(layout: dict[str, Any]) -> str:
-    return " x ".join(f"{axis} {size}" for axis, size in layout.items() if axis != "world")
-
-
 def _run(run: RunFolder) -> None:
     settings = run.configuration().settings
-    environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
+    file = run.path / "environment.json"
+    environment = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     rows = read_metrics(run.path / "metrics.jsonl")
     state = next(
         (m for m in ("done", "saved") if (run.path / m).exists()), "running or interrupted"
@@ -47,9 +44,10 @@ def _run(run: RunFolder) -> None:
         "run": str(run.path),
         "state": f"{state}, step {rows[-1]['step'] if rows else 0} of {settings.train.steps}",
         "data": settings.data.source,
-        "layout": _layout(environment["layout"]),
-        "versions": ", ".join(f"{k} {v}" for k, v in environment["versions"].items() if v),
     }
+    if environment:
+        shown["layout"] = describe(environment["layout"])
+        shown["versions"] = ", ".join(f"{k} {v}" for k, v in environment["versions"].items() if v)
     if rows:
         last = rows[-1]
         shown["last step"] = (
@@ -78,7 +76,7 @@ def _checkpoint(checkpoint: Checkpoint) -> None:
             "checkpoint": str(checkpoint.path),
             "step": str(description["step"]),
             "samples seen": f"{description['samples']:,}",
-            "written by": _layout(description["layout"]),
+            "written by": describe(description["layout"]),
             "parameters": f"{parameters:,} in {len(weights)} tensors",
             "tensors": f"{len(shapes)}: weights in fp32 and AdamW's moments",
             "size": f"{size / 2**20:.1f} MiB",

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     # Run as a script, `launch/` itself is on the path; the packages lie beside it.
@@ -13,6 +14,9 @@ if __name__ == "__main__":
 
 from launch.rendezvous import Rendezvous, announce, discover
 from model.errors import UserError
+
+if TYPE_CHECKING:
+    from trainer.prepare import Plan
 
 
 def start(
@@ -28,25 +32,35 @@ def start(
         raise UserError("--ranks: a launcher has started the ranks already; leave it out")
     try:
         configuration = load(config, parse_overrides(overrides))
-        plan = prepare(
-            configuration, run_dir=run_dir, resume=resume, world=ranks or rendezvous.world
-        )
+        world = ranks or rendezvous.world
+        plan = prepare(configuration, run_dir=run_dir, resume=resume, world=world)
+        if ranks is None or ranks == 1 or plan.is_done:
+            return _train(plan, rendezvous)
+        if plan.run.exists():
+            with plan.run.in_use():  # said here rather than by a rank
+                pass
     except UserError:
         if rendezvous.rank > 0:  # rank 0 says it
             return 2
         raise
-    if ranks is not None and ranks > 1 and not plan.is_done:
-        from launch.ranks import launch
+    from launch.ranks import launch
 
-        options = ["--run-dir", str(plan.run.path), "--resume", resume]
-        return launch(ranks, [str(config), *overrides, *options])
+    options = ["--run-dir", str(plan.run.path), "--resume", resume]
+    return launch(ranks, [str(config), *overrides, *options])
 
+
+def _train(plan: Plan, rendezvous: Rendezvous) -> int:
     use_processors(rendezvous)
     announce(rendezvous)
     from parallel.groups import leave
-    from trainer.loop import train
+    from trainer.loop import DivergedError, train
 
-    train(plan, rendezvous.rank, rendezvous.local_rank)
+    try:
+        train(plan, rendezvous.rank, rendezvous.local_rank)
+    except DivergedError as error:
+        if rendezvous.rank == 0:
+            print(f"forescale: {error}", file=sys.stderr)
+        return 1
     leave()
     return 0
 

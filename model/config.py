@@ -15,7 +15,11 @@ class TransformerConfig(BaseModel):
     """What every transformer layer is made of; the arguments of the library's classes."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
     d_model: PositiveInt = 512

@@ -1,13 +1,12 @@
 """Initial weights that depend on (seed, global name, expert) alone.
 
-Each parameter is drawn by its own CPU generator, so every layout of ranks starts bit-equal: a
-rank that holds a part of a tensor draws the whole and keeps its part.
+Each parameter is drawn by its own CPU generator, so every layout of ranks starts bit-equal.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -59,19 +58,12 @@ def draw(name: str, shape: torch.Size, init: Init, seed: int) -> Tensor:
     return value
 
 
-def initialise(
-    network: nn.Module,
-    seed: int,
-    local: Callable[[str, Tensor], Tensor] = lambda name, value: value,
-) -> None:
-    """Fill all parameters of `network` in place.
-
-    `local(name, whole)` cuts out the part that this rank holds.
-    """
+def initialise(network: nn.Module, seed: int) -> None:
+    """Fill all parameters of `network` in place."""
     with torch.no_grad():
         for prefix, module in network.named_modules():
             own = list(module.named_parameters(recurse=False))
             rules = _rules(module) if own else {}
             for leaf, parameter in own:
                 name = f"{prefix}.{leaf}" if prefix else leaf
-                parameter.copy_(local(name, draw(name, parameter.shape, rules[leaf], seed)))
+                parameter.copy_(draw(name, parameter.shape, rules[leaf], seed))

@@ -66,3 +66,17 @@ def sum_over_ranks(place: Place, values: Tensor) -> Tensor:
 def any_rank(place: Place, flag: bool) -> bool:
     """Whether `flag` is set on some rank: the same answer on all."""
     return bool(sum_over_ranks(place, torch.tensor(float(flag))) > 0)
+
+
+def agree(place: Place, what: str, value: int) -> None:
+    """Raises RuntimeError naming the ranks that have another `value` than rank 0."""
+    values = torch.zeros(place.layout.world)
+    values[place.rank] = value
+    seen = [int(v) for v in sum_over_ranks(place, values)]
+    others = {rank: v for rank, v in enumerate(seen) if v != seen[0]}
+    if others:
+        raise RuntimeError(
+            f"the ranks disagree on {what}: rank 0 has {seen[0]}, "
+            f"{', '.join(f'rank {rank} {v}' for rank, v in others.items())}; "
+            "do all machines see the same run folder?"
+        )

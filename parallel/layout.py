@@ -53,5 +53,15 @@ class Layout:
         pipeline, data = divmod(outer, self.data)
         return Coordinates(pipeline=pipeline, data=data, tensor=tensor)
 
+    def sizes(self) -> dict[str, int]:
+        """The world and each axis, as runs and checkpoints record them."""
+        return {"world": self.world, "pipeline": self.pipeline, "data": self.data,
+                "tensor": self.tensor, "expert": self.expert}  # fmt: skip
+
     def __str__(self) -> str:
-        return f"pipeline {self.pipeline} x data {self.data} x tensor {self.tensor}"
+        return describe(self.sizes())
+
+
+def describe(sizes: dict[str, int]) -> str:
+    """The axes in words."""
+    return " x ".join(f"{axis} {size}" for axis, size in sizes.items() if axis != "world")

@@ -23,11 +23,13 @@ MODEL = "Forescale"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Sums over all windows; errors are in units of the training part's deviation."""
+    """Sums over all windows."""
 
     split: Split
     windows: int
     channels: list[str]
+    units: str
+    """What errors are measured in."""
     squared: dict[str, npt.NDArray[np.float64]]
     """Forecaster -> sum of squared errors per channel."""
     absolute: dict[str, npt.NDArray[np.float64]]
@@ -41,12 +43,18 @@ class Evaluation:
         """Forecaster -> MSE and MAE over all points, and MASE, the mean over channels."""
         return {
             name: {
-                "mse": float(self.squared[name].sum() / self.points.sum()),
-                "mae": float(self.absolute[name].sum() / self.points.sum()),
-                "mase": float(np.mean(self.absolute[name] / self.points / self.seasonal_scale)),
+                "mse": float(self.squared[name].sum() / max(1.0, self.points.sum())),
+                "mae": float(self.absolute[name].sum() / max(1.0, self.points.sum())),
+                "mase": self._mase(name),
             }
             for name in self.squared
         }
+
+    def _mase(self, name: str) -> float:
+        """Mean over the channels that have any point."""
+        scored = self.points > 0
+        errors = self.absolute[name][scored] / self.points[scored]
+        return float(np.mean(errors / self.seasonal_scale[scored])) if scored.any() else 0.0
 
     def summary(self) -> dict[str, Any]:
         """The content of evaluation.json."""
@@ -56,13 +64,14 @@ class Evaluation:
                 for channel, squared, absolute, points in zip(
                     self.channels, self.squared[name], self.absolute[name], self.points, strict=True
                 )
+                if points > 0
             }
             for name in self.squared
         }
         return {
             "split": str(self.split),
             "windows": self.windows,
-            "units": "standardised by the training part",
+            "units": self.units,
             "scores": self.scores(),
             "per_channel": per_channel,
         }
@@ -102,7 +111,7 @@ def evaluate(
         if len(keep):
             kept = sum_over_ranks(place, torch.from_numpy(kept) * seen).cpu().numpy()
     return Evaluation(
-        split, dataset.windows(split), dataset.channels,
+        split, dataset.windows(split), dataset.channels, dataset.units,
         {name: sums[2 * row] for row, name in enumerate(names)},
         {name: sums[2 * row + 1] for row, name in enumerate(names)},
         sums[-1], dataset.seasonal_scale(),

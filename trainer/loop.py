@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 
-from parallel.groups import Place, any_rank, join
+from parallel.groups import Place, agree, any_rank, join
 from trainer.checkpoint import commit, storage
 from trainer.data import Dataset, Split
 from trainer.data.dataset import WindowBatch
@@ -22,7 +24,7 @@ from trainer.metrics import MetricsLog, Row
 from trainer.prepare import Plan
 from trainer.progress import TrainingProgress, say
 from trainer.report import draw, pictured_windows, print_table
-from trainer.signals import StopRequest, stop_on_signal
+from trainer.signals import StopRequest, ended_by_signal, stop_on_signal
 
 
 class Outcome(StrEnum):
@@ -38,15 +40,24 @@ def train(plan: Plan, rank: int = 0, local_rank: int = 0) -> Outcome:
         if rank == 0:
             say(f"{plan.run.path} is done: {plan.steps_done} steps; nothing is left to do")
         return Outcome.DONE
-    with stop_on_signal() as stop:
-        place = join(plan.layout, rank, local_rank)
+    with ExitStack() as stack:
+        if rank == 0:
+            plan.run.path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(plan.run.in_use())
+        with ended_by_signal():
+            place = join(plan.layout, rank, local_rank)
+        stop = stack.enter_context(stop_on_signal())
         trainer = Trainer(plan, place)
         outcome = trainer.run(stop)
         if outcome is Outcome.DONE:
             trainer.finish()
         if place.is_main:
             plan.run.mark(outcome, trainer.steps_done)
-        return outcome
+    return outcome
+
+
+class DivergedError(RuntimeError):
+    """The loss or the gradient is no number any more; nothing after the last checkpoint counts."""
 
 
 class Trainer:
@@ -57,6 +68,7 @@ class Trainer:
         self.settings = plan.configuration.settings
         self.dataset: Dataset = plan.dataset
         self.steps_done = 0
+        agree(place, "the step to go on from", plan.steps_done)
         if place.is_main:
             plan.run.open(plan.configuration, plan.layout, str(place.device))
             self._introduce()
@@ -70,6 +82,8 @@ class Trainer:
         plan, train = self.plan, self.settings.train
         for note in self.dataset.notes:
             say(f"data: {note}")
+        if train.warmup_steps > train.steps:
+            say(f"train.warmup_steps={train.warmup_steps} is longer than the run")
         say(
             f"{plan.run.path}: {plan.layout} on {self.place.device.type}, steps "
             f"{plan.steps_done + 1} to {train.steps} of {train.global_batch_size} windows each"
@@ -79,13 +93,13 @@ class Trainer:
         """Train to the last step, or to the first step after a signal on any rank."""
         train, is_main = self.settings.train, self.place.is_main
         logging = self.settings.logging
-        log = (
-            MetricsLog(self.plan.run.path, self.steps_done, tensorboard=logging.tensorboard)
-            if is_main
-            else None
-        )
-        shown = TrainingProgress(train.steps, self.steps_done, logging.every, shown=is_main)
-        with shown as progress:
+        with ExitStack() as stack:
+            shown = TrainingProgress(train.steps, self.steps_done, logging.every, shown=is_main)
+            progress = stack.enter_context(shown)
+            log = None
+            if is_main:
+                path, done = self.plan.run.path, self.steps_done
+                log = stack.enter_context(MetricsLog(path, done, tensorboard=logging.tensorboard))
             while self.steps_done < train.steps:
                 row = self._step(self.steps_done + 1)
                 if log is not None:
@@ -93,11 +107,11 @@ class Trainer:
                 progress.step(row)
                 stopping = any_rank(self.place, bool(stop))
                 if self._is_checkpoint_due() or stopping:
+                    if log is not None:
+                        log.sync()
                     self._save()
                 if stopping and self.steps_done < train.steps:
                     break
-        if log is not None:
-            log.close()
         if self.steps_done < train.steps:
             if is_main:
                 say(f"saved at step {self.steps_done}; the same command goes on from there")
@@ -109,6 +123,11 @@ class Trainer:
         began = time.perf_counter()
         result = self.engine.train_step(step, self._micro_batches(step))
         seconds = time.perf_counter() - began
+        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
+            raise DivergedError(
+                f"step {step}: the loss is {result.loss}, the gradient's norm {result.grad_norm}; "
+                "the run stands at its last checkpoint, lower train.learning_rate in a new one"
+            )
         self.steps_done = step
         points = (shape.context_length + shape.prediction_length) * shape.channels
         row: Row = {
@@ -142,12 +161,12 @@ class Trainer:
         return self.steps_done % every == 0 or self.steps_done == last
 
     def _save(self) -> None:
-        layout = self.plan.layout
         description = {
             "samples": self.steps_done * self.settings.train.global_batch_size,
-            "layout": {"world": layout.world, "pipeline": layout.pipeline, "data": layout.data,
-                       "tensor": layout.tensor, "expert": layout.expert},
-        }  # fmt: skip
+            "layout": self.plan.layout.sizes(),
+            "data": self.plan.dataset.digest(),
+            "settings": self.settings.model_dump(),
+        }
         store = self.plan.run.store
         commit.save(store, self.steps_done, self.engine.fragments(), description,
                     is_main=self.place.is_main)  # fmt: skip

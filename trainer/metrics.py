@@ -42,6 +42,12 @@ class MetricsLog:
 
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=steps_done + 1)
 
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def write(self, row: Row) -> None:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
@@ -49,6 +55,10 @@ class MetricsLog:
             for name, value in row.items():
                 if name != "step":
                     self._board.add_scalar(name, value, int(row["step"]))
+
+    def sync(self) -> None:
+        """To disk, before a checkpoint is: a committed step has its row."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

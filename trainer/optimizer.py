@@ -39,7 +39,8 @@ def learning_rate(train: TrainConfig, step: int) -> float:
     """Of optimizer step `step`, counted from 1: linear warm-up, then half a cosine."""
     if step <= train.warmup_steps:
         return train.learning_rate * step / train.warmup_steps
-    progress = (step - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    # The cosine would end one step after the last, so that the last one still moves the weights.
+    progress = (step - train.warmup_steps) / (train.steps - train.warmup_steps + 1)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
     floor = train.final_learning_rate
     return train.learning_rate * (floor + (1 - floor) * cosine)

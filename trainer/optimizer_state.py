@@ -30,6 +30,7 @@ PRIVATE_MEMBERS = {
     "deepspeed.utils.tensor_fragment": ("lp_fragment_address", "get_hp_fragment"),
     "deepspeed.utils.mixed_precision_linkage": ("_hp_mapping",),
     "deepspeed.ops": ("__compatible_ops__",),
+    "deepspeed.runtime.pipe.engine": ("total_loss",),
 }
 """Module -> names that are used of it or of its objects."""
 

@@ -11,7 +11,7 @@ from trainer.checkpoint.store import Checkpoint
 from trainer.config import Configuration
 from trainer.config.rules import check
 from trainer.data import Dataset
-from trainer.run import RunFolder
+from trainer.run import RunFolder, check_same
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def prepare(
     resume: str = "auto",
     world: int = 1,
 ) -> Plan:
-    """Check settings, data and run folder; imports no torch and writes nothing.
+    """Check settings, data and run folder; imports no torch and starts nothing.
 
     Raises UserError for what the user can mend.
     """
@@ -52,4 +52,23 @@ def prepare(
     except UserError as error:
         raise configuration.locate(error) from None
     run.check(configuration, resume)
-    return Plan(configuration, layout, dataset, run, run.resume_point(resume))
+    plan = Plan(configuration, layout, dataset, run, run.resume_point(resume))
+    if plan.resume_from is not None:
+        _check_resume(plan, plan.resume_from)
+    return plan
+
+
+def _check_resume(plan: Plan, checkpoint: Checkpoint) -> None:
+    """Refuse to go on from what was computed from something else."""
+    made_from = checkpoint.description()
+    check_same(plan.configuration, made_from["settings"], f"{checkpoint.path} is of other settings")
+    if made_from["data"] != plan.dataset.digest():
+        raise UserError(
+            f"data.source: {plan.configuration.settings.data.source} has changed since "
+            f"{checkpoint.path} was written; choose another --run-dir to start on the new data"
+        )
+    steps = plan.configuration.settings.train.steps
+    if plan.steps_done > steps and not plan.is_done:
+        raise plan.configuration.error(
+            "train.steps", f"{plan.run.path} has made {plan.steps_done} steps already, not {steps}"
+        )

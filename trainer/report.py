@@ -21,8 +21,7 @@ def print_table(evaluation: Evaluation) -> None:
         table.add_row(name, *numbers, style="bold" if name == MODEL else None)
     console = Console(width=100)
     console.print(
-        f"\n{evaluation.windows} {evaluation.split} windows, "
-        "in units of the training part's deviation"
+        f"\n{evaluation.windows} {evaluation.split} windows, errors in {evaluation.units}"
     )
     console.print(table)
 
@@ -32,18 +31,23 @@ def pictured_windows(dataset: Dataset, split: Split, count: int = 3) -> list[int
     return [int(dataset.windows(split) * (i + 0.5) / count) for i in range(count)]
 
 
+MOST_CHANNELS = 6
+"""More would make no picture that a person can read."""
+
+
 def draw(dataset: Dataset, evaluation: Evaluation, path: Path) -> None:
-    """The kept windows' contexts, futures and forecasts, in the source's units."""
+    """The kept windows' contexts, futures and forecasts of the first channels, in the source's
+    units."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     windows = list(evaluation.forecasts)
-    channels = len(dataset.channels)
+    channels = dataset.channels[:MOST_CHANNELS]
     figure, axes = plt.subplots(
-        channels, len(windows), squeeze=False, sharex="col", layout="constrained",
-        figsize=(4.6 * len(windows), 2.4 * channels + 0.6),
+        len(channels), len(windows), squeeze=False, sharex="col", layout="constrained",
+        figsize=(4.6 * len(windows), 2.4 * len(channels) + 0.6),
     )  # fmt: skip
     length, horizon = dataset.shape.context_length, dataset.shape.prediction_length
     shown = min(length, 3 * horizon)
@@ -61,7 +65,7 @@ def draw(dataset: Dataset, evaluation: Evaluation, path: Path) -> None:
             (naive_name, naive[0], {"color": "#e0a030", "lw": 1.2, "ls": ":"}),
             (MODEL, evaluation.forecasts[window], {"color": "#1668c7", "lw": 2}),
         )
-        for row, channel in enumerate(dataset.channels):
+        for row, channel in enumerate(channels):
             scale, mean = dataset.deviation[row], dataset.mean[row]
             past = batch.context[0, -shown:, row]
             ax = axes[row][column]

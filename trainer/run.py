@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-import os
-import platform
-import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,13 @@ import yaml
 from model.errors import UserError
 from parallel.layout import Layout
 from trainer.checkpoint.store import Checkpoint, Store
-from trainer.config.load import Configuration, load
+from trainer.config.load import Configuration, flat, load
+from trainer.environment import environment
 from trainer.files import replace
 
 FREE_TO_CHANGE = ("parallel.", "checkpoint.", "logging.", "train.micro_batch_size", "train.steps")
-"""Keys that a resumed run may change: they do not change what is computed in a step."""
+"""Keys that a resumed run may change. All but train.steps leave every step's result as it is;
+train.steps moves the end of the learning rate's cosine."""
 
 
 @dataclass(frozen=True)
@@ -51,30 +52,19 @@ class RunFolder:
         return load(self.config_file)
 
     def check(self, configuration: Configuration, resume: str) -> None:
-        """Refuse a folder that cannot be written or that belongs to other settings."""
+        """Refuse a folder that cannot be written or that belongs to something else."""
         if self.exists():
             if resume == "never":
                 raise UserError(
                     f"{self.path} holds a run already; choose another --run-dir, or resume it"
                 )
-            self._check_same(configuration)
+            stored = self.configuration().settings.model_dump()
+            check_same(configuration, stored, f"{self.path} holds a run of another configuration")
         elif self.path.exists() and not self.path.is_dir():
             raise UserError(f"--run-dir: {self.path} is a file; choose a folder")
+        elif self.path.is_dir() and any(not f.name.startswith(".") for f in self.path.iterdir()):
+            raise UserError(f"--run-dir: {self.path} holds other files; choose an empty folder")
         self._check_writable()
-
-    def _check_same(self, configuration: Configuration) -> None:
-        ours = flat(configuration.settings.model_dump())
-        theirs = flat(self.configuration().settings.model_dump())
-        different = [
-            f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
-            for key in sorted(ours.keys() | theirs.keys())
-            if ours.get(key) != theirs.get(key) and not key.startswith(FREE_TO_CHANGE)
-        ]
-        if different:
-            raise UserError(
-                f"{self.path} holds a run of another configuration: {', '.join(different)}; "
-                "choose another --run-dir"
-            )
 
     def _check_writable(self) -> None:
         """Try where the first folder would be made; nothing is left behind."""
@@ -89,6 +79,19 @@ class RunFolder:
                 f"--run-dir: cannot write in {existing}: {error.strerror}; choose another folder"
             ) from None
 
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Hold the folder against a second run; raises UserError where another holds it."""
+        with open(self.path / ".lock", "w", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"--run-dir: another process is training in {self.path}; "
+                    "wait for it, stop it, or choose another folder"
+                ) from None
+            yield
+
     def resume_point(self, resume: str) -> Checkpoint | None:
         """The checkpoint to go on from: `auto`, `never`, or a checkpoint's path."""
         if resume == "never":
@@ -96,19 +99,24 @@ class RunFolder:
         if resume == "auto":
             return self.store.newest()
         path = Path(resume)
-        checkpoints = Store(path.parent).committed() if path.is_dir() else []
-        chosen = [c for c in checkpoints if c.path.name == path.name]
+        chosen = [c for c in Store(path.parent).committed() if c.path.name == path.name]
         if not chosen:
             raise UserError(f"--resume: {resume} is no checkpoint; they are called step-00000200")
+        newest = self.store.newest()
+        if newest is not None and newest.step > chosen[0].step:
+            raise UserError(
+                f"--resume: {self.path} has gone on to {newest.path.name}; "
+                "choose another --run-dir to go another way from here"
+            )
         return chosen[0]
 
     def open(self, configuration: Configuration, layout: Layout, device: str) -> None:
         """Write what the run is, before its first step."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "checkpoints").mkdir(exist_ok=True)
         settings = configuration.settings.model_dump()
         replace(self.config_file, yaml.safe_dump(settings, sort_keys=False))
-        replace(self.path / "environment.json", json.dumps(_environment(layout, device), indent=1))
+        replace(self.path / "environment.json", json.dumps(environment(layout, device), indent=1))
+        self.store.folder.mkdir(exist_ok=True)
+        self.store.remove_unfinished()
         for marker in ("done", "saved"):
             (self.path / marker).unlink(missing_ok=True)
 
@@ -117,46 +125,13 @@ class RunFolder:
         replace(self.path / marker, f"step {step}\n")
 
 
-def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key."""
-    result: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            result |= flat(value, f"{prefix}{key}.")
-        else:
-            result[prefix + key] = value
-    return result
-
-
-def _environment(layout: Layout, device: str) -> dict[str, Any]:
-    packages = ("forescale", "torch", "deepspeed", "numpy", "pandas", "pyarrow")
-    return {
-        "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in packages},
-        "commit": _commit(),
-        "layout": {"world": layout.world, "pipeline": layout.pipeline, "data": layout.data,
-                   "tensor": layout.tensor, "expert": layout.expert},
-        "device": device,
-        "attention": "torch.nn.functional.scaled_dot_product_attention",
-        "platform": platform.platform(),
-        "processors": os.cpu_count(),
-    }  # fmt: skip
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The project's commit, where it runs from a git checkout."""
-    try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True,
-            text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
+def check_same(configuration: Configuration, stored: dict[str, Any], what: str) -> None:
+    """Refuse `stored` settings that would compute something else, naming each key."""
+    ours, theirs = flat(configuration.settings.model_dump()), flat(stored)
+    different = [
+        f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key) and not key.startswith(FREE_TO_CHANGE)
+    ]
+    if different:
+        raise UserError(f"{what}: {', '.join(different)}; choose another --run-dir")

@@ -43,12 +43,19 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """Losses of one process, through the library's own face."""
     run = tmp_path_factory.mktemp("alone") / "run"
     code = (
-        f"import forescale\nforescale.train('configs/tiny.yaml', run_dir={str(run)!r}, "
-        "data={'rows': 800}, **{'logging.tensorboard': False})"
+        "import forescale\n"
+        f"for run in ({str(run)!r}, {str(run) + '-again'!r}):\n"
+        "    forescale.train('configs/tiny.yaml', run_dir=run, data={'rows': 800}, "
+        "**{'logging.tensorboard': False})"
     )
     ended = finished([sys.executable, "-c", code])
     assert ended.returncode == 0, ended.stderr
-    return [row["loss"] for row in read_metrics(run / "metrics.jsonl")]
+    first, again = (
+        [row["loss"] for row in read_metrics(folder / "metrics.jsonl")]
+        for folder in (run, run.with_name("run-again"))
+    )
+    assert first == again and len(first) == 10
+    return first
 
 
 LAUNCHERS: dict[str, list[Any]] = {
@@ -126,3 +133,35 @@ def test_ctrl_c_saves_and_the_same_command_resumes(
     third = finished([BIN / "forescale", "train", "configs/tiny.yaml", "--run-dir", run,
                       f"train.steps={steps + 3}", *QUICK])  # fmt: skip
     assert third.returncode == 0 and "nothing is left to do" in third.stdout
+
+
+def test_ranks_save_and_end_when_the_process_that_started_them_is_killed(
+    training: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    training.kill()
+    training.wait()
+    deadline = time.monotonic() + 60
+    while not (run / "saved").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    steps = len(read_metrics(run / "metrics.jsonl"))
+    assert (run / "saved").read_text() == f"step {steps}\n" and steps < 300
+
+
+def test_ctrl_c_ends_a_rank_that_waits_for_others(tmp_path: Path) -> None:
+    waiting = subprocess.Popen(
+        [sys.executable, "launch/train.py", "configs/tiny.yaml", "--run-dir", tmp_path / "run",
+         "parallel.pipeline=2", *QUICK],
+        cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL,
+        env={**environment(), "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0",
+             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())},
+    )  # fmt: skip
+    lock = tmp_path / "run" / ".lock"
+    deadline = time.monotonic() + 60
+    while not lock.exists():
+        assert time.monotonic() < deadline and waiting.poll() is None
+        time.sleep(0.1)
+    time.sleep(1.0)
+    waiting.send_signal(signal.SIGINT)
+    assert waiting.wait(timeout=20) != 0

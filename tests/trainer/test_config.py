@@ -65,6 +65,16 @@ def mistake(tmp_path: Path, text: str) -> str:
     ("train:\n", "my.yaml:1: train: expected keys below it, got nothing"),
     ("data: {split: [0.7, 0.1, 0.1]}\n",
      "my.yaml:1: data.split: the fractions [0.7, 0.1, 0.1] add to 0.9, not 1"),
+    ("train: {steps: 010}\n", "my.yaml:1: train.steps: expected a whole number, got '010'"),
+    ("train: {steps: 1:30}\n", "my.yaml:1: train.steps: expected a whole number, got '1:30'"),
+    ("train: {learning_rate: .inf}\n",
+     "my.yaml:1: train.learning_rate: expected a number, got '.inf'"),
+    ("data: {split: [.nan, 0.1, 0.2]}\n",
+     "my.yaml:1: data.split.0: expected a number, got '.nan'"),
+    ("data: {1: 2}\n", "my.yaml:1: 1 is no key; keys are words"),
+    ("train: \x07\n",
+     "my.yaml: not valid YAML: unacceptable character #x0007: special characters are not allowed"),
+    ("train: &t {x: *t}\n", "my.yaml: not valid YAML: maximum recursion depth exceeded"),
     ("train: {steps: 1}\ntrain: {steps: 2}\n",
      "my.yaml:2: train stands on line 1 too; keep one"),
     ("train: {steps: [1\n",
@@ -103,6 +113,8 @@ def test_overrides_are_laid_over_the_file() -> None:
     assert (settings.train.steps, settings.train.learning_rate) == (5, 2e-4)
     assert settings.data.targets == ["Demand"] and settings.model.use_moe is False
     assert settings.model.d_model == 32
+    merged = load(TINY, parse_overrides(["data={rows: 800}"])).settings
+    assert merged.data.rows == 800 and merged.data.context_length == 96
 
 
 @pytest.mark.parametrize(("override", "message"), [
@@ -134,8 +146,21 @@ def test_a_wrong_override_is_named(override: str, message: str) -> None:
      "parallel.tensor: tensor parallelism is not available in this version; use "
      "parallel.tensor=1 and pipeline or data parallelism"),
     (1, ["deepspeed={zero_optimization: {stage: 2}}"],
-     "deepspeed.zero_optimization.stage: this is set by parallel.zero_stage; remove it from the "
-     "section deepspeed"),
+     "deepspeed.zero_optimization.stage: this is set by parallel.zero_stage; remove it from "
+     "deepspeed"),
+    (1, ["deepspeed.bfloat16.enabled=true"],
+     "deepspeed.bfloat16: this is set by train.precision; remove it from deepspeed"),
+    (1, ["deepspeed.flop_profiler.enabled=true"],
+     "deepspeed.flop_profiler: this cannot be passed on to DeepSpeed; did you mean "
+     "flops_profiler?"),
+    (1, ["deepspeed.zero_optimization=5"],
+     "deepspeed.zero_optimization: this cannot be passed on to DeepSpeed; did you mean "
+     "zero_optimization.overlap_comm?"),
+    (1, ["deepspeed.dump_state=5"], "deepspeed.dump_state: expected true or false, got 5"),
+    (1, ["model.patch_length=1000"],
+     "model.patch_length: 1000 is longer than data.context_length=96"),
+    (1, ["logging.validate_every=5", "data.split=[0.8, 0, 0.2]"],
+     "logging.validate_every: data.split leaves no validation part to score; set it to 0"),
 ])  # fmt: skip
 def test_what_does_not_fit_the_world_is_named(
     world: int, overrides: list[str], message: str

@@ -12,7 +12,7 @@ import pytest
 from model.errors import UserError
 from trainer.config.settings import DataConfig
 from trainer.data import Dataset, Split
-from trainer.data.calendar import calendar_features
+from trainer.data.calendars import calendar_features
 
 
 def frame(rows: int = 60, **columns: Any) -> pd.DataFrame:
@@ -92,7 +92,8 @@ def test_parquet_reads_as_csv_does(tmp_path: Path) -> None:
     frame().to_parquet(tmp_path / "series.parquet")
     ours = Dataset(config(tmp_path / "series.parquet"))
     theirs = dataset(tmp_path, frame())
-    assert np.array_equal(ours.series[0].values, theirs.series[0].values)
+    assert np.array_equal(ours.values[0], theirs.values[0])
+    assert ours.digest() == theirs.digest()
     assert ours.channels == theirs.channels == ["load", "heat"]
 
 
@@ -103,6 +104,64 @@ def test_missing_targets_are_masked_counted_and_told(tmp_path: Path) -> None:
     assert data.notes == ["load: 2 of 60 values are missing; they are masked"]
     assert np.isnan(data.batch(Split.TRAIN, np.array([0])).context[0, 3, 0])
     assert np.isfinite(data.mean).all()
+
+
+def test_rows_without_timestamps_are_series_too(tmp_path: Path) -> None:
+    data = dataset(tmp_path, frame()[["load"]])
+    assert data.shape.covariates == 0 and data.season_lengths == []
+    numbered = dataset(tmp_path, frame().assign(date=range(60)), time_column="none")
+    assert numbered.channels == ["date", "load", "heat"]
+    assert numbered.window_times(Split.TRAIN, 0) is None
+
+
+def test_timestamps_with_daylight_saving_are_read(tmp_path: Path) -> None:
+    hours = pd.date_range("2024-04-06", periods=60, freq="h", tz="Australia/Melbourne")
+    data = dataset(tmp_path, frame().assign(date=hours.map(str)), calendar=["time_of_day"],
+                   timezone="Australia/Melbourne")  # fmt: skip
+    known = data.batch(Split.TRAIN, np.array([0])).covariates[0]
+    np.testing.assert_allclose(known[:7], known[0:7])
+    times = data.window_times(Split.TRAIN, 20)
+    assert times is not None and (np.diff(times.asi8) > 0).all()
+
+
+def test_a_date_index_of_a_parquet_file_is_its_time(tmp_path: Path) -> None:
+    frame().set_index("date").to_parquet(tmp_path / "series.parquet")
+    assert Dataset(config(tmp_path / "series.parquet")).window_times(Split.TRAIN, 0) is not None
+
+
+def test_a_small_deviation_around_a_large_mean_is_kept(tmp_path: Path) -> None:
+    wave = np.sin(np.arange(60))
+    data = dataset(tmp_path, frame().assign(load=1e9 + wave))
+    expected = (wave - wave[:42].mean()) / wave[:42].std()
+    np.testing.assert_allclose(data.values[0][:, 0], expected, atol=1e-5)
+    raw = dataset(tmp_path, frame().assign(load=1e9 + wave), scaling="none")
+    assert raw.notes == ["load: fp32 loses much of its variation; use data.scaling=train"]
+
+
+def test_columns_that_play_no_part_are_told(tmp_path: Path) -> None:
+    data = dataset(tmp_path, frame(name="x", flag=True).reset_index(names="Unnamed: 0"))
+    assert data.channels == ["load", "heat"]
+    assert data.notes == ["forecasting load, heat; left out: Unnamed: 0, name, flag"]
+
+
+def test_a_digest_changes_with_any_value(tmp_path: Path) -> None:
+    first = dataset(tmp_path, frame()).digest()
+    assert first == dataset(tmp_path, frame()).digest()
+    assert first != dataset(tmp_path, words(frame(), "heat", 59, 0.0)).digest()
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"targets": ["load", "load"]}, "targets: load stands twice"),
+    ({"targets": ["load"], "covariates": ["load"]}, "covariates: load is a target"),
+    ({"timezone": "Nowhere/City"}, "timezone: there is no 'Nowhere/City'"),
+    ({"season_lengths": [24]}, "season_lengths: 24 is longer than context_length=6"),
+    ({"season_lengths": [5, 3]}, r"season_lengths: \[5, 3\] must ascend"),
+])  # fmt: skip
+def test_settings_that_contradict_each_other_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path / "series.csv", **changes)
 
 
 def test_gaps_between_timestamps_are_told(tmp_path: Path) -> None:
@@ -170,7 +229,12 @@ def words(table: pd.DataFrame, column: str, row: int, word: Any) -> pd.DataFrame
      "data.time_column: series.csv has no column when; it has date, load, heat"),
     (frame(), {"time_column": "load"},
      "data.time_column: series.csv, column load holds numbers, not timestamps such as "
-     "2024-01-31 13:00"),
+     "2024-01-31 13:00; name another column, or data.time_column=none"),
+    (words(frame(id="a"), "id", 4, None), {"id_column": "id"},
+     "data.id_column: series.csv, row 5 has no id; say which series it belongs to, or remove it"),
+    (frame().head(1), {},
+     "data.source: no series is long enough: a window takes context_length + prediction_length "
+     "= 9 rows, the longest training part has 0"),
     (frame()[["load"]], {"calendar": ["time_of_day"]},
      "data.calendar: series.csv has no column of timestamps; name it as data.time_column or set "
      "data.calendar=[]"),
@@ -191,6 +255,8 @@ def test_a_file_that_cannot_be_trusted_is_refused(
     ("empty.csv", "", "data.source: empty.csv is empty"),
     ("series.txt", "a,b\n1,2\n", "data.source: series.txt is neither .csv, .csv.gz nor .parquet"),
     ("broken.parquet", "PAR1", "data.source: cannot read broken.parquet: "),
+    ("twice.csv", "a,a\n1,2\n", "data.source: twice.csv has two columns called a; rename one"),
+    ("long.csv", "a,b\n1,2,3\n", "data.source: long.csv has rows longer than its header"),
     ("broken.csv.gz", "no gzip", "data.source: cannot read broken.csv.gz: "),
 ])  # fmt: skip
 def test_a_file_that_cannot_be_read_is_refused(

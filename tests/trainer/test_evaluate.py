@@ -46,7 +46,7 @@ def test_scores_are_their_definitions(dataset: Dataset) -> None:
     scores = result.scores()[MODEL]
     assert scores["mse"] == pytest.approx(np.nanmean(error**2), rel=1e-6)
     assert scores["mae"] == pytest.approx(np.nanmean(np.abs(error)), rel=1e-6)
-    training = dataset.series[0].values[:210].astype(float)
+    training = dataset.values[0][:210].astype(float)
     seasonal = np.nanmean(np.abs(training[24:] - training[:-24]), axis=0)
     mase = (np.nanmean(np.abs(error), axis=(0, 1)) / seasonal).mean()
     assert scores["mase"] == pytest.approx(mase, rel=1e-6)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from model.errors import UserError
 from tests import ranks
 from tests.settings import tiny, train_rank
+from trainer.config import Configuration
 from trainer.metrics import MetricsLog, Row, read_metrics
 from trainer.prepare import prepare
 from trainer.run import RunFolder
@@ -74,57 +76,144 @@ def test_a_signal_on_any_rank_saves_and_the_run_goes_on_bit_for_bit(
     assert scores[0] == scores[1]
 
 
-def _train_and_die(rank: int, world: int, run: Path, overrides: dict[str, Any], at: int) -> None:
-    """Train; in step `at` every rank is killed."""
+def _train_and_die(
+    rank: int, world: int, run: Path, overrides: dict[str, Any], where: str, at: int
+) -> None:
+    """Train; every rank is killed when it calls `where` for the time number `at`."""
+    import trainer.checkpoint.commit
     from trainer.engine import Engine
 
-    original = Engine.train_step
+    owner: Any = {"train_step": Engine, "write": trainer.checkpoint.commit,
+                  "sync_folder": trainer.checkpoint.commit}[where]  # fmt: skip
+    original = getattr(owner, where)
+    calls = 0
 
-    def step(self: Engine, number: int, batches: Any) -> Any:
-        if number == at:
+    def deadly(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == at:
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, number, batches)
+        return original(*arguments, **options)
 
-    Engine.train_step = step  # type: ignore[method-assign]
+    setattr(owner, where, deadly)
     train_rank(rank, world, run, overrides)
 
 
-def test_after_a_kill_the_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("where", "at", "steps_seen", "resumes_at"), [
+    ("train_step", 6, 5, 3),  # between checkpoints
+    ("write", 2, 6, 3),       # in the second save, before a byte is written
+    ("sync_folder", 3, 6, 3),  # all is written, the rename is next; 2 calls a save
+    ("sync_folder", 4, 6, 6),  # the rename is done, `latest` is not
+])  # fmt: skip
+def test_after_a_kill_the_run_goes_on_from_its_last_commit(
+    tmp_path: Path, where: str, at: int, steps_seen: int, resumes_at: int
+) -> None:
     settings = {**QUICK, "checkpoint.every": 3, "parallel.pipeline": 2}
     with pytest.raises(ranks.RanksFailedError):
-        ranks.run(_train_and_die, 2, tmp_path / "cut", settings, 6)
-    assert len(read_metrics(tmp_path / "cut" / "metrics.jsonl")) == 5
-    assert not (tmp_path / "cut" / "done").exists() and not (tmp_path / "cut" / "saved").exists()
-    resumed = ranks.run(train_rank, 2, tmp_path / "cut", settings)[0]
+        ranks.run(_train_and_die, 2, tmp_path / "cut", settings, where, at)
+    run = RunFolder(tmp_path / "cut")
+    assert len(read_metrics(run.path / "metrics.jsonl")) == steps_seen
+    assert not (run.path / "done").exists() and not (run.path / "saved").exists()
+    newest = run.store.newest()
+    assert newest is not None and newest.step == resumes_at
+    resumed = ranks.run(train_rank, 2, run.path, settings)[0]
     straight = ranks.run(train_rank, 2, tmp_path / "straight", settings)[0]
     assert told(resumed) == told(straight)
+    assert not list(run.store.folder.glob(".*"))
 
 
-def test_another_layout_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
+def test_another_layout_goes_on_from_a_given_checkpoint(tmp_path: Path) -> None:
     settings = {**QUICK, "model.dropout": 0.0, "checkpoint.every": 4}
     straight = ranks.run(train_rank, 1, tmp_path / "straight", settings)[0]
-    run = tmp_path / "moved"
-    ranks.run(train_rank, 2, run, {**settings, "train.steps": 4, "parallel.pipeline": 2})
-    # The cosine ends at train.steps: take up the straight run's schedule from its own checkpoint.
     point = str(tmp_path / "straight" / "checkpoints" / "step-00000004")
-    moved = ranks.run(
-        train_rank, 4, tmp_path / "other",
-        {**settings, "parallel.pipeline": 2, "train.micro_batch_size": 2, "resume": point},
-    )[0]  # fmt: skip
+    layout = {"parallel.pipeline": 2, "train.micro_batch_size": 2, "resume": point}
+    moved = ranks.run(train_rank, 4, tmp_path / "other", {**settings, **layout})[0]
     assert [row["step"] for row in moved] == [5, 6, 7, 8]
     assert [row["loss"] for row in moved] == pytest.approx(
         [row["loss"] for row in straight[4:]], rel=1e-5
     )
 
 
-def test_a_finished_run_says_so_and_more_steps_go_on(tmp_path: Path, capfd: Any) -> None:
-    ranks.run(train_rank, 1, tmp_path / "run", QUICK)
-    plan = prepare(
-        tiny(**{k.replace(".", "__"): v for k, v in QUICK.items()}), run_dir=tmp_path / "run"
-    )
-    assert plan.is_done
-    rows = ranks.run(train_rank, 1, tmp_path / "run", {**QUICK, "train.steps": 10})[0]
+def configured(**changes: Any) -> Configuration:
+    return tiny(**{key.replace(".", "__"): value for key, value in {**QUICK, **changes}.items()})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 8 steps with checkpoints at 4 and 8."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    ranks.run(train_rank, 1, run, {**QUICK, "checkpoint.every": 4})
+    return run
+
+
+def test_a_finished_run_is_done_and_more_steps_go_on(finished: Path, tmp_path: Path) -> None:
+    assert prepare(configured(), run_dir=finished).is_done
+    longer = tmp_path / "longer"
+    shutil.copytree(finished, longer)
+    rows = ranks.run(train_rank, 1, longer, {**QUICK, "train.steps": 10})[0]
     assert [row["step"] for row in rows] == list(range(1, 11))
+    (longer / "done").unlink()
+    with pytest.raises(UserError, match=r"has made 10 steps already, not 9"):
+        prepare(configured(**{"train.steps": 9}), run_dir=longer)
+
+
+def test_going_another_way_takes_another_folder(finished: Path, tmp_path: Path) -> None:
+    point = str(finished / "checkpoints" / "step-00000004")
+    with pytest.raises(UserError, match=r"has gone on to step-00000008; choose another --run-dir"):
+        prepare(configured(), run_dir=finished, resume=point)
+    assert prepare(configured(), run_dir=tmp_path / "new", resume=point).steps_done == 4
+    with pytest.raises(UserError, match=r"is of other settings: train\.seed is 0 there and 1 here"):
+        prepare(configured(**{"train.seed": 1}), run_dir=tmp_path / "new", resume=point)
+
+
+def test_changed_data_is_noticed(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    file = run / "checkpoints" / "step-00000008" / "checkpoint.json"
+    file.write_text(file.read_text().replace(json.loads(file.read_text())["data"], "other"))
+    with pytest.raises(UserError, match=r"data\.source: vic_elec has changed since"):
+        prepare(configured(), run_dir=run)
+
+
+def test_a_copy_beside_the_checkpoints_is_no_checkpoint(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    folder = run / "checkpoints"
+    shutil.copytree(folder / "step-00000008", folder / "step-00000008.bak")
+    assert [c.step for c in RunFolder(run).store.committed()] == [4, 8]
+
+
+def test_two_runs_cannot_share_a_folder(finished: Path) -> None:
+    from trainer.loop import train
+
+    plan = prepare(configured(**{"train.steps": 9}), run_dir=finished)
+    with plan.run.in_use(), pytest.raises(UserError, match="another process is training"):
+        train(plan)
+
+
+def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds other files; choose an empty folder"):
+        prepare(configured(), run_dir=tmp_path)
+
+
+def _diverge(rank: int, world: int, run: Path, overrides: dict[str, Any]) -> str:
+    from trainer.loop import DivergedError
+
+    try:
+        train_rank(rank, world, run, overrides)
+    except DivergedError as error:
+        return str(error)
+    return "went on"
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_a_checkpoint(tmp_path: Path) -> None:
+    wild = {**QUICK, "train.learning_rate": 1e30, "train.warmup_steps": 0, "checkpoint.every": 1}
+    said = ranks.run(_diverge, 2, tmp_path / "run", {**wild, "parallel.pipeline": 2})
+    assert all("the loss is" in sentence for sentence in said)
+    steps = [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    newest = RunFolder(tmp_path / "run").store.newest()
+    assert newest is not None and newest.step == steps[-1]
 
 
 @pytest.mark.parametrize(("change", "message"), [

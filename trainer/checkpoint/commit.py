@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainer.checkpoint.storage import write
-from trainer.checkpoint.store import FORMAT, PREFIX, Checkpoint, Store
+from trainer.checkpoint.store import FORMAT, Checkpoint, Store, name_of
 from trainer.files import replace, sync_folder, write_synced
 
 
@@ -25,8 +25,7 @@ def save(
     is_main: bool,
 ) -> Checkpoint:
     """Called by all ranks, each with the parts of the state that it holds."""
-    final = store.folder / f"{PREFIX}{step:08d}"
-    beside = store.folder / f".{final.name}.partial"
+    final, beside = store.folder / name_of(step), store.unfinished(step)
     if is_main:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)

@@ -53,7 +53,7 @@ def read_metadata(folder: Path) -> Metadata:
     """Raises UserError where the folder's metadata is missing or is something else."""
     try:
         metadata = _Unpickler(io.BytesIO((folder / ".metadata").read_bytes())).load()
-    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever a broken pickle makes its reader raise
         raise UserError(f"{folder}: cannot read its metadata: {error}") from None
     if not isinstance(metadata, Metadata):
         raise UserError(f"{folder}: its metadata is a {type(metadata).__name__}")

@@ -13,6 +13,7 @@ A reader trusts a folder named step-XXXXXXXX: a half-written one has another nam
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,12 @@ from typing import Any
 from model.errors import UserError
 
 FORMAT = 1
-PREFIX = "step-"
+
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,9 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        return int(self.path.name.removeprefix(PREFIX))
+        match = _NAME.fullmatch(self.path.name)
+        assert match is not None
+        return int(match[1])
 
     def description(self) -> dict[str, Any]:
         """checkpoint.json."""
@@ -55,8 +63,13 @@ class Store:
 
     def committed(self) -> list[Checkpoint]:
         """Oldest first."""
-        names = sorted(self.folder.glob(f"{PREFIX}[0-9]*")) if self.folder.is_dir() else []
-        return [Checkpoint(path) for path in names if (path / "checkpoint.json").is_file()]
+        folders = self.folder.iterdir() if self.folder.is_dir() else ()
+        found = [
+            Checkpoint(folder)
+            for folder in folders
+            if _NAME.fullmatch(folder.name) and (folder / "checkpoint.json").is_file()
+        ]
+        return sorted(found, key=lambda checkpoint: checkpoint.step)
 
     def newest(self) -> Checkpoint | None:
         return next(reversed(self.committed()), None)
@@ -65,3 +78,12 @@ class Store:
         """Remove all but the newest `keep` checkpoints."""
         for checkpoint in self.committed()[:-keep]:
             shutil.rmtree(checkpoint.path)
+
+    def unfinished(self, step: int) -> Path:
+        """Where a checkpoint is written before it is committed."""
+        return self.folder / f".{name_of(step)}.partial"
+
+    def remove_unfinished(self) -> None:
+        """What a killed save has left."""
+        for folder in self.folder.glob(".step-*.partial"):
+            shutil.rmtree(folder)

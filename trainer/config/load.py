@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from model.errors import UserError
@@ -52,7 +51,7 @@ class Configuration:
 
     def _place(self, path: yaml_text.Path) -> str:
         while path:
-            if path in self.overrides:
+            if any(key[: len(path)] == path for key in self.overrides):
                 return ""
             if path in self.lines:
                 return f"{self.file}:{self.lines[path]}: "
@@ -93,10 +92,21 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         if not equals or not all(key.split(".")):
             raise UserError(f"{argument}: expected key=value, such as train.steps=100")
         try:
-            overrides[key] = yaml_text.parse_value(text)
-        except yaml.YAMLError:
-            raise UserError(f"{argument}: {text} is not a valid YAML value") from None
+            overrides |= flat({key: yaml_text.parse_value(text)})
+        except UserError as error:
+            raise UserError(f"{argument}: {error}") from None
     return overrides
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    result: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result
 
 
 def _lay_over(content: dict[str, Any], key: str, value: Any) -> yaml_text.Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import difflib
 
 from model.errors import UserError
 from parallel.layout import Layout
@@ -16,9 +16,10 @@ OWNED_BY_FORESCALE = {
     "optimizer": "the section train",
     "scheduler": "train.warmup_steps and train.final_learning_rate",
     "bf16": "train.precision",
+    "bfloat16": "train.precision",
     "fp16": "train.precision",
+    "amp": "train.precision",
     "data_types": "train.precision",
-    "zero_allow_untested_optimizer": "nothing: Forescale brings its own AdamW",
     "zero_optimization.stage": "parallel.zero_stage",
     "pipeline": "parallel.pipeline",
     "activation_checkpointing": "parallel.activation_checkpointing",
@@ -27,6 +28,25 @@ OWNED_BY_FORESCALE = {
     "steps_per_print": "logging.every",
 }
 """Keys of DeepSpeed's configuration -> what sets them."""
+
+PASSED_TO_DEEPSPEED: dict[str, type | tuple[type, ...]] = {
+    "communication_data_type": str,
+    "comms_logger": dict,
+    "dump_state": bool,
+    "flops_profiler": dict,
+    "memory_breakdown": bool,
+    "timers": dict,
+    "wall_clock_breakdown": bool,
+    "zero_optimization.allgather_bucket_size": int,
+    "zero_optimization.allgather_partitions": bool,
+    "zero_optimization.contiguous_gradients": bool,
+    "zero_optimization.overlap_comm": bool,
+    "zero_optimization.reduce_bucket_size": int,
+    "zero_optimization.reduce_scatter": bool,
+    "zero_optimization.round_robin_gradients": bool,
+    "zero_optimization.use_multi_rank_bucket_allreduce": bool,
+}
+"""What a configuration may add to it, and of what type: none changes a result."""
 
 
 def check(configuration: Configuration, world: int) -> Layout:
@@ -50,8 +70,22 @@ def check(configuration: Configuration, world: int) -> Layout:
         ) from None
     _check_stages(configuration)
     _check_batches(configuration, layout)
-    _check_deepspeed(configuration, configuration.settings.deepspeed, "")
+    _check_lengths(configuration)
+    _check_deepspeed(configuration)
     return layout
+
+
+def _check_lengths(configuration: Configuration) -> None:
+    settings = configuration.settings
+    patch, context = settings.model.patch_length, settings.data.context_length
+    if patch > context:
+        raise configuration.error(
+            "model.patch_length", f"{patch} is longer than data.context_length={context}"
+        )
+    if settings.logging.validate_every and settings.data.split[1] == 0:
+        raise configuration.error(
+            "logging.validate_every", "data.split leaves no validation part to score; set it to 0"
+        )
 
 
 def _check_stages(configuration: Configuration) -> None:
@@ -84,13 +118,25 @@ def _check_batches(configuration: Configuration, layout: Layout) -> None:
     )
 
 
-def _check_deepspeed(configuration: Configuration, content: dict[str, Any], prefix: str) -> None:
-    for key, value in content.items():
-        name = prefix + key
-        if name in OWNED_BY_FORESCALE:
+def _check_deepspeed(configuration: Configuration) -> None:
+    content = configuration.settings.deepspeed
+    zero = content.get("zero_optimization", {})
+    keys = {key: value for key, value in content.items() if key != "zero_optimization"}
+    if isinstance(zero, dict):
+        keys |= {f"zero_optimization.{key}": value for key, value in zero.items()}
+    else:
+        keys["zero_optimization"] = zero
+    for key, value in keys.items():
+        name = f"deepspeed.{key}"
+        if key in OWNED_BY_FORESCALE:
             raise configuration.error(
-                f"deepspeed.{name}",
-                f"this is set by {OWNED_BY_FORESCALE[name]}; remove it from the section deepspeed",
+                name, f"this is set by {OWNED_BY_FORESCALE[key]}; remove it from deepspeed"
             )
-        if isinstance(value, dict):
-            _check_deepspeed(configuration, value, f"{name}.")
+        if key not in PASSED_TO_DEEPSPEED:
+            near = difflib.get_close_matches(key, PASSED_TO_DEEPSPEED, 1)
+            hint = f"did you mean {near[0]}?" if near else ", ".join(PASSED_TO_DEEPSPEED)
+            raise configuration.error(name, f"this cannot be passed on to DeepSpeed; {hint}")
+        if not isinstance(value, PASSED_TO_DEEPSPEED[key]):
+            expected = {dict: "keys below it", bool: "true or false", int: "a whole number"}
+            wanted = expected.get(PASSED_TO_DEEPSPEED[key], "text")  # type: ignore[arg-type]
+            raise configuration.error(name, f"expected {wanted}, got {value!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -15,7 +16,11 @@ OffIsNone = BeforeValidator(lambda value: "none" if value is False else value)
 
 class Section(BaseModel):
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
 
@@ -31,7 +36,8 @@ class DataConfig(Section):
     covariates: list[str] = []
     """Columns known in advance (holidays, prices): the network sees their future too."""
     time_column: str | None = None
-    """Column of timestamps. Default: the first of time, date, timestamp, datetime, ds."""
+    """Column of timestamps, or `none`. Default: the first of time, date, timestamp, datetime
+    and ds."""
     id_column: str | None = None
     """Column that names the series of a long file. Default: one series."""
     calendar: list[Literal["time_of_day", "day_of_week", "day_of_year"]] = []
@@ -53,6 +59,43 @@ class DataConfig(Section):
     season_lengths: list[PositiveInt] | None = None
     """Periods in points, shortest first: each gives a seasonal-naive baseline, the first scales
     MASE. Default: the day and the week where the sampling interval tells them."""
+
+    @model_validator(mode="after")
+    def _columns_have_one_part(self) -> DataConfig:
+        for key in ("targets", "covariates"):
+            names = getattr(self, key) or []
+            twice = [name for name in names if names.count(name) > 1]
+            if twice:
+                raise ValueError(f"{key}: {twice[0]} stands twice")
+        both = set(self.targets or []) & set(self.covariates)
+        if both:
+            raise ValueError(
+                f"covariates: {min(both)} is a target; what is forecast cannot be known in advance"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _timezone_exists(self) -> DataConfig:
+        try:
+            ZoneInfo(self.timezone or "UTC")
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(
+                f"timezone: there is no {self.timezone!r}; "
+                "it is named like Australia/Melbourne or UTC"
+            ) from None
+        return self
+
+    @model_validator(mode="after")
+    def _seasons_fit(self) -> DataConfig:
+        seasons = self.season_lengths or []
+        if seasons != sorted(set(seasons)):
+            raise ValueError(f"season_lengths: {seasons} must ascend without repetition")
+        if seasons and seasons[-1] > self.context_length:
+            raise ValueError(
+                f"season_lengths: {seasons[-1]} is longer than context_length="
+                f"{self.context_length}, which the naive forecast repeats it from"
+            )
+        return self
 
     @model_validator(mode="after")
     def _split_adds_up(self) -> DataConfig:

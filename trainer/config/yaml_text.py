@@ -1,9 +1,9 @@
-"""YAML that remembers the line of each key and has none of YAML 1.1's number traps."""
+"""YAML that remembers the line of each key and reads plain words as YAML 1.2 does."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -13,31 +13,49 @@ Path = tuple[str, ...]
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number (YAML 1.1 reads text), and 1e3 as a whole one."""
+    """SafeLoader without YAML 1.1's traps: 1e-3 is a number, 010 is no octal, 1:30 no minutes,
+    2024-01-31 no date."""
+
+    yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc]
+        first: [
+            (tag, pattern)
+            for tag, pattern in resolvers
+            if tag.rpartition(":")[2] not in ("int", "float", "timestamp")
+        ]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
-def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
-    value = float(node.value.replace("_", ""))
+def _whole_or_not(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
+    """1e3 is a whole number, 1.0e3 is not."""
+    value = float(node.value)
     return int(value) if value.is_integer() and "." not in node.value else value
 
 
-_Loader.add_constructor("tag:forescale/exponent", _number)
+_DIGITS = list("-+.0123456789")
 _Loader.add_implicit_resolver(
-    "tag:forescale/exponent",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), _DIGITS
 )
+_Loader.add_implicit_resolver(
+    "tag:forescale/number",
+    re.compile(r"^[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
+    _DIGITS,
+)
+_Loader.add_constructor("tag:forescale/number", _whole_or_not)
 
 
 def parse_value(text: str) -> Any:
-    """The value of a `key=value` argument."""
-    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    """The value of a `key=value` argument. Raises UserError."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError):
+        raise UserError(f"{text} is not a valid YAML value") from None
 
 
 def parse(text: str, file: str) -> tuple[dict[str, Any], dict[Path, int]]:
     """A mapping of sections, and the line of each key in it."""
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return {}, {}
@@ -50,16 +68,18 @@ def parse(text: str, file: str) -> tuple[dict[str, Any], dict[Path, int]]:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise UserError(f"{file}:{line}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{file}: not valid YAML: {str(error).splitlines()[0]}") from None
-    finally:
-        loader.dispose()
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{file}: not valid YAML: {reason}") from None
 
 
 def _collect(node: yaml.MappingNode, path: Path, lines: dict[Path, int], file: str) -> None:
     for key_node, value_node in node.value:
-        here = (*path, str(key_node.value))
         line = key_node.start_mark.line + 1
+        if key_node.tag != "tag:yaml.org,2002:str":
+            shown = getattr(key_node, "value", "this")
+            raise UserError(f"{file}:{line}: {shown} is no key; keys are words")
+        here = (*path, key_node.value)
         if here in lines:
             name = ".".join(here)
             raise UserError(f"{file}:{line}: {name} stands on line {lines[here]} too; keep one")

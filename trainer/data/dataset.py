@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -12,7 +13,7 @@ import pandas as pd
 from model.config import SeriesShape
 from model.errors import UserError
 from trainer.config.settings import DataConfig
-from trainer.data.tables import Floats, Series, Table, read_table
+from trainer.data.tables import Doubles, Floats, Series, Table, read_table
 
 Indices = npt.NDArray[np.int64]
 
@@ -66,32 +67,31 @@ class Dataset:
         self.notes = table.notes
         self.season_lengths = _season_lengths(config, table)
         self._bounds = [_bounds(len(series.values), config, series) for series in table.series]
+        self._windows = {split: self._count(split) for split in Split}
+        if len(self._windows[Split.TRAIN]) == 0:
+            raise UserError(self._too_short())
         self.mean, self.deviation = self._statistics(table)
-        self.series = [
-            Series(
-                one.item_id, (one.values - self.mean) / self.deviation, one.covariates, one.times
-            )
-            for one in table.series
+        self.series = table.series
+        # fp32 only now: a small deviation around a large mean would be lost before.
+        self.values = [
+            ((one.values - self.mean) / self.deviation).astype(np.float32) for one in table.series
         ]
+        self.notes += self._imprecise() + self._unscored()
         self.shape = SeriesShape(
             config.context_length, config.prediction_length,
             len(self.channels), self.series[0].covariates.shape[1],
         )  # fmt: skip
-        self._windows = {split: self._count(split) for split in Split}
-        if len(self._windows[Split.TRAIN]) == 0:
-            raise UserError(self._too_short())
 
-    def _statistics(self, table: Table) -> tuple[Floats, Floats]:
+    def _statistics(self, table: Table) -> tuple[Doubles, Doubles]:
         """Mean and deviation (ddof 0) of each channel over all series' training parts."""
         if self.config.scaling == "none":
-            channels = len(table.channels)
-            return np.zeros(channels, np.float32), np.ones(channels, np.float32)
+            return np.zeros(len(table.channels)), np.ones(len(table.channels))
         training = np.concatenate(
             [
                 one.values[: bounds[0]]
                 for one, bounds in zip(table.series, self._bounds, strict=True)
             ]
-        ).astype(np.float64)
+        )
         counts = (~np.isnan(training)).sum(0)
         for channel, count in zip(table.channels, counts, strict=True):
             if not count:
@@ -100,10 +100,38 @@ class Dataset:
                     "leave it out of data.targets"
                 )
         deviation = np.nanstd(training, axis=0)
-        return (
-            np.nanmean(training, axis=0).astype(np.float32),
-            np.where(deviation > 0, deviation, 1.0).astype(np.float32),
-        )
+        return np.nanmean(training, axis=0), np.where(deviation > 0, deviation, 1.0)
+
+    def _imprecise(self) -> list[str]:
+        """Channels whose variation fp32 cannot hold as they stand."""
+        notes = []
+        for index, channel in enumerate(self.channels):
+            column = np.concatenate([values[:, index] for values in self.values])
+            if np.nanmax(np.abs(column)) > 1e5 * max(float(np.nanstd(column)), 1e-30):
+                notes.append(f"{channel}: fp32 loses much of its variation; use data.scaling=train")
+        return notes
+
+    def _unscored(self) -> list[str]:
+        if self.windows(Split.TEST):
+            return []
+        return ["data.split leaves no test window: the run will not be scored"]
+
+    @property
+    def units(self) -> str:
+        """What errors are measured in."""
+        if self.config.scaling == "none":
+            return "the source's units"
+        return "units of the training part's deviation"
+
+    def digest(self) -> str:
+        """Changes with any value, timestamp, channel or window of the data."""
+        total = hashlib.sha256(repr((self.channels, self._bounds, self.shape)).encode())
+        for one, values in zip(self.series, self.values, strict=True):
+            total.update(values.tobytes())
+            total.update(one.covariates.tobytes())
+            if one.times is not None:
+                total.update(one.times.asi8.tobytes())
+        return total.hexdigest()
 
     def _count(self, split: Split) -> Windows:
         length, horizon = self.config.context_length, self.config.prediction_length
@@ -160,7 +188,7 @@ class Dataset:
     def _window(self, split: Split, index: int) -> tuple[Floats, Floats]:
         series, row = (int(x[0]) for x in self._windows[split].locate(np.array([index])))
         rows = slice(row, row + self.config.context_length + self.config.prediction_length)
-        return self.series[series].values[rows], self.series[series].covariates[rows]
+        return self.values[series][rows], self.series[series].covariates[rows]
 
     def window_times(self, split: Split, index: int) -> pd.DatetimeIndex | None:
         """Timestamps of a window's context and future, where the source has them."""
@@ -175,8 +203,8 @@ class Dataset:
         season = self.season_lengths[0] if self.season_lengths else 1
         differences = np.concatenate(
             [
-                np.abs(one.values[season : bounds[0]] - one.values[: max(0, bounds[0] - season)])
-                for one, bounds in zip(self.series, self._bounds, strict=True)
+                np.abs(values[season : bounds[0]] - values[: max(0, bounds[0] - season)])
+                for values, bounds in zip(self.values, self._bounds, strict=True)
             ]
         )
         scale = np.nanmean(differences.astype(np.float64), axis=0)
@@ -200,10 +228,9 @@ def _bounds(rows: int, config: DataConfig, series: Series) -> tuple[int, int, in
 
 def _season_lengths(config: DataConfig, table: Table) -> list[int]:
     if config.season_lengths is not None:
-        seasons = config.season_lengths
-    elif table.interval is None:
-        seasons = []
-    else:
-        periods = [pd.Timedelta(days=1) / table.interval, pd.Timedelta(days=7) / table.interval]
-        seasons = [round(p) for p in periods if p > 1 and abs(p - round(p)) < 1e-6]
+        return config.season_lengths
+    if table.interval is None:
+        return []
+    periods = [pd.Timedelta(days=1) / table.interval, pd.Timedelta(days=7) / table.interval]
+    seasons = [round(p) for p in periods if p > 1 and abs(p - round(p)) < 1e-6]
     return [season for season in seasons if season <= config.context_length]

@@ -13,11 +13,15 @@ import pandas as pd
 
 from model.errors import UserError
 from trainer.config.settings import DataConfig
-from trainer.data.calendar import calendar_features
+from trainer.data.calendars import calendar_features
 
 TIME_NAMES = ("time", "date", "timestamp", "datetime", "ds")
 
+NO_TIME = "none"
+"""data.time_column of a source whose rows are only numbered."""
+
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,8 @@ class Series:
     """One multivariate series."""
 
     item_id: str
-    values: Floats
-    """[T, C], NaN where missing."""
+    values: Doubles
+    """[T, C] as they stand in the file, NaN where missing."""
     covariates: Floats
     """[T, F], known in advance: calendar features, then columns."""
     times: pd.DatetimeIndex | None
@@ -64,9 +68,13 @@ def read_table(config: DataConfig) -> Table:
             f"data.calendar: {name} has no column of timestamps; "
             "name it as data.time_column or set data.calendar=[]"
         )
-    calendar = calendar_features(times, config.calendar, config.timezone)
-    known = np.concatenate([calendar, covariates], axis=1)
-    notes: list[str] = []
+    calendar = (
+        np.empty((len(frame), 0), np.float32)
+        if times is None
+        else calendar_features(times, config.calendar, config.timezone)
+    )
+    known = np.concatenate([calendar, covariates], axis=1).astype(np.float32)
+    notes = _columns_left_out(frame, config, time_column, targets)
     series = []
     for item_id, rows in _groups(frame, config, name):
         rows = rows[: config.rows]
@@ -85,21 +93,35 @@ def _frame(config: DataConfig) -> tuple[pd.DataFrame, str]:
     if not path.is_file():
         raise UserError(f"data.source: there is no file {path}")
     try:
-        if path.suffix in (".parquet", ".pq"):
-            frame = pd.read_parquet(path)
-        elif ".csv" in path.suffixes[-2:]:
-            frame = pd.read_csv(path)
-        else:
-            raise UserError(f"data.source: {path} is neither .csv, .csv.gz nor .parquet")
-    except pd.errors.EmptyDataError:
-        raise UserError(f"data.source: {path} is empty") from None
+        frame = _read(path)
     except UserError:
         raise
-    except (OSError, ValueError) as error:
+    except pd.errors.EmptyDataError:
+        raise UserError(f"data.source: {path} is empty") from None
+    except pd.errors.ParserWarning:
+        raise UserError(f"data.source: {path} has rows longer than its header") from None
+    except Exception as error:  # whatever a broken file makes its reader raise
         raise UserError(f"data.source: cannot read {path}: {_first_line(error)}") from None
     if frame.empty:
         raise UserError(f"data.source: {path} has no rows")
+    for column in frame.columns:
+        base, _, number = str(column).rpartition(".")
+        if number == "1" and base in frame.columns:
+            raise UserError(f"data.source: {path} has two columns called {base}; rename one")
     return frame, str(path)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    if path.suffix in (".parquet", ".pq"):
+        frame = pd.read_parquet(path)
+        if isinstance(frame.index, pd.DatetimeIndex):
+            return frame.rename_axis("time").reset_index()
+        return frame
+    if ".csv" not in path.suffixes[-2:]:
+        raise UserError(f"data.source: {path} is neither .csv, .csv.gz nor .parquet")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        return pd.read_csv(path, index_col=False)
 
 
 def _vic_elec() -> pd.DataFrame:
@@ -116,6 +138,8 @@ def _vic_elec() -> pd.DataFrame:
 
 
 def _time_column(frame: pd.DataFrame, config: DataConfig, name: str) -> str | None:
+    if config.time_column == NO_TIME:
+        return None
     if config.time_column is not None:
         _require(frame, [config.time_column], name, "time_column")
         return config.time_column
@@ -139,16 +163,31 @@ def _targets(
         _require(frame, config.targets, name, "targets")
         return config.targets
     taken = {time_column, config.id_column, *config.covariates}
-    numeric = [
-        str(column) for column in frame.select_dtypes("number").columns if column not in taken
-    ]
-    left_out = [str(c) for c in frame.columns if c not in taken and str(c) not in numeric]
-    texts = [c for c in left_out if frame[c].dtype != bool and _mostly_numbers(frame[c])]
-    if texts:
-        _numbers(frame, texts, name, "targets")
+    free = [str(c) for c in frame.columns if c not in taken and not _is_index(str(c))]
+    texts = [c for c in free if frame[c].dtype == object or pd.api.types.is_string_dtype(frame[c])]
+    broken = [c for c in texts if _mostly_numbers(frame[c])]
+    if broken:
+        _numbers(frame, broken, name, "targets")
+    numeric = [c for c in free if frame[c].dtype.kind in "iuf" or c in broken]
     if not numeric:
         raise UserError(f"data.targets: {name} has no numeric column to forecast")
     return numeric
+
+
+def _is_index(column: str) -> bool:
+    """What pandas calls a row number that was written without a name."""
+    return column.startswith("Unnamed: ")
+
+
+def _columns_left_out(
+    frame: pd.DataFrame, config: DataConfig, time_column: str | None, targets: list[str]
+) -> list[str]:
+    """Where the targets were not named, which columns play no part."""
+    taken = {time_column, config.id_column, *config.covariates, *targets}
+    others = [str(column) for column in frame.columns if str(column) not in taken]
+    if config.targets is not None or not others:
+        return []
+    return [f"forecasting {', '.join(targets)}; left out: {', '.join(others)}"]
 
 
 def _mostly_numbers(column: pd.Series) -> bool:
@@ -156,9 +195,9 @@ def _mostly_numbers(column: pd.Series) -> bool:
     return bool(pd.to_numeric(column, errors="coerce").notna().mean() > 0.5)
 
 
-def _numbers(frame: pd.DataFrame, columns: list[str], name: str, key: str) -> Floats:
+def _numbers(frame: pd.DataFrame, columns: list[str], name: str, key: str) -> Doubles:
     _require(frame, columns, name, key)
-    result = np.empty((len(frame), len(columns)), np.float32)
+    result = np.empty((len(frame), len(columns)), np.float64)
     for index, column in enumerate(columns):
         numbers = pd.to_numeric(frame[column], errors="coerce")
         wrong = np.flatnonzero((numbers.isna() & frame[column].notna()).to_numpy())
@@ -167,7 +206,7 @@ def _numbers(frame: pd.DataFrame, columns: list[str], name: str, key: str) -> Fl
                 f"data.{key}: {name}, row {wrong[0] + 1}, column {column}: "
                 f"{frame[column].iloc[wrong[0]]!r} is not a number"
             )
-        result[:, index] = numbers.to_numpy(np.float32, na_value=np.nan)
+        result[:, index] = numbers.to_numpy(np.float64, na_value=np.nan)
         if np.isinf(result[:, index]).any():
             row = int(np.flatnonzero(np.isinf(result[:, index]))[0]) + 1
             raise UserError(f"data.{key}: {name}, row {row}, column {column} is infinite")
@@ -178,12 +217,13 @@ def _times(column: pd.Series, name: str) -> pd.DatetimeIndex:
     if pd.api.types.is_numeric_dtype(column):
         raise UserError(
             f"data.time_column: {name}, column {column.name} holds numbers, not timestamps "
-            "such as 2024-01-31 13:00"
+            "such as 2024-01-31 13:00; name another column, or data.time_column=none"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        times = pd.to_datetime(column, errors="coerce")
-        if not pd.api.types.is_datetime64_any_dtype(times):
+        try:
+            times = pd.to_datetime(column, errors="coerce")
+        except ValueError:  # several offsets from UTC, as local time with daylight saving has
             times = pd.to_datetime(column, errors="coerce", utc=True)
     wrong = np.flatnonzero(times.isna().to_numpy())
     if len(wrong):
@@ -202,6 +242,12 @@ def _groups(
         yield name, np.arange(len(frame))
         return
     _require(frame, [config.id_column], name, "id_column")
+    missing = np.flatnonzero(frame[config.id_column].isna().to_numpy())
+    if len(missing):
+        raise UserError(
+            f"data.id_column: {name}, row {missing[0] + 1} has no {config.id_column}; "
+            "say which series it belongs to, or remove it"
+        )
     for item_id, rows in frame.groupby(config.id_column, sort=False).indices.items():
         yield str(item_id), np.sort(rows)
 

@@ -24,11 +24,11 @@ def _day_share(times: Times) -> npt.NDArray[np.float64]:
 
 
 def calendar_features(
-    times: Times | None, names: Sequence[str], timezone: str | None
+    times: Times, names: Sequence[str], timezone: str | None
 ) -> npt.NDArray[np.float32]:
     """[T, 2 * len(names)]: sine and cosine of each feature's phase, read in `timezone`."""
-    if times is None or not names:
-        return np.empty((0 if times is None else len(times), 0), np.float32)
+    if not names:
+        return np.empty((len(times), 0), np.float32)
     if timezone is not None and times.tz is not None:
         times = times.tz_convert(timezone)
     phases = [2 * np.pi * PERIODIC[name](times) for name in names]

@@ -1,0 +1,45 @@
+"""What a run was made with: versions, commit, machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from parallel.layout import Layout
+
+
+def environment(layout: Layout, device: str) -> dict[str, Any]:
+    """The content of environment.json."""
+    packages = ("forescale", "torch", "deepspeed", "numpy", "pandas", "pyarrow")
+    return {
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in packages},
+        "commit": _commit(),
+        "layout": layout.sizes(),
+        "device": device,
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+    }  # fmt: skip
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The project's commit, where it runs from a git checkout."""
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True,
+            text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
