@@ -13,80 +13,128 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.config import TransformerConfig
+from model.backends import attend
+from model.config import AttentionType, TransformerConfig
+from model.decoding import KeyValue
+from model.embedding import rotate
+from model.frequency import frequency_attention
 from model.init import Init
 
 
-def _key_mask(mask: Tensor | None) -> Tensor | None:
-    """[B, Tk] bool, True where a key may be seen -> [B, 1, 1, Tk] for SDPA.
+def may_see(padding: Tensor | None, attention_mask: Tensor | None = None) -> Tensor | None:
+    """Users' masks, True where something is hidden, as kernels take them: True where it is seen.
 
-    A row without any valid key sees all keys: its result is finite and masked out by whoever
-    masked the row.
+    padding [B, S] bool; attention_mask [T, S] or [B, T, S] bool -> [B or 1, 1, T or 1, S].
     """
-    if mask is None:
-        return None
-    return (mask | ~mask.any(-1, keepdim=True))[:, None, None, :]
+    seen = None if padding is None else ~padding[:, None, None, :]
+    if attention_mask is None:
+        return seen
+    allowed = ~attention_mask
+    allowed = allowed[None, None] if allowed.ndim == 2 else allowed[:, None]
+    return allowed if seen is None else seen & allowed
 
 
 class _Attention(nn.Module):
     """What self- and cross-attention share: the kernel and the output projection."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, att_type: AttentionType) -> None:
         super().__init__()
-        self.head_dim = config.head_dim
+        self.att_type, self.strict = att_type, config.strict_attention
+        self.dropout = config.attention_dropout
+        self.rotary = config.position == "rotary"
         self.group = config.nhead // config.kv_heads
-        self.output = nn.Parameter(
-            torch.empty(config.d_model, config.kv_heads, self.group, config.head_dim)
+        heads = (config.kv_heads, self.group)
+        self.output = nn.Parameter(torch.empty(config.d_model, *heads, config.head_dim))
+        self.frequency_mix = (
+            nn.Parameter(torch.empty(*heads, config.freq_modes, config.head_dim, 2))
+            if att_type == "frequency"
+            else None
         )
+
+    def initial(self) -> Mapping[str, Init]:
+        std = self.output.shape[0] ** -0.5
+        rules = {name: Init(std=std) for name, _ in self.named_parameters(recurse=False)}
+        return rules | {"frequency_mix": Init(std=0.02)}
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool
     ) -> Tensor:
         """query [B, T, KV, G, D]; key, value [B, S, KV, D]; returns [B, T, d_model]."""
-        y = F.scaled_dot_product_attention(
-            query.flatten(2, 3).transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2),
-            attn_mask=_key_mask(mask), is_causal=is_causal, enable_gqa=self.group > 1,
-        )  # fmt: skip
+        dropout = self.dropout if self.training else 0.0
+        q, k, v = (x.transpose(1, 2) for x in (query.flatten(2, 3), key, value))
+        if self.frequency_mix is not None:
+            k, v = (x.repeat_interleave(self.group, 1) for x in (k, v))
+            y = frequency_attention(
+                q, k, v, self.frequency_mix.flatten(0, 1), mask=mask, dropout=dropout
+            )
+        else:
+            y = attend(
+                q, k, v, att_type=self.att_type, mask=mask, is_causal=is_causal,
+                dropout=dropout, strict=self.strict,
+            )  # fmt: skip
         return F.linear(y.transpose(1, 2).flatten(2), self.output.flatten(1))
 
 
 class SelfAttention(_Attention):
     """softmax(q k^T / sqrt(D)) v of a sequence with itself (Vaswani et al. 2017, eq. 1)."""
 
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: TransformerConfig, att_type: AttentionType | None = None) -> None:
+        super().__init__(config, att_type or config.att_type)
         self.query_key_value = nn.Parameter(
             torch.empty(config.kv_heads, self.group + 2, config.head_dim, config.d_model)
         )
 
-    def initial(self) -> Mapping[str, Init]:
-        std = self.query_key_value.shape[-1] ** -0.5
-        return {"query_key_value": Init(std=std), "output": Init(std=std)}
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, is_causal: bool = False, *,
+        start: int = 0, cache: KeyValue | None = None,
+    ) -> Tensor:  # fmt: skip
+        """x [B, T, d_model], at positions start, start + 1, ...; mask as `may_see` gives it.
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """x [B, T, d_model]; mask [B, T] bool, True where a position may be seen."""
+        With a cache, T is 1: the query sees itself and all that the cache holds.
+        """
         joined = F.linear(x, self.query_key_value.flatten(0, 2))
         joined = joined.unflatten(-1, self.query_key_value.shape[:3])
         query, key, value = joined.split([self.group, 1, 1], dim=3)
-        return self._attend(query, key.squeeze(3), value.squeeze(3), mask, is_causal)
+        if self.rotary:
+            query, key = rotate(query, start), rotate(key, start)
+        key, value = key.squeeze(3), value.squeeze(3)
+        if cache is not None:
+            past = cache.append(key.flatten(2), value.flatten(2))
+            key, value = (held.unflatten(-1, key.shape[2:]) for held in past)
+        return self._attend(query, key, value, mask, is_causal)
 
 
 class CrossAttention(_Attention):
     """Attention of one sequence over another, the memory."""
 
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__(config)
+    def __init__(
+        self, config: TransformerConfig, att_type: AttentionType | None = None, *,
+        on_one_axis: bool = False,
+    ) -> None:  # fmt: skip
+        """`on_one_axis`: both sequences lie on one time axis, the memory from 0 on, so that
+        rotary positions turn queries and keys here too."""
+        super().__init__(config, att_type or config.att_type)
+        self.rotary = self.rotary and on_one_axis
         d = config.d_model
         self.query = nn.Parameter(torch.empty(config.kv_heads, self.group, config.head_dim, d))
         self.key_value = nn.Parameter(torch.empty(config.kv_heads, 2, config.head_dim, d))
 
-    def initial(self) -> Mapping[str, Init]:
-        std = self.query.shape[-1] ** -0.5
-        return {"query": Init(std=std), "key_value": Init(std=std), "output": Init(std=std)}
-
-    def forward(self, x: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
-        """x [B, T, d_model]; memory [B, S, d_model]; memory_mask [B, S] bool."""
+    def forward(
+        self, x: Tensor, memory: Tensor, mask: Tensor | None = None, *,
+        start: int = 0, cache: KeyValue | None = None,
+    ) -> Tensor:  # fmt: skip
+        """x [B, T, d_model]; memory [B, S, d_model]; the cache keeps the memory's projections."""
         query = F.linear(x, self.query.flatten(0, 2)).unflatten(-1, self.query.shape[:3])
-        joined = F.linear(memory, self.key_value.flatten(0, 2))
-        key, value = joined.unflatten(-1, self.key_value.shape[:3]).unbind(3)
-        return self._attend(query, key, value, memory_mask, is_causal=False)
+        if self.rotary:
+            query = rotate(query, start)
+        if cache is None or cache.length == 0:
+            joined = F.linear(memory, self.key_value.flatten(0, 2))
+            key, value = joined.unflatten(-1, self.key_value.shape[:3]).unbind(3)
+            if self.rotary:
+                key = rotate(key.unsqueeze(3), 0).squeeze(3)
+            if cache is not None:
+                cache["key"], cache["value"] = key.flatten(2), value.flatten(2)
+        else:
+            shape = self.key_value.shape[0], self.key_value.shape[2]
+            key, value = (cache[name].unflatten(-1, shape) for name in ("key", "value"))
+        return self._attend(query, key, value, mask, is_causal=False)

@@ -1,20 +1,16 @@
-"""From points to tokens: patches and positions."""
+"""From points to tokens: patches, positions, calendar, channels."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-def sinusoidal(start: int, stop: int, d_model: int, device: torch.device) -> Tensor:
-    """Positions start..stop-1 as fp32 [stop - start, d_model] (Vaswani et al. 2017, 3.5)."""
-    position = torch.arange(start, stop, dtype=torch.float32, device=device).unsqueeze(1)
-    even = torch.arange(0, d_model, 2, dtype=torch.float32, device=device)
-    angle = position * torch.exp(even * (-math.log(10_000.0) / d_model))
-    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :d_model]
+from model.config import TransformerConfig
+from model.init import Init
 
 
 def to_patches(x: Tensor, patch_length: int, *, align: str) -> Tensor:
@@ -26,3 +22,99 @@ def to_patches(x: Tensor, patch_length: int, *, align: str) -> Tensor:
     missing = -x.shape[1] % patch_length
     x = F.pad(x, (0, 0, missing, 0) if align == "end" else (0, 0, 0, missing))
     return x.unflatten(1, (-1, patch_length)).flatten(2)
+
+
+def sinusoidal(start: int, stop: int, d_model: int, device: torch.device) -> Tensor:
+    """Positions start..stop-1 as fp32 [stop - start, d_model] (Vaswani et al. 2017, 3.5)."""
+    position = torch.arange(start, stop, dtype=torch.float32, device=device).unsqueeze(1)
+    even = torch.arange(0, d_model, 2, dtype=torch.float32, device=device)
+    angle = position * torch.exp(even * (-math.log(10_000.0) / d_model))
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :d_model]
+
+
+def rotate(x: Tensor, start: int) -> Tensor:
+    """Turn each pair of channels by its position's angle (Su et al. 2021, RoFormer, eq. 34).
+
+    x [B, T, ..., D] at positions start, start + 1, ...; pairs are (i, i + D/2). Computed in fp32.
+    """
+    half = x.shape[-1] // 2
+    position = torch.arange(start, start + x.shape[1], dtype=torch.float32, device=x.device)
+    rate = torch.arange(half, dtype=torch.float32, device=x.device)
+    angle = position.unsqueeze(1) * torch.exp(rate * (-math.log(10_000.0) / half))
+    angle = angle.view(x.shape[1], *(1 for _ in x.shape[2:-1]), half)
+    cos, sin = angle.cos(), angle.sin()
+    precise = x if x.dtype == torch.float64 else x.float()
+    first, second = precise.chunk(2, dim=-1)
+    turned = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    return turned.to(x.dtype)
+
+
+class Positions(nn.Module):
+    """What is added to tokens for their positions; nothing where attention rotates."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.kind, self.limit = config.position, config.max_seq_len
+        self.table = (
+            nn.Parameter(torch.empty(config.max_seq_len, config.d_model))
+            if config.position == "learned"
+            else None
+        )
+
+    def initial(self) -> Mapping[str, Init]:
+        return {"table": Init(std=0.02)}
+
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """x [B, T, d_model] at positions start, start + 1, ...
+
+        Raises ValueError past max_seq_len.
+        """
+        stop = start + x.shape[1]
+        if stop > self.limit:
+            raise ValueError(
+                f"a sequence of {stop} tokens is longer than max_seq_len={self.limit}; "
+                "raise max_seq_len or use longer patches"
+            )
+        if self.kind == "rotary":
+            return x
+        if self.table is not None:
+            return x + self.table[start:stop]
+        return x + sinusoidal(start, stop, x.shape[2], x.device).to(x.dtype)
+
+
+class ChannelEmbedding(nn.Module):
+    """A learned vector for each channel."""
+
+    def __init__(self, channels: int, d_model: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, d_model))
+
+    def initial(self) -> Mapping[str, Init]:
+        return {"weight": Init(std=0.02)}
+
+    def forward(self, rows: int) -> Tensor:
+        """-> [rows, 1, d_model], the channels repeated for each sample."""
+        return self.weight.repeat(rows // self.weight.shape[0], 1).unsqueeze(1)
+
+
+class CalendarEmbedding(nn.Module):
+    """A learned vector for each value of each calendar feature (Zhou et al. 2021, Informer)."""
+
+    def __init__(self, sizes: Sequence[int], d_model: int) -> None:
+        super().__init__()
+        self.sizes = tuple(sizes)
+        self.weight = nn.Parameter(torch.empty(sum(sizes), d_model))
+
+    def initial(self) -> Mapping[str, Init]:
+        return {"weight": Init(std=0.02)}
+
+    def forward(self, values: Tensor, patch_length: int, *, align: str) -> Tensor:
+        """values [B, T, len(sizes)], whole numbers from 0 -> [B, patches, d_model]: each patch
+        gets the mean over its points of the sum of their features' vectors."""
+        first = torch.tensor([sum(self.sizes[:i]) for i in range(len(self.sizes))])
+        index = values.long() + first.to(values.device)
+        vectors = F.embedding(index, self.weight).sum(2)
+        ones = torch.ones_like(vectors[..., :1])
+        count = to_patches(ones, patch_length, align=align).sum(-1, keepdim=True)
+        patches = to_patches(vectors, patch_length, align=align)
+        return patches.unflatten(-1, (patch_length, -1)).sum(2) / count

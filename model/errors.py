@@ -1,4 +1,12 @@
-"""The one exception for what a user did wrong."""
+"""The one exception for what a user did wrong, and sentences for wrong settings."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class UserError(ValueError):
@@ -7,3 +15,45 @@ class UserError(ValueError):
     Commands print it as one line and exit with code 2; anything else that is raised is a defect
     of the program and keeps its traceback.
     """
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list such as [a, b]",
+    "dict_type": "keys below it",
+    "model_type": "keys below it",
+    "model_attributes_type": "keys below it",
+}
+
+
+def mistake(error: ValidationError) -> tuple[tuple[str, ...], str | None]:
+    """The path of the first wrong setting and what is wrong with it; None: there is no such key."""
+    first = error.errors(include_url=False)[0]
+    path = tuple(
+        str(part) for part in first["loc"] if isinstance(part, str) and part.isidentifier()
+    )
+    kind, given = first["type"], first["input"]
+    if kind == "extra_forbidden":
+        return path, None
+    if kind == "value_error":
+        # Our own validators name the key of their section first: "nhead: 3 heads ...".
+        leaf, _, sentence = str(first["ctx"]["error"]).partition(": ")
+        return (*path, leaf), sentence
+    if kind == "literal_error":
+        expected = f"one of {first['ctx']['expected']}".replace("'", "")
+        choices = expected.removeprefix("one of ").replace(" or ", ", ").split(", ")
+        near = difflib.get_close_matches(str(given), choices, 1)
+        expected += "" if not near else f" (did you mean {near[0]}?)"
+    elif kind in _EXPECTED:
+        expected = _EXPECTED[kind]
+    else:
+        expected = first["msg"].removeprefix("Input should be ")
+    hint = ""
+    if isinstance(given, bool) and kind != "bool_type":
+        hint = "; YAML reads a bare on, off, yes and no as true and false: quote it to mean text"
+    shown = "nothing" if given is None else "keys" if isinstance(given, dict) else repr(given)
+    return path, f"expected {expected}, got {shown}{hint}"

@@ -1,7 +1,7 @@
 """Floating-point operations by formula: what balances pipeline stages.
 
 A product of a weight with n elements costs 2n per token; softmax(QK^T)V costs 4 * T * S * d for T
-queries over S keys. Norms and activations are left out.
+queries over S keys. Norms, activations and Fourier transforms are left out.
 """
 
 from __future__ import annotations
@@ -14,40 +14,49 @@ from model.network import Layer, TimeSeriesTransformer
 from model.transformer import DecoderLayer, EncoderLayer
 
 
-def _weights(module: nn.Module) -> int:
+def forward_flops(network: TimeSeriesTransformer, layer: Layer) -> float:
+    """Of one sample's forward pass through `layer`; works on the meta device."""
+    per_row = sum(
+        _module(network.get_submodule(name), tokens, layer.memory)
+        for name, tokens in zip(layer.modules, layer.tokens, strict=True)
+    )
+    return network.rows_per_sample * per_row
+
+
+def _module(module: nn.Module, tokens: int, memory: int) -> float:
+    if isinstance(module, EncoderLayer):
+        return _self_attention(module.self_attention, tokens) + _feed_forward(module, tokens)
+    if isinstance(module, DecoderLayer):
+        attention = _self_attention(module.self_attention, tokens)
+        attention += _cross_attention(module.cross_attention, tokens, memory)
+        return attention + _feed_forward(module, tokens)
+    return 2 * tokens * _matrices(module)
+
+
+def _matrices(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.ndim > 1)
 
 
-def _feed_forward(module: nn.Module) -> float:
-    """Active multiply-adds per token."""
-    if isinstance(module, MixtureOfExperts):
-        experts, _ = module.router.weight.shape
-        return (
-            module.router.weight.numel() + _weights(module.experts) * module.router.top_k / experts
-        )
-    return _weights(module)
+def _self_attention(module: SelfAttention, tokens: int) -> float:
+    weights = module.query_key_value.numel() + module.output.numel()
+    return 2 * tokens * weights + 4 * tokens * tokens * _width(module)
 
 
-def _module(module: nn.Module, tokens: int, memory: int, d_model: int) -> float:
-    if isinstance(module, EncoderLayer | DecoderLayer):
-        parts = [module.self_attention, getattr(module, "cross_attention", None)]
-        attention = sum(_module(p, tokens, memory, d_model) for p in parts if p is not None)
-        return attention + 2 * tokens * _feed_forward(module.feed_forward)
-    if isinstance(module, SelfAttention):
-        return 2 * tokens * _weights(module) + 4 * tokens * tokens * d_model
-    if isinstance(module, CrossAttention):
-        own = module.query.numel() + module.output.numel()
-        scores = 4 * tokens * memory * d_model
-        return 2 * tokens * own + 2 * memory * module.key_value.numel() + scores
-    return 2 * tokens * _weights(module)
+def _cross_attention(module: CrossAttention, tokens: int, memory: int) -> float:
+    weights = tokens * (module.query.numel() + module.output.numel())
+    weights += memory * module.key_value.numel()
+    return 2 * weights + 4 * tokens * memory * _width(module)
 
 
-def forward_flops(network: TimeSeriesTransformer, layer: Layer) -> float:
-    """Of one sample's forward pass through `layer`; works on the meta device."""
-    rows = network.tokens_per_sample // network.memory_patches
-    memory, future = network.memory_patches, network.future_patches
-    total = 0.0
-    for name in layer.modules:
-        tokens = memory if name.startswith("encoder") else future
-        total += _module(network.get_submodule(name), tokens, memory, network.config.d_model)
-    return rows * total
+def _width(module: SelfAttention | CrossAttention) -> int:
+    """Query heads times head dimension."""
+    return module.output[0].numel()
+
+
+def _feed_forward(layer: EncoderLayer | DecoderLayer, tokens: int) -> float:
+    module = layer.feed_forward
+    if not isinstance(module, MixtureOfExperts):
+        return 2 * tokens * _matrices(module)
+    active = _matrices(module.experts) * module.router.top_k / len(module.router.weight)
+    shared = 0 if module.shared is None else _matrices(module.shared)
+    return 2 * tokens * (module.router.weight.numel() + active + shared)

@@ -59,11 +59,11 @@ def draw(name: str, shape: torch.Size, init: Init, seed: int) -> Tensor:
 
 
 def initialise(network: nn.Module, seed: int) -> None:
-    """Fill all parameters of `network` in place."""
+    """Fill all parameters and buffers of `network` in place."""
     with torch.no_grad():
         for prefix, module in network.named_modules():
-            own = list(module.named_parameters(recurse=False))
+            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
             rules = _rules(module) if own else {}
-            for leaf, parameter in own:
+            for leaf, tensor in own:
                 name = f"{prefix}.{leaf}" if prefix else leaf
-                parameter.copy_(draw(name, parameter.shape, rules[leaf], seed))
+                tensor.copy_(draw(name, tensor.shape, rules[leaf], seed))

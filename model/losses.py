@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
-
-POINT_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
-    "mse": lambda error: error.square(),
-    "mae": lambda error: error.abs(),
-}
 
 
 def sample_mean(per_point: Tensor, valid: Tensor) -> Tensor:

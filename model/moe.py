@@ -1,13 +1,15 @@
 """Mixture of experts: a router sends each token to its top-k experts.
 
-Every quantity is defined per sample, so that nothing depends on how samples are grouped into
-micro-batches. Shapes: N tokens, K choices per token, E experts, D = d_model, F hidden width.
+Every quantity is defined per row (a sequence of one sample), so that nothing depends on how
+samples are grouped into micro-batches. Shapes: B rows, T tokens of a row, N = B * T, K choices per
+token, E experts, D = d_model, F hidden width.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import TransformerConfig
-from model.feedforward import ACTIVATIONS
+from model.feedforward import ACTIVATIONS, make_feed_forward
 from model.init import Init
 from model.recompute import is_recomputing
 
@@ -55,9 +57,14 @@ class _AttachLoss(torch.autograd.Function):
 def grouped_linear(x_ND: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
     """Multiply consecutive groups of rows, counts_E of them each, with their own weight."""
     alignment = 16 // x_ND.element_size()
-    if all(size % alignment == 0 for size in weight_EFD.shape[1:]):
+    if x_ND.dtype != torch.float64 and not any(n % alignment for n in weight_EFD.shape[1:]):
         offsets = counts_E.cumsum(0, dtype=torch.int32)
         return F.grouped_mm(x_ND, weight_EFD.transpose(1, 2), offs=offsets)
+    return looped_linear(x_ND, weight_EFD, counts_E)
+
+
+def looped_linear(x_ND: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
+    """`grouped_linear` by its definition: what it is held to, and what takes any size."""
     groups = zip(x_ND.split(counts_E.tolist()), weight_EFD.unbind(0), strict=True)
     return torch.cat([F.linear(rows, weight) for rows, weight in groups])
 
@@ -93,98 +100,225 @@ class Experts(nn.Module):
 
 @dataclass
 class RouterStatistics:
-    """Sums over the rows (sequences) that were routed since the last reset."""
+    """Sums over what was routed in training since the last reset; padding is left out."""
 
     counts_E: Tensor
-    """Tokens sent to each expert."""
-    balance: Tensor
-    """Sum over rows of each row's weighted balance loss."""
+    """Choices that fell on each expert, dropped ones too."""
+    dropped: Tensor
+    """Choices that found their expert full."""
+    entropy: Tensor
+    """Sum over tokens of the entropy of the router's scores, in nats."""
+    tokens: Tensor
+    loss: Tensor
+    """Sum over rows of the weighted auxiliary losses."""
     rows: Tensor
 
     @classmethod
     def zeros(cls, experts: int, device: torch.device) -> RouterStatistics:
-        return cls(*(torch.zeros(n, dtype=torch.float64, device=device) for n in (experts, 1, 1)))
+        sizes = (experts, 1, 1, 1, 1, 1)
+        return cls(*(torch.zeros(n, dtype=torch.float64, device=device) for n in sizes))
+
+    def flat(self) -> Tensor:
+        """One vector [E + 5], to sum over ranks."""
+        return torch.cat([getattr(self, field.name) for field in fields(self)])
+
+    @classmethod
+    def of_flat(cls, values: Tensor) -> RouterStatistics:
+        return cls(*values.split([len(values) - 5, 1, 1, 1, 1, 1]))
+
+    def add(self, other: RouterStatistics) -> None:
+        for field in fields(self):
+            getattr(self, field.name).add_(getattr(other, field.name))
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Where each token goes; [B, T, ...]."""
+
+    scores: Tensor
+    """[B, T, E] fp32, adding to one for softmax."""
+    logits: Tensor
+    """[B, T, E] fp32."""
+    gates: Tensor
+    """[B, T, K] fp32, adding to one, before any choice is dropped."""
+    chosen: Tensor
+    """[B, T, K] expert numbers."""
 
 
 class Router(nn.Module):
     """Scores each token against each expert, in fp32, and picks the top k."""
 
+    bias: Tensor
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.top_k = config.top_k
+        self.top_k, self.score, self.noise = config.top_k, config.router_score, config.router_noise
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.d_model))
+        self.balance_rate = config.balance_rate
+        bias = torch.zeros(config.num_experts)
+        self.register_buffer("bias", bias if config.balance_rate else None)
 
     def initial(self) -> Mapping[str, Init]:
-        return {"weight": Init(std=self.weight.shape[1] ** -0.5)}
+        return {"weight": Init(std=self.weight.shape[1] ** -0.5), "bias": Init()}
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, T, D] -> probabilities [B, T, E], gates [B, T, K] that add to one, experts."""
+    def _apply(self, fn: Any, recurse: bool = True) -> Router:
+        """The bias stays fp32 where weights become bf16: its steps are smaller than bf16's."""
+        super()._apply(fn, recurse)
+        if self.bias is not None and self.bias.is_floating_point():
+            self.bias = self.bias.float()
+        return self
+
+    def forward(self, x: Tensor) -> Routing:
+        """x [B, T, D]."""
+        precise = x.double() if x.dtype == torch.float64 else x.float()
         with torch.autocast(x.device.type, enabled=False):
-            probability = F.linear(x.float(), self.weight.float()).softmax(-1)
-        top, chosen = probability.topk(self.top_k, dim=-1)
-        return probability, top / top.sum(-1, keepdim=True), chosen
+            logits = F.linear(precise, self.weight.to(precise.dtype))
+        if self.training and self.noise:
+            logits = logits + self.noise * torch.randn_like(logits)
+        scores = logits.softmax(-1) if self.score == "softmax" else logits.sigmoid()
+        choice = scores if self.bias is None else scores + self.bias
+        chosen = choice.topk(self.top_k, dim=-1).indices
+        gates = scores.gather(-1, chosen)
+        return Routing(scores, logits, gates / gates.sum(-1, keepdim=True), chosen)
+
+    @torch.no_grad()
+    def rebalance(self, counts_E: Tensor) -> None:
+        """Once per optimizer step, with the global batch's counts (Wang et al. 2024, alg. 1)."""
+        if self.bias is not None:
+            counts_E = counts_E.to(self.bias)
+            self.bias += self.balance_rate * (counts_E.mean() - counts_E).sign()
 
 
-def balance_loss(probability: Tensor, chosen: Tensor, mask: Tensor | None) -> Tensor:
+def token_weights(like: Tensor, padding: Tensor | None) -> Tensor:
+    """[B, T], each row's valid tokens alike and adding to one; zeros for a row of padding."""
+    weight = like.new_ones(like.shape[:2]) if padding is None else (~padding).to(like.dtype)
+    return weight / weight.sum(-1, keepdim=True).clamp(min=1.0)
+
+
+def balance_loss(scores: Tensor, chosen: Tensor, padding: Tensor | None) -> Tensor:
     """Load-balancing loss of each row (Fedus et al. 2021, eq. 4, over one sequence's tokens).
 
-    E * sum_e f_e P_e, with f_e the share of choices that fell on expert e and P_e its mean
-    probability: 1 when balanced, up to E when one expert takes all.
+    E * sum_e f_e P_e, with f_e the share of choices that fell on expert e and P_e its mean share
+    of the scores: 1 when balanced, up to E when one expert takes all.
 
-    Shapes: probability [B, T, E], chosen [B, T, K], mask [B, T] -> [B].
+    Shapes: scores [B, T, E], chosen [B, T, K], padding [B, T] -> [B].
     """
-    batch, length, experts = probability.shape
-    weight = probability.new_ones(batch, length) if mask is None else mask.to(probability.dtype)
-    weight = (weight / weight.sum(-1, keepdim=True).clamp(min=1.0)).unsqueeze(-1)
+    experts = scores.shape[-1]
+    weight = token_weights(scores, padding).unsqueeze(-1)
     share = F.one_hot(chosen, experts).sum(2) / chosen.shape[-1]
+    probability = scores / scores.sum(-1, keepdim=True)
     return experts * ((share * weight).sum(1) * (probability * weight).sum(1)).sum(-1)
 
 
+def z_loss(logits: Tensor, padding: Tensor | None) -> Tensor:
+    """Mean squared log-partition of each row (Zoph et al. 2022, eq. 5), [B]."""
+    return (logits.logsumexp(-1).square() * token_weights(logits, padding)).sum(-1)
+
+
+def within_capacity(chosen: Tensor, experts: int, capacity: int, padding: Tensor | None) -> Tensor:
+    """[B, T, K] bool: of each row, every expert takes its first `capacity` choices in the order
+    of the tokens; padding takes none."""
+    taken = F.one_hot(chosen.flatten(1), experts)
+    if padding is not None:
+        taken = taken * (~padding).repeat_interleave(chosen.shape[2], 1).unsqueeze(-1)
+    place = taken.cumsum(1).gather(-1, chosen.flatten(1).unsqueeze(-1)).squeeze(-1)
+    kept = (place <= capacity).view_as(chosen)
+    return kept if padding is None else kept & ~padding.unsqueeze(-1)
+
+
 class MixtureOfExperts(nn.Module):
-    """y_n = sum_k gate_nk * expert_{chosen_nk}(x_n), dropless."""
+    """y_n = sum_k gate_nk * expert_{chosen_nk}(x_n), beside what a shared expert adds."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.router = Router(config)
         self.experts = Experts(config)
-        self.balance_weight = config.balance_loss
+        self.shared = make_feed_forward(config) if config.shared_expert else None
+        self.capacity_factor = config.capacity_factor
+        self.balance_weight, self.z_weight = config.balance_loss, config.z_loss
         self.loss_scale = 1.0
         """1 / accumulated micro-batches: what the main loss is scaled by before its backward."""
         self.statistics: RouterStatistics | None = None
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x [B, T, D]; mask [B, T] bool keeps padding out of the loss and the statistics."""
-        probability, gates, chosen = self.router(x)
-        y = self._dispatch(x.flatten(0, 1), gates.flatten(0, 1), chosen.flatten(0, 1)).view_as(x)
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """x [B, T, D]; padding [B, T] bool, True where losses and statistics look away."""
+        routing = self.router(x)
+        kept = self._kept(routing.chosen, padding)
+        y = self._dispatch(x.flatten(0, 1), routing, kept).view_as(x)
+        if self.shared is not None:
+            y = y + self.shared(x)
         if self.training and torch.is_grad_enabled():
-            balance = self.balance_weight * balance_loss(probability, chosen, mask)
+            loss = self._auxiliary_loss(routing, padding)
             if not is_recomputing():
-                self._count(chosen, mask, balance)
-            y = _AttachLoss.apply(y, balance.mean(), self.loss_scale)
+                self._count(routing, kept, padding, loss)
+            y = _AttachLoss.apply(y, loss.mean(), self.loss_scale)
         return y
 
-    def _dispatch(self, x_ND: Tensor, gates_NK: Tensor, chosen_NK: Tensor) -> Tensor:
-        tokens, choices = chosen_NK.shape
-        flat = chosen_NK.flatten()
+    def capacity(self, length: int) -> int | None:
+        """Choices that an expert takes of a row of `length` tokens; None: all."""
+        if self.capacity_factor is None:
+            return None
+        even = length * self.router.top_k / self.router.weight.shape[0]
+        return math.ceil(self.capacity_factor * even)
+
+    def _kept(self, chosen: Tensor, padding: Tensor | None) -> Tensor | None:
+        capacity = self.capacity(chosen.shape[1])
+        if capacity is None:
+            return None
+        return within_capacity(chosen, self.router.weight.shape[0], capacity, padding)
+
+    def _dispatch(self, x_ND: Tensor, routing: Routing, kept: Tensor | None) -> Tensor:
+        experts, choices = self.router.weight.shape[0], self.router.top_k
+        flat = routing.chosen.flatten()
+        gates_NK = routing.gates.flatten(0, 1)
+        if kept is not None:
+            # Dropped choices come last, belong to no expert and have no gate.
+            flat = flat.where(kept.flatten(), experts)
+            gates_NK = gates_NK * kept.flatten(0, 1)
         order = flat.argsort(stable=True)
-        inverse = torch.empty_like(order).scatter_(
-            0, order, torch.arange(len(order), device=order.device)
-        )
-        counts_E = torch.bincount(flat, minlength=self.router.weight.shape[0])
-        repeated = x_ND.unsqueeze(1).expand(-1, choices, -1).reshape(tokens * choices, -1)
-        answers = self.experts(_Permute.apply(repeated, order, inverse), counts_E)
-        answers_NKD = _Permute.apply(answers, inverse, order).view(tokens, choices, -1)
+        places = torch.arange(len(order), device=order.device)
+        inverse = torch.empty_like(order).scatter_(0, order, places)
+        counts_E = torch.bincount(flat, minlength=experts)[:experts]
+        repeated = x_ND.unsqueeze(1).expand(-1, choices, -1).reshape(len(order), -1)
+        sorted_rows = _Permute.apply(repeated, order, inverse)
+        if kept is None:
+            answers = self.experts(sorted_rows, counts_E)
+        else:
+            taken = int(counts_E.sum())
+            none = sorted_rows.new_zeros(len(order) - taken, sorted_rows.shape[1])
+            answers = torch.cat([self.experts(sorted_rows[:taken], counts_E), none])
+        answers_NKD = _Permute.apply(answers, inverse, order).view(len(x_ND), choices, -1)
         return (answers_NKD * gates_NK.unsqueeze(-1).to(answers.dtype)).sum(1)
 
+    def _auxiliary_loss(self, routing: Routing, padding: Tensor | None) -> Tensor:
+        """The weighted losses of each row, [B]."""
+        loss = self.balance_weight * balance_loss(routing.scores, routing.chosen, padding)
+        if self.z_weight:
+            loss = loss + self.z_weight * z_loss(routing.logits, padding)
+        return loss
+
     @torch.no_grad()
-    def _count(self, chosen: Tensor, mask: Tensor | None, balance: Tensor) -> None:
-        experts = self.router.weight.shape[0]
+    def _count(
+        self, routing: Routing, kept: Tensor | None, padding: Tensor | None, loss: Tensor
+    ) -> None:
+        valid = torch.ones_like(routing.chosen[..., 0], dtype=torch.float64)
+        if padding is not None:
+            valid = (~padding).double()
+        weights = valid.unsqueeze(-1).expand(routing.chosen.shape)
+        experts = routing.scores.shape[-1]
+        probability = routing.scores / routing.scores.sum(-1, keepdim=True)
+        entropy = torch.special.entr(probability).sum(-1)
+        seen = RouterStatistics(
+            counts_E=torch.bincount(routing.chosen.flatten(), weights.flatten(), experts),
+            dropped=weights.sum() - (weights if kept is None else weights * kept).sum(),
+            entropy=(entropy * valid).sum(),
+            tokens=valid.sum(),
+            loss=loss.double().sum(),
+            rows=valid.new_tensor(float(len(loss))),
+        )
         if self.statistics is None:
-            self.statistics = RouterStatistics.zeros(experts, chosen.device)
-        weights = None if mask is None else mask.unsqueeze(-1).expand_as(chosen).flatten().double()
-        self.statistics.counts_E += torch.bincount(chosen.flatten(), weights, minlength=experts)
-        self.statistics.balance += balance.sum().double()
-        self.statistics.rows += len(balance)
+            self.statistics = RouterStatistics.zeros(experts, loss.device)
+        self.statistics.add(seen)
 
     def take_statistics(self) -> RouterStatistics | None:
         """The sums since the last call, and start anew."""

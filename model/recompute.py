@@ -26,8 +26,9 @@ def _recomputation() -> Iterator[None]:
         _RECOMPUTING.reset(token)
 
 
-def recomputed(block: Callable[..., Any], *arguments: Any) -> Any:
-    """block(*arguments), keeping only its inputs for the backward pass (Chen et al. 2016)."""
+def recomputed(block: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """block(...), keeping only its inputs for the backward pass (Chen et al. 2016)."""
     return checkpoint(
-        block, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), _recomputation())
-    )
+        block, *arguments, use_reentrant=False,
+        context_fn=lambda: (nullcontext(), _recomputation()), **options,
+    )  # fmt: skip

@@ -1,16 +1,39 @@
-"""The transformer: layers around a residual stream, an encoder and a decoder of them."""
+"""The transformer's layers around a residual stream, and the library's encoder and decoder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from model.attention import CrossAttention, SelfAttention
-from model.config import TransformerConfig
+from model import decoding
+from model.attention import CrossAttention, SelfAttention, may_see
+from model.config import FREQUENCY_SEES_ALL, AttentionType, TransformerConfig
+from model.decoding import KeyValue
+from model.embedding import CalendarEmbedding, Positions
+from model.errors import UserError, mistake
 from model.feedforward import make_feed_forward
+from model.init import initialise
 from model.moe import MixtureOfExperts
 from model.norm import make_norm
+from model.recompute import recomputed
+
+
+class DropPath(nn.Module):
+    """Skip the sub-layer for some samples in training (Huang et al. 2016)."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.probability == 0.0:
+            return x
+        kept = torch.rand(len(x), *(1 for _ in x.shape[1:]), device=x.device) >= self.probability
+        return x * kept / (1 - self.probability)
 
 
 class BaseTransformerLayer(nn.Module):
@@ -20,94 +43,271 @@ class BaseTransformerLayer(nn.Module):
         super().__init__()
         self.pre_norm = config.norm_strategy == "pre_norm"
         self.dropout = nn.Dropout(config.dropout)
+        self.drop_path = DropPath(config.drop_path)
         self.feed_forward_norm = make_norm(config)
         self.feed_forward: nn.Module = (
             MixtureOfExperts(config) if config.use_moe else make_feed_forward(config)
         )
 
     def residual(self, x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        """Pre-norm: x + f(norm(x)). Post-norm: norm(x + f(x))."""
         if self.pre_norm:
-            return x + self.dropout(sublayer(norm(x)))
-        return norm(x + self.dropout(sublayer(x)))
+            return x + self.drop_path(self.dropout(sublayer(norm(x))))
+        return norm(x + self.drop_path(self.dropout(sublayer(x))))
 
-    def feed_forward_block(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def feed_forward_block(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        """Dense, or experts whose balance loss and statistics leave padding out."""
         if isinstance(self.feed_forward, MixtureOfExperts):
-            mixture = self.feed_forward
-            return self.residual(x, self.feed_forward_norm, lambda h: mixture(h, mask))
+            experts = self.feed_forward
+            return self.residual(x, self.feed_forward_norm, lambda h: experts(h, padding))
         return self.residual(x, self.feed_forward_norm, self.feed_forward)
 
 
 class EncoderLayer(BaseTransformerLayer):
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__(config)
-        self.self_attention_norm = make_norm(config)
-        self.self_attention = SelfAttention(config)
+    """Self-attention, then feed-forward; causal where told so."""
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x [B, T, d_model]; mask [B, T] bool, False on padding."""
-        x = self.residual(x, self.self_attention_norm, lambda h: self.self_attention(h, mask))
-        return self.feed_forward_block(x, mask)
+    def __init__(
+        self, config: TransformerConfig, att_type: AttentionType | None = None, *,
+        is_causal: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(config)
+        self.is_causal = is_causal
+        self.self_attention_norm = make_norm(config)
+        self.self_attention = SelfAttention(config, att_type)
+
+    def forward(
+        self, x: Tensor, padding: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """x [B, T, d_model]; padding [B, T] bool, True on padding; attention_mask [T, T] or
+        [B, T, T] bool, True where a query may not look."""
+        mask = may_see(padding, attention_mask)
+        x = self.residual(
+            x, self.self_attention_norm, lambda h: self.self_attention(h, mask, self.is_causal)
+        )
+        return self.feed_forward_block(x, padding)
 
 
 class DecoderLayer(BaseTransformerLayer):
-    def __init__(self, config: TransformerConfig) -> None:
+    """Self-attention, attention over the memory, then feed-forward."""
+
+    def __init__(
+        self, config: TransformerConfig, *, is_causal: bool = True, on_one_axis: bool = False
+    ) -> None:
         super().__init__(config)
+        self.is_causal = is_causal
         self.self_attention_norm = make_norm(config)
-        self.self_attention = SelfAttention(config)
+        self.self_attention = SelfAttention(config, config.att_type_of_decoder)
         self.cross_attention_norm = make_norm(config)
-        self.cross_attention = CrossAttention(config)
+        self.cross_attention = CrossAttention(
+            config, config.att_type_of_decoder, on_one_axis=on_one_axis
+        )
 
     def forward(
-        self, x: Tensor, memory: Tensor, memory_mask: Tensor | None = None, is_causal: bool = True
-    ) -> Tensor:
-        """x [B, T, d_model]; memory [B, S, d_model]; memory_mask [B, S] bool."""
+        self, x: Tensor, memory: Tensor, memory_padding: Tensor | None = None,
+        padding: Tensor | None = None, attention_mask: Tensor | None = None, *,
+        start: int = 0, state: dict[str, KeyValue] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """x [B, T, d_model] at positions start, start + 1, ...; memory [B, S, d_model];
+        memory_padding [B, S] and padding [B, T] bool, True on padding. With a state, T is 1."""
+        mask, memory_mask = may_see(padding, attention_mask), may_see(memory_padding)
+        own, cross = (None, None) if state is None else (state["self_attn"], state["cross_attn"])
+        is_causal = self.is_causal and state is None
         x = self.residual(
-            x, self.self_attention_norm, lambda h: self.self_attention(h, is_causal=is_causal)
-        )
+            x, self.self_attention_norm,
+            lambda h: self.self_attention(h, mask, is_causal, start=start, cache=own),
+        )  # fmt: skip
         x = self.residual(
-            x, self.cross_attention_norm, lambda h: self.cross_attention(h, memory, memory_mask)
-        )
-        return self.feed_forward_block(x, None)
+            x, self.cross_attention_norm,
+            lambda h: self.cross_attention(h, memory, memory_mask, start=start, cache=cross),
+        )  # fmt: skip
+        return self.feed_forward_block(x, padding)
 
 
-class _Stack(nn.Module):
-    """An input projection, layers, a final norm."""
+def make_layers(
+    config: TransformerConfig, count: int, make: Callable[[], nn.Module]
+) -> nn.ModuleList:
+    """`count` layers, or one layer that many times; a shared layer has the first one's name."""
+    if config.share_layers:
+        return nn.ModuleList([make()] * count)
+    return nn.ModuleList([make() for _ in range(count)])
 
-    def __init__(self, input_size: int, config: TransformerConfig, layers: list[nn.Module]) -> None:
+
+class Stack(nn.Module):
+    """An input projection, positions, layers, a final norm."""
+
+    def __init__(self, input_size: int, config: TransformerConfig, layers: nn.ModuleList) -> None:
         super().__init__()
+        self.config = config
         self.input_projection = nn.Linear(input_size, config.d_model)
-        self.layers = nn.ModuleList(layers)
+        self.positions = Positions(config)
+        self.layers = layers
         self.final_norm = make_norm(config) if config.use_final_norm else nn.Identity()
 
 
-class TransformerEncoder(_Stack):
-    """[B, T, input_size] -> [B, T, d_model]."""
+def run_layer(layer: nn.Module, *arguments: Any, recompute: bool, **options: Any) -> Tensor:
+    """One layer, keeping only its inputs for the backward pass where `recompute` says so."""
+    if recompute and torch.is_grad_enabled():
+        answer: Tensor = recomputed(layer, *arguments, **options)
+    else:
+        answer = layer(*arguments, **options)
+    return answer
 
-    def __init__(self, input_size: int, config: TransformerConfig) -> None:
-        super().__init__(
-            input_size, config, [EncoderLayer(config) for _ in range(config.num_layers)]
+
+def _configuration(**options: Any) -> TransformerConfig:
+    """Raises UserError naming a wrong argument and the nearest right one."""
+    try:
+        return TransformerConfig(**options)
+    except ValidationError as error:
+        path, sentence = mistake(error)
+        names = ", ".join(TransformerConfig.model_fields)
+        sentence = sentence or f"no such argument; there are {names}"
+        raise UserError(f"{'.'.join(path)}: {sentence}") from None
+
+
+def _check_mask(mask: Tensor | None, name: str, shape: tuple[int, ...], meaning: str) -> None:
+    if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != shape):
+        raise UserError(
+            f"{name}: expected bool {list(shape)}, True {meaning}; "
+            f"got {str(mask.dtype).removeprefix('torch.')} {list(mask.shape)}"
         )
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = self.input_projection(x)
+
+class TransformerEncoder(Stack):
+    """[B, T, input_size] -> [B, T, d_model].
+
+    Each argument is described in `TransformerConfig`, which `options` may name more fields of.
+    `time_feature_sizes` gives the numbers of values of calendar features to embed.
+    """
+
+    def __init__(
+        self, input_size: int, d_model: int = 512, nhead: int = 8, num_layers: int = 6,
+        dim_feedforward: int = 2048, dropout: float = 0.1, activation: str | None = None,
+        att_type: str = "standard", norm_strategy: str = "pre_norm",
+        use_adaptive_ln: str | Callable[[int], nn.Module] = "layer", use_swiglu: bool = True,
+        use_gradient_checkpointing: bool = False, share_layers: bool = False,
+        use_final_norm: bool = True, use_moe: bool = False, num_experts: int = 8, top_k: int = 2,
+        num_kv_heads: int | None = None, max_seq_len: int = 5000, freq_modes: int = 32,
+        time_feature_sizes: Sequence[int] = (), **options: Any,
+    ) -> None:  # fmt: skip
+        config = _configuration(
+            d_model=d_model, nhead=nhead, num_layers=num_layers, dim_feedforward=dim_feedforward,
+            dropout=dropout, activation=activation, att_type=att_type,
+            norm_strategy=norm_strategy, use_adaptive_ln=use_adaptive_ln, use_swiglu=use_swiglu,
+            share_layers=share_layers, use_final_norm=use_final_norm, use_moe=use_moe,
+            num_experts=num_experts, top_k=top_k, num_kv_heads=num_kv_heads,
+            max_seq_len=max_seq_len, freq_modes=freq_modes, **options,
+        )  # fmt: skip
+        layers = make_layers(config, num_layers, lambda: EncoderLayer(config))
+        super().__init__(input_size, config, layers)
+        self.use_gradient_checkpointing = use_gradient_checkpointing
+        self.calendar = (
+            CalendarEmbedding(time_feature_sizes, d_model) if time_feature_sizes else None
+        )
+        initialise(self, _seed())
+
+    def forward(
+        self, src: Tensor, src_key_padding_mask: Tensor | None = None,
+        mask: Tensor | None = None, time_features: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """src [B, T, input_size]; src_key_padding_mask [B, T] bool, True on padding; mask [T, T]
+        bool, True where a query may not look; time_features [B, T, features], whole numbers."""
+        batch, length, _ = src.shape
+        _check_mask(src_key_padding_mask, "src_key_padding_mask", (batch, length), "on padding")
+        _check_mask(mask, "mask", (length, length), "where a query may not look")
+        x = self.positions(self.input_projection(src))
+        if time_features is not None:
+            if self.calendar is None:
+                raise UserError("time_features: name their sizes as time_feature_sizes first")
+            x = x + self.calendar(time_features, 1, align="start")
         for layer in self.layers:
-            x = layer(x, mask)
+            x = run_layer(layer, x, src_key_padding_mask, mask,
+                         recompute=self.use_gradient_checkpointing)  # fmt: skip
         return self.final_norm(x)
 
 
-class TransformerDecoder(_Stack):
-    """[B, T, input_size] and a memory [B, S, d_model] -> [B, T, output_size]."""
+class TransformerDecoder(Stack):
+    """[B, T, input_size] and a memory [B, S, d_model] -> [B, T, output_size].
+
+    Causal unless `is_causal` is False; other arguments as for `TransformerEncoder`.
+    """
 
     def __init__(
-        self, input_size: int, output_size: int, config: TransformerConfig, num_layers: int
-    ) -> None:
-        super().__init__(input_size, config, [DecoderLayer(config) for _ in range(num_layers)])
-        self.output_projection = nn.Linear(config.d_model, output_size)
+        self, input_size: int, output_size: int, d_model: int = 512, nhead: int = 8,
+        num_layers: int = 6, dim_feedforward: int = 2048, dropout: float = 0.1,
+        activation: str | None = None, att_type: str = "standard",
+        norm_strategy: str = "pre_norm",
+        use_adaptive_ln: str | Callable[[int], nn.Module] = "layer", use_swiglu: bool = True,
+        use_gradient_checkpointing: bool = False, share_layers: bool = False,
+        use_final_norm: bool = True, use_moe: bool = False, num_experts: int = 8, top_k: int = 2,
+        num_kv_heads: int | None = None, max_seq_len: int = 5000, freq_modes: int = 32,
+        is_causal: bool = True, **options: Any,
+    ) -> None:  # fmt: skip
+        config = _configuration(
+            d_model=d_model, nhead=nhead, num_layers=num_layers, dim_feedforward=dim_feedforward,
+            dropout=dropout, activation=activation, att_type=att_type,
+            norm_strategy=norm_strategy, use_adaptive_ln=use_adaptive_ln, use_swiglu=use_swiglu,
+            share_layers=share_layers, use_final_norm=use_final_norm, use_moe=use_moe,
+            num_experts=num_experts, top_k=top_k, num_kv_heads=num_kv_heads,
+            max_seq_len=max_seq_len, freq_modes=freq_modes, **options,
+        )  # fmt: skip
+        if is_causal and config.att_type_of_decoder == "frequency":
+            raise UserError(f"att_type: {FREQUENCY_SEES_ALL}")
+        layers = make_layers(config, num_layers, lambda: DecoderLayer(config, is_causal=is_causal))
+        super().__init__(input_size, config, layers)
+        self.use_gradient_checkpointing = use_gradient_checkpointing
+        self.output_projection = nn.Linear(d_model, output_size)
+        initialise(self, _seed())
 
     def forward(
-        self, x: Tensor, memory: Tensor, memory_mask: Tensor | None = None, is_causal: bool = True
-    ) -> Tensor:
-        x = self.input_projection(x)
+        self, tgt: Tensor, memory: Tensor, tgt_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """tgt [B, T, input_size]; memory [B, S, d_model]; masks bool, True on padding [B, T] and
+        [B, S], or where a query may not look [T, T], beside the causal order."""
+        batch, length, _ = tgt.shape
+        _check_mask(tgt_mask, "tgt_mask", (length, length), "where a query may not look")
+        _check_mask(tgt_key_padding_mask, "tgt_key_padding_mask", (batch, length), "on padding")
+        self._check_memory(memory, memory_key_padding_mask, batch)
+        x = self.positions(self.input_projection(tgt))
         for layer in self.layers:
-            x = layer(x, memory, memory_mask, is_causal)
+            x = run_layer(layer, x, memory, memory_key_padding_mask, tgt_key_padding_mask, tgt_mask,
+                         recompute=self.use_gradient_checkpointing)  # fmt: skip
         return self.output_projection(self.final_norm(x))
+
+    @torch.no_grad()
+    def forward_one_step(
+        self, tgt: Tensor, memory: Tensor, incremental_state: dict[str, Any] | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Any]]:  # fmt: skip
+        """The next token tgt [B, 1, input_size] -> its output [B, 1, output_size] and the state.
+
+        An empty state starts. Equal to the same position of a full causal forward. For
+        inference: no gradient is kept.
+        """
+        batch, length, _ = tgt.shape
+        if length != 1:
+            raise UserError(f"tgt: one step takes one token, [B, 1, input_size]; got {length}")
+        if not all(layer.is_causal for layer in self.layers):
+            raise UserError("is_causal: a decoder that sees the future cannot go step by step")
+        self._check_memory(memory, memory_key_padding_mask, batch)
+        state = {} if incremental_state is None else incremental_state
+        start = decoding.length(state)
+        x = self.positions(self.input_projection(tgt), start)
+        for index, layer in enumerate(self.layers):
+            held = decoding.layer_state(state, index)
+            x = layer(x, memory, memory_key_padding_mask, start=start, state=held)
+        return self.output_projection(self.final_norm(x)), state
+
+    def _check_memory(self, memory: Tensor, padding: Tensor | None, batch: int) -> None:
+        if memory.ndim != 3 or len(memory) != batch or memory.shape[2] != self.config.d_model:
+            raise UserError(
+                f"memory: expected [{batch}, S, d_model={self.config.d_model}], "
+                f"got {list(memory.shape)}"
+            )
+        _check_mask(padding, "memory_key_padding_mask", tuple(memory.shape[:2]), "on padding")
+
+
+def _seed() -> int:
+    """From torch's generator: torch.manual_seed decides, and no two modules start alike."""
+    return int(torch.randint(2**62, ()))

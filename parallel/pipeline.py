@@ -42,7 +42,7 @@ def split_layers(network: TimeSeriesTransformer, stages: int) -> list[list[Layer
     bundles: list[list[Layer]] = []
     waiting: list[Layer] = []
     for layer in network.layers():
-        if ".layers." in layer.name:
+        if layer.is_block:
             bundles.append([*waiting, layer])
             waiting = []
         elif bundles:
@@ -66,10 +66,9 @@ class Stage(nn.Module):
         self.network = network
         self.slice = layers
 
-    def forward(self, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | Tensor:
-        result: tuple[Tensor, Tensor] | Tensor = state
+    def forward(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...] | Tensor:
+        result: tuple[Tensor, ...] | Tensor = state
         for layer in self.slice:
-            assert isinstance(result, tuple)
             result = layer.run(result)
         return result
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,17 +20,18 @@ import torch
 from torch import Tensor
 
 from model.config import SeriesShape
-from model.network import TimeSeriesTransformer
+from model.moe import RouterStatistics
+from model.network import Inputs, TimeSeriesTransformer
 from parallel.groups import Place, sum_over_ranks
 from parallel.pipeline import build_stage, pipeline_module
-from trainer import optimizer_state
-from trainer.checkpoint.fragments import Fragment
+from trainer import optimizer_state, routing
 from trainer.config.settings import Settings
 from trainer.data.dataset import WindowBatch
 from trainer.optimizer import learning_rate, make_optimizer
+from trainer.routing import LayerRouting
 
-MicroBatch = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""The network's inputs (context, covariates) and labels (target, context)."""
+MicroBatch = tuple[Inputs, tuple[Tensor, Tensor]]
+"""The network's inputs, and labels: target and context."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,12 @@ class StepResult:
     loss: float
     """Mean over the global batch."""
     aux_loss: float
-    """Weighted balance losses, summed over layers, mean over the global batch."""
+    """Weighted auxiliary losses, summed over layers, mean over the global batch."""
     grad_norm: float
     """Before clipping."""
     learning_rate: float
+    routing: dict[str, LayerRouting]
+    """Of each mixture-of-experts layer, by its global name."""
 
 
 class Engine:
@@ -104,7 +108,12 @@ class Engine:
             if self.place.layout.pipeline > 1
             else self._plain_step(micro_batches)
         )
-        return StepResult(loss, self._aux_loss(), float(self._engine.get_global_grad_norm()), rate)
+        statistics = self._route()
+        rows = self.settings.train.global_batch_size * self.network.rows_per_sample
+        return StepResult(
+            loss, routing.auxiliary_loss(statistics, rows),
+            float(self._engine.get_global_grad_norm()), rate, routing.describe(statistics),
+        )  # fmt: skip
 
     def _pipeline_step(self, micro_batches: Iterator[MicroBatch]) -> float:
         return float(self._engine.train_batch(micro_batches))
@@ -128,17 +137,15 @@ class Engine:
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         torch.manual_seed(int.from_bytes(digest, "little") >> 1)
 
-    def _aux_loss(self) -> float:
+    def _route(self) -> dict[str, RouterStatistics]:
+        """The step's statistics of all routers, after which biases take their step."""
         if not self._mixtures:
-            return 0.0
+            return {}
         local = self.network.mixtures()
-        sums = torch.zeros(len(self._mixtures), 2, dtype=torch.float64)
-        for index, name in enumerate(self._mixtures):
-            statistics = local[name].take_statistics() if name in local else None
-            if statistics is not None:
-                sums[index] = torch.cat([statistics.balance, statistics.rows]).cpu()
-        totals = sum_over_ranks(self.place, sums)
-        return float((totals[:, 0] / totals[:, 1]).sum())
+        experts = self.settings.model.num_experts
+        statistics = routing.take_statistics(local, self._mixtures, experts, self.place)
+        routing.rebalance(local, statistics)
+        return statistics
 
     # Forecasting
 
@@ -152,10 +159,38 @@ class Engine:
         self._engine.eval()
         batches = iter(batches)
         while chunk := list(islice(batches, 32)):
-            micro_batches = [self._micro_batch(batch) for batch in chunk]
+            for batch, forecast in zip(chunk, self._forecasts(chunk), strict=False):
+                yield batch, forecast.cpu()
+
+    def _forecasts(self, chunk: Sequence[WindowBatch]) -> list[Tensor]:
+        """As many passes as the architecture takes; each fills in a patch of the future."""
+        network, passes = self.network, self.network.passes
+        future = [torch.full_like(t, math.nan) for t in map(self._target, chunk)]
+        forecasts: list[Tensor] = []
+        for number in range(passes):
+            micro_batches = [self._micro_batch(*pair) for pair in zip(chunk, future, strict=True)]
             outputs = self._outputs(micro_batches)
-            for batch, (_, labels), output in zip(chunk, micro_batches, outputs, strict=False):
-                yield batch, self.network.forecast(output, labels[1]).cpu()
+            forecasts = [
+                network.forecast(output, labels[1])
+                for output, (_, labels) in zip(outputs, micro_batches, strict=False)
+            ]
+            if number + 1 < passes:
+                told = self._tell(forecasts, torch.stack(future))
+                future = [
+                    network.with_patch(known, forecast, number)
+                    for known, forecast in zip(future, told, strict=True)
+                ]
+        return forecasts
+
+    def _tell(self, forecasts: list[Tensor], like: Tensor) -> Tensor:
+        """The forecasts of this replica's last stage, on all of its ranks."""
+        if self.place.layout.world == 1:
+            return torch.stack(forecasts)
+        layout, here = self.place.layout, self.place.coordinates
+        all_replicas = like.new_zeros(layout.data, *like.shape)
+        if self.place.sees_output:
+            all_replicas[here.data] = torch.stack(forecasts)
+        return sum_over_ranks(self.place, all_replicas)[here.data].to(like.dtype)
 
     def _outputs(self, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
         """The network's outputs; [] on a rank that does not see them."""
@@ -168,23 +203,35 @@ class Engine:
         )  # fmt: skip
         return outputs if outputs is not None else []
 
-    def _micro_batch(self, batch: WindowBatch) -> MicroBatch:
-        context, target, covariates = (
+    def _target(self, batch: WindowBatch) -> Tensor:
+        return torch.from_numpy(batch.target).to(self.place.device)
+
+    def _micro_batch(self, batch: WindowBatch, future: Tensor | None = None) -> MicroBatch:
+        """`future`: what is known of it; in training all, which a decoder may look back at."""
+        target = self._target(batch)
+        context, covariates = (
             torch.from_numpy(array).to(self.place.device)
-            for array in (batch.context, batch.target, batch.covariates)
+            for array in (batch.context, batch.covariates)
         )
-        return (context, covariates), (target, context)
+        inputs = self.network.inputs(context, covariates, target if future is None else future)
+        return inputs, (target, context)
 
     # State
 
-    def fragments(self) -> dict[str, Fragment]:
-        """What this rank holds of weights and moments, by `kind/global.name`."""
-        return optimizer_state.fragments(self.network, self._engine.optimizer)
+    def state(self) -> dict[str, Tensor]:
+        """What this rank writes of weights, moments and buffers, by `kind/global.name`."""
+        here = self.place.coordinates
+        buffers = self._buffers() if here.data == 0 and here.tensor == 0 else {}
+        return {**optimizer_state.fragments(self.network, self._engine.optimizer), **buffers}
 
-    def begin_load(self, steps_done: int) -> dict[str, Fragment]:
-        """Fragments for a checkpoint's contents; `end_load` puts them in force."""
+    def begin_load(self, steps_done: int) -> dict[str, Tensor]:
+        """Tensors for a checkpoint's contents; `end_load` puts them in force."""
         optimizer_state.allocate(self._engine.optimizer, steps_done)
-        return self.fragments()
+        fragments = optimizer_state.fragments(self.network, self._engine.optimizer)
+        return {**fragments, **self._buffers()}
+
+    def _buffers(self) -> dict[str, Tensor]:
+        return {f"buffers/{name}": buffer for name, buffer in self.network.named_buffers()}
 
     def end_load(self) -> None:
         optimizer_state.refresh_weights(self._engine.optimizer)

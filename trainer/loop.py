@@ -141,6 +141,10 @@ class Trainer:
             "tokens_per_second": train.global_batch_size * self.engine.tokens_per_sample / seconds,
             "points_per_second": train.global_batch_size * points / seconds,
         }
+        for name, layer in result.routing.items():
+            row[f"{name}/load"] = layer.load
+            row[f"{name}/entropy"] = layer.entropy
+            row[f"{name}/drop_rate"] = layer.drop_rate
         every = self.settings.logging.validate_every
         if every and step % every == 0 and self.dataset.windows(Split.VALIDATION):
             scores = self._evaluate(Split.VALIDATION).scores()
@@ -168,7 +172,7 @@ class Trainer:
             "settings": self.settings.model_dump(),
         }
         store = self.plan.run.store
-        commit.save(store, self.steps_done, self.engine.fragments(), description,
+        commit.save(store, self.steps_done, self.engine.state(), description,
                     is_main=self.place.is_main)  # fmt: skip
         if self.place.is_main:
             store.retain(self.settings.checkpoint.keep)

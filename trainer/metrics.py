@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-Row = dict[str, float | int]
+Row = dict[str, Any]
+"""A step's numbers; a list holds one number for each expert."""
 
 
 def read_metrics(path: Path) -> list[Row]:
@@ -53,8 +54,12 @@ class MetricsLog:
         self._file.flush()
         if self._board is not None:
             for name, value in row.items():
-                if name != "step":
-                    self._board.add_scalar(name, value, int(row["step"]))
+                parts = {name: value}
+                if isinstance(value, list):
+                    parts = {f"{name}/{index}": part for index, part in enumerate(value)}
+                for part, number in parts.items():
+                    if part != "step":
+                        self._board.add_scalar(part, number, int(row["step"]))
 
     def sync(self) -> None:
         """To disk, before a checkpoint is: a committed step has its row."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -37,7 +38,8 @@ class Forecaster:
         dataset = Dataset(settings.data)
         network = TimeSeriesTransformer(settings.model, dataset.shape)
         weights = {f"weights/{name}": p.detach() for name, p in network.named_parameters()}
-        storage.read(checkpoint.path, weights, alone=True)
+        buffers = {f"buffers/{name}": buffer for name, buffer in network.named_buffers()}
+        storage.read(checkpoint.path, {**weights, **buffers}, alone=True)
         if settings.train.precision == "bf16":
             network.bfloat16()
         return cls(network, settings, dataset, checkpoint.step)
@@ -46,6 +48,14 @@ class Forecaster:
     def predict(self, batches: Iterable[WindowBatch]) -> Iterator[tuple[WindowBatch, Tensor]]:
         """Batches with their forecasts [B, H, C], in standardised units."""
         for batch in batches:
-            context = torch.from_numpy(batch.context)
-            output = self.network((context, torch.from_numpy(batch.covariates)))
-            yield batch, self.network.forecast(output, context)
+            context, covariates = (
+                torch.from_numpy(batch.context),
+                torch.from_numpy(batch.covariates),
+            )
+            future = torch.full_like(torch.from_numpy(batch.target), math.nan)
+            forecast = future
+            for number in range(self.network.passes):
+                output = self.network(self.network.inputs(context, covariates, future))
+                forecast = self.network.forecast(output, context)
+                future = self.network.with_patch(future, forecast, number)
+            yield batch, forecast

@@ -48,19 +48,21 @@ def train_plainly(settings: Settings, steps: int) -> Trajectory:
             dataset.draw(train.seed, (step - 1) * train.global_batch_size,
                          step * train.global_batch_size),
         )  # fmt: skip
-        context = torch.from_numpy(batch.context)
-        output = network((context, torch.from_numpy(batch.covariates)))
-        loss = network.loss(output, (torch.from_numpy(batch.target), context))
+        context, target = torch.from_numpy(batch.context), torch.from_numpy(batch.target)
+        output = network(network.inputs(context, torch.from_numpy(batch.covariates), target))
+        loss = network.loss(output, (target, context))
         optimizer.zero_grad()
         loss.backward()
         result.losses.append(loss.item())
-        result.aux_losses.append(
-            sum(float(s.balance / s.rows) for m in network.mixtures().values()
-                if (s := m.take_statistics()) is not None)
-        )  # fmt: skip
+        seen = [mixture.take_statistics() for mixture in network.mixtures().values()]
+        rows = train.global_batch_size * network.rows_per_sample
+        result.aux_losses.append(sum(float(s.loss) / rows for s in seen if s is not None))
         clip = train.gradient_clipping or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
         result.grad_norms.append(float(norm))
         optimizer.step()
+        for mixture, statistics in zip(network.mixtures().values(), seen, strict=True):
+            if statistics is not None:
+                mixture.router.rebalance(statistics.counts_E)
     result.weights = {name: p.detach().clone() for name, p in network.named_parameters()}
     return result

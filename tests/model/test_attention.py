@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.attention import CrossAttention, SelfAttention
+from model.attention import CrossAttention, SelfAttention, may_see
 from model.config import TransformerConfig
 from model.init import initialise
 
@@ -53,7 +53,8 @@ def test_self_attention_is_the_formula(kv_heads: int, case: str) -> None:
         mask = torch.rand(3, 7) > 0.4
         mask[:, 0] = True
         allowed = mask[:, None, None, :].expand(3, 1, 7, 7)
-    result = attention(x, mask, is_causal=case == "causal")
+    seen = None if mask is None else mask[:, None, None, :]
+    result = attention(x, seen, is_causal=case == "causal")
     torch.testing.assert_close(
         result.double(), by_hand(attention, x, x, allowed), rtol=1e-5, atol=1e-5
     )
@@ -66,7 +67,7 @@ def test_cross_attention_is_the_formula() -> None:
     mask = torch.arange(9) < torch.tensor([[9], [4]])
     allowed = mask[:, None, None, :]
     torch.testing.assert_close(
-        attention(x, memory, mask).double(), by_hand(attention, x, memory, allowed),
+        attention(x, memory, allowed).double(), by_hand(attention, x, memory, allowed),
         rtol=1e-5, atol=1e-5,
     )  # fmt: skip
 
@@ -84,7 +85,7 @@ def test_what_is_masked_does_not_matter_and_a_row_of_padding_is_finite() -> None
     attention = SelfAttention(config())
     initialise(attention, 0)
     x = torch.randn(2, 6, 24)
-    mask = torch.tensor([[True] * 4 + [False] * 2, [False] * 6])
+    mask = may_see(torch.tensor([[False] * 4 + [True] * 2, [True] * 6]))
     other = x.clone()
     other[0, 4:] = 100.0
     first, second = attention(x, mask), attention(other, mask)

@@ -84,8 +84,8 @@ def test_balance_loss_is_one_when_balanced_and_e_when_one_expert_takes_all() -> 
 def test_balance_loss_of_a_row_ignores_its_padding_and_other_rows() -> None:
     probability = torch.rand(3, 6, 4).softmax(-1)
     chosen = probability.topk(2).indices
-    mask = torch.arange(6) < torch.tensor([[6], [3], [0]])
-    together = balance_loss(probability, chosen, mask)
+    padding = torch.arange(6) >= torch.tensor([[6], [3], [0]])
+    together = balance_loss(probability, chosen, padding)
     torch.testing.assert_close(
         together[1:2], balance_loss(probability[1:2, :3], chosen[1:2, :3], None)
     )

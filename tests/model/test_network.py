@@ -49,9 +49,9 @@ def test_independent_channels_do_not_see_each_other_and_mixed_ones_do() -> None:
     other = context.clone()
     other[:, :, 2] = torch.randn(4, 40)
     alone, mixed = network(), network(channels="mixed")
-    assert torch.equal(alone((context, covariates))[..., :2], alone((other, covariates))[..., :2])
+    assert torch.equal(alone((context, covariates))[:, :, :2], alone((other, covariates))[:, :, :2])
     assert not torch.allclose(
-        mixed((context, covariates))[..., :2], mixed((other, covariates))[..., :2]
+        mixed((context, covariates))[:, :, :2], mixed((other, covariates))[:, :, :2]
     )
 
 
@@ -60,9 +60,9 @@ def test_channel_embedding_tells_equal_channels_apart() -> None:
     context[:, :, 1] = context[:, :, 0]
     plain, told = network(), network(channel_embedding=True)
     answer = plain((context, covariates))
-    torch.testing.assert_close(answer[..., 0], answer[..., 1])
+    torch.testing.assert_close(answer[:, :, 0], answer[:, :, 1])
     answer = told((context, covariates))
-    assert not torch.allclose(answer[..., 0], answer[..., 1])
+    assert not torch.allclose(answer[:, :, 0], answer[:, :, 1])
 
 
 def test_a_missing_patch_is_masked_and_the_answer_finite() -> None:
@@ -72,10 +72,10 @@ def test_a_missing_patch_is_masked_and_the_answer_finite() -> None:
     context[1] = float("nan")
     answer = net((context, covariates))
     assert answer.isfinite().all()
-    _, mask = net.layers()[0].run((context, covariates))
-    assert mask.shape == (12, 5)
-    assert mask[:3].tolist() == [[True, False, True, True, True]] * 3
-    assert not mask[3:6].any()
+    _, padding = net.layers()[0].run((context, covariates))
+    assert padding.shape == (12, 5)
+    assert padding[:3].tolist() == [[False, True, False, False, False]] * 3
+    assert padding[3:6].all() and not padding[6:].any()
 
 
 def test_instance_statistics_leave_missing_points_out() -> None:
@@ -89,11 +89,11 @@ def test_instance_statistics_leave_missing_points_out() -> None:
 
 def test_loss_is_the_mean_over_samples_of_the_mean_over_valid_points() -> None:
     net = network(SeriesShape(8, 4, 1, 0), instance_norm=False)
-    output = torch.zeros(3, 4, 1, requires_grad=True)
+    output = torch.zeros(3, 4, 1, 1, requires_grad=True)
     nan = float("nan")
     target = torch.tensor([[1.0, 1, 1, 1], [2, nan, nan, 4], [nan] * 4]).unsqueeze(-1)
     loss = net.loss(output, (target, torch.zeros(3, 8, 1)))
-    assert float(loss) == pytest.approx((1.0 + (4 + 16) / 2 + 0.0) / 3)
+    assert loss.item() == pytest.approx((1.0 + (4 + 16) / 2 + 0.0) / 3)
     loss.backward()
     assert output.grad is not None and output.grad.isfinite().all()
     assert (output.grad[2] == 0).all()

@@ -70,7 +70,7 @@ def mistake(tmp_path: Path, text: str) -> str:
     ("train: {learning_rate: .inf}\n",
      "my.yaml:1: train.learning_rate: expected a number, got '.inf'"),
     ("data: {split: [.nan, 0.1, 0.2]}\n",
-     "my.yaml:1: data.split.0: expected a number, got '.nan'"),
+     "my.yaml:1: data.split: expected a number, got '.nan'"),
     ("data: {1: 2}\n", "my.yaml:1: 1 is no key; keys are words"),
     ("train: \x07\n",
      "my.yaml: not valid YAML: unacceptable character #x0007: special characters are not allowed"),
@@ -136,8 +136,11 @@ def test_a_wrong_override_is_named(override: str, message: str) -> None:
      "parallel.pipeline: 2 stages cannot be formed of 1 rank; start a multiple of 2 (--ranks 2), "
      "or set parallel.pipeline=1"),
     (8, ["parallel.pipeline=8"],
-     "parallel.pipeline: 8 stages are more than the 4 transformer layers (num_layers 2 + "
-     "num_decoder_layers 2); use at most 4"),
+     "parallel.pipeline: 8 stages are more than the 4 transformer layers of this "
+     "encoder_decoder; use at most 4"),
+    (2, ["parallel.pipeline=2", "model.share_layers=true"],
+     "model.share_layers: weights shared between pipeline stages are not available in this "
+     "version; use parallel.pipeline=1 and data parallelism, or model.share_layers=false"),
     (1, ["train.global_batch_size=10"],
      "train.global_batch_size: 10 = micro_batch_size 4 x data-parallel ranks 1 x accumulation "
      "2.5, and accumulation must be whole; use train.global_batch_size=8 or 12 or "

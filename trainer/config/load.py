@@ -10,21 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from model.errors import UserError
+from model.errors import UserError, mistake
 from trainer.config import yaml_text
 from trainer.config.settings import Settings
-
-_EXPECTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "list_type": "a list such as [a, b]",
-    "dict_type": "keys below it",
-    "model_type": "keys below it",
-    "model_attributes_type": "keys below it",
-}
 
 
 @dataclass(frozen=True)
@@ -123,27 +111,8 @@ def _lay_over(content: dict[str, Any], key: str, value: Any) -> yaml_text.Path:
 
 
 def _mistake(draft: Configuration, error: ValidationError) -> UserError:
-    first = error.errors(include_url=False)[0]
-    path = tuple(str(part) for part in first["loc"])
-    key = ".".join(path)
-    kind, given = first["type"], first["input"]
-    if kind == "extra_forbidden":
-        return draft.error(key, f"unknown key{_suggestion(path)}")
-    if kind == "value_error":
-        # Our own validators name the key of their section first: "nhead: 3 heads ...".
-        leaf, _, sentence = str(first["ctx"]["error"]).partition(": ")
-        return draft.error(".".join((*path, leaf)), sentence)
-    if kind == "literal_error":
-        expected = f"one of {first['ctx']['expected']}".replace("'", "")
-    elif kind in _EXPECTED:
-        expected = _EXPECTED[kind]
-    else:
-        expected = first["msg"].removeprefix("Input should be ")
-    hint = ""
-    if isinstance(given, bool) and kind != "bool_type":
-        hint = "; YAML reads a bare on, off, yes and no as true and false: quote it to mean text"
-    shown = "nothing" if given is None else "keys" if isinstance(given, dict) else repr(given)
-    return draft.error(key, f"expected {expected}, got {shown}{hint}")
+    path, sentence = mistake(error)
+    return draft.error(".".join(path), sentence or f"unknown key{_suggestion(path)}")
 
 
 def _suggestion(path: yaml_text.Path) -> str:

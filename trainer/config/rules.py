@@ -90,13 +90,18 @@ def _check_lengths(configuration: Configuration) -> None:
 
 def _check_stages(configuration: Configuration) -> None:
     model, stages = configuration.settings.model, configuration.settings.parallel.pipeline
-    layers = model.num_layers + model.decoder_layers
+    layers = model.transformer_layers
     if stages > layers:
         raise configuration.error(
             "parallel.pipeline",
-            f"{stages} stages are more than the {layers} transformer layers "
-            f"(num_layers {model.num_layers} + num_decoder_layers {model.decoder_layers}); "
-            f"use at most {layers}",
+            f"{stages} stages are more than the {layers} transformer layers of this "
+            f"{model.architecture}; use at most {layers}",
+        )
+    if stages > 1 and model.share_layers:
+        raise configuration.error(
+            "model.share_layers",
+            "weights shared between pipeline stages are not available in this version; "
+            "use parallel.pipeline=1 and data parallelism, or model.share_layers=false",
         )
 
 

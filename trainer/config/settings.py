@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from model.config import ModelConfig, PositiveInt
+from model.config import CALENDAR_SIZES, ModelConfig, PositiveInt
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 OffIsNone = BeforeValidator(lambda value: "none" if value is False else value)
@@ -40,8 +40,15 @@ class DataConfig(Section):
     and ds."""
     id_column: str | None = None
     """Column that names the series of a long file. Default: one series."""
-    calendar: list[Literal["time_of_day", "day_of_week", "day_of_year"]] = []
-    """What the network knows of each moment's place in the calendar, as sine and cosine."""
+    calendar: list[
+        Literal[
+            "time_of_day", "day_of_week", "day_of_year", "minute", "hour", "day_of_month", "month"
+        ]
+    ] = []
+    """What the network knows of each moment's place in the calendar."""
+    calendar_encoding: Literal["waves", "embedding"] = "waves"
+    """How it is told: the sine and cosine of each phase, or the value (minute, hour, day_of_week,
+    day_of_month or month) looked up in a learned table."""
     timezone: str | None = None
     """Where the calendar is read, e.g. Australia/Melbourne. Timestamps that carry an offset are
     converted; others are taken as local already. Default: as they stand in the file."""
@@ -71,6 +78,16 @@ class DataConfig(Section):
         if both:
             raise ValueError(
                 f"covariates: {min(both)} is a target; what is forecast cannot be known in advance"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _calendar_can_be_embedded(self) -> DataConfig:
+        odd = [name for name in self.calendar if name not in CALENDAR_SIZES]
+        if self.calendar_encoding == "embedding" and odd:
+            raise ValueError(
+                f"calendar: {odd[0]} has no values to embed; use {', '.join(CALENDAR_SIZES)}, "
+                "or calendar_encoding: waves"
             )
         return self
 

@@ -14,8 +14,21 @@ PERIODIC: dict[str, Callable[[Times], npt.NDArray[np.float64]]] = {
     "time_of_day": lambda t: _day_share(t),
     "day_of_week": lambda t: (t.day_of_week.to_numpy() + _day_share(t)) / 7,
     "day_of_year": lambda t: (t.day_of_year.to_numpy() - 1 + _day_share(t)) / 365.25,
+    "minute": lambda t: t.minute.to_numpy() / 60,
+    "hour": lambda t: t.hour.to_numpy() / 24,
+    "day_of_month": lambda t: (t.day.to_numpy() - 1) / 31,
+    "month": lambda t: (t.month.to_numpy() - 1) / 12,
 }
 """Each feature as a share of its period, 0 to 1."""
+
+VALUES: dict[str, Callable[[Times], npt.NDArray[np.int64]]] = {
+    "minute": lambda t: t.minute.to_numpy(),
+    "hour": lambda t: t.hour.to_numpy(),
+    "day_of_week": lambda t: t.day_of_week.to_numpy(),
+    "day_of_month": lambda t: t.day.to_numpy() - 1,
+    "month": lambda t: t.month.to_numpy() - 1,
+}
+"""Each feature as a whole number from 0; `model.config.CALENDAR_SIZES` says how many there are."""
 
 
 def _day_share(times: Times) -> npt.NDArray[np.float64]:
@@ -23,14 +36,24 @@ def _day_share(times: Times) -> npt.NDArray[np.float64]:
     return np.asarray(seconds, np.float64) / 86_400
 
 
-def calendar_features(
+def _read_in(times: Times, timezone: str | None) -> Times:
+    return times.tz_convert(timezone) if timezone is not None and times.tz is not None else times
+
+
+def calendar_waves(
     times: Times, names: Sequence[str], timezone: str | None
 ) -> npt.NDArray[np.float32]:
     """[T, 2 * len(names)]: sine and cosine of each feature's phase, read in `timezone`."""
-    if not names:
-        return np.empty((len(times), 0), np.float32)
-    if timezone is not None and times.tz is not None:
-        times = times.tz_convert(timezone)
+    times = _read_in(times, timezone)
     phases = [2 * np.pi * PERIODIC[name](times) for name in names]
     waves = [wave(phase) for phase in phases for wave in (np.sin, np.cos)]
-    return np.stack(waves, axis=1).astype(np.float32)
+    return np.stack([np.empty(len(times)), *waves], axis=1)[:, 1:].astype(np.float32)
+
+
+def calendar_values(
+    times: Times, names: Sequence[str], timezone: str | None
+) -> npt.NDArray[np.float32]:
+    """[T, len(names)]: each feature as a whole number, read in `timezone`."""
+    times = _read_in(times, timezone)
+    values = [VALUES[name](times) for name in names]
+    return np.stack([np.zeros(len(times)), *values], axis=1)[:, 1:].astype(np.float32)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from model.config import SeriesShape
+from model.config import CALENDAR_SIZES, SeriesShape
 from model.errors import UserError
 from trainer.config.settings import DataConfig
 from trainer.data.tables import Doubles, Floats, Series, Table, read_table
@@ -77,9 +77,11 @@ class Dataset:
             ((one.values - self.mean) / self.deviation).astype(np.float32) for one in table.series
         ]
         self.notes += self._imprecise() + self._unscored()
+        embedded = config.calendar if config.calendar_encoding == "embedding" else []
         self.shape = SeriesShape(
-            config.context_length, config.prediction_length,
-            len(self.channels), self.series[0].covariates.shape[1],
+            config.context_length, config.prediction_length, len(self.channels),
+            self.series[0].covariates.shape[1] - len(embedded),
+            tuple(CALENDAR_SIZES[name] for name in embedded),
         )  # fmt: skip
 
     def _statistics(self, table: Table) -> tuple[Doubles, Doubles]:

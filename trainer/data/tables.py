@@ -13,7 +13,7 @@ import pandas as pd
 
 from model.errors import UserError
 from trainer.config.settings import DataConfig
-from trainer.data.calendars import calendar_features
+from trainer.data.calendars import calendar_values, calendar_waves
 
 TIME_NAMES = ("time", "date", "timestamp", "datetime", "ds")
 
@@ -32,7 +32,7 @@ class Series:
     values: Doubles
     """[T, C] as they stand in the file, NaN where missing."""
     covariates: Floats
-    """[T, F], known in advance: calendar features, then columns."""
+    """[T, F], known in advance."""
     times: pd.DatetimeIndex | None
     """[T], as they stand in the file."""
 
@@ -68,12 +68,7 @@ def read_table(config: DataConfig) -> Table:
             f"data.calendar: {name} has no column of timestamps; "
             "name it as data.time_column or set data.calendar=[]"
         )
-    calendar = (
-        np.empty((len(frame), 0), np.float32)
-        if times is None
-        else calendar_features(times, config.calendar, config.timezone)
-    )
-    known = np.concatenate([calendar, covariates], axis=1).astype(np.float32)
+    known = _known(config, times, covariates.astype(np.float32))
     notes = _columns_left_out(frame, config, time_column, targets)
     series = []
     for item_id, rows in _groups(frame, config, name):
@@ -84,6 +79,16 @@ def read_table(config: DataConfig) -> Table:
             Series(item_id, values[rows], known[rows], None if times is None else times[rows])
         )
     return Table(series, targets, _interval(series), notes + _missing(series, targets))
+
+
+def _known(config: DataConfig, times: pd.DatetimeIndex | None, columns: Floats) -> Floats:
+    """[T, F]: waves of the calendar, columns, then the calendar's values to embed."""
+    if times is None or not config.calendar:
+        return columns
+    arguments = (times, config.calendar, config.timezone)
+    if config.calendar_encoding == "embedding":
+        return np.concatenate([columns, calendar_values(*arguments)], axis=1)
+    return np.concatenate([calendar_waves(*arguments), columns], axis=1)
 
 
 def _frame(config: DataConfig) -> tuple[pd.DataFrame, str]:

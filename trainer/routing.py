@@ -1,0 +1,69 @@
+"""Routers' statistics of a step, over all ranks, and the bias that balances without a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.moe import MixtureOfExperts, RouterStatistics
+from parallel.groups import Place, sum_over_ranks
+
+
+@dataclass(frozen=True)
+class LayerRouting:
+    """How one layer's router spread the global batch."""
+
+    load: list[float]
+    """Share of the choices that fell on each expert."""
+    entropy: float
+    """Mean entropy of a token's scores, in nats; ln(experts) when undecided."""
+    drop_rate: float
+    """Share of the choices that found their expert full."""
+
+
+def take_statistics(
+    local: Mapping[str, MixtureOfExperts], names: list[str], experts: int, place: Place
+) -> dict[str, RouterStatistics]:
+    """The step's sums of every layer of the network, equal on all ranks; `local` holds the layers
+    of this rank's stage."""
+    flat = torch.zeros(len(names), experts + 5, dtype=torch.float64)
+    for row, name in zip(flat, names, strict=True):
+        statistics = local[name].take_statistics() if name in local else None
+        if statistics is not None:
+            row.copy_(statistics.flat())
+    totals = sum_over_ranks(place, flat).cpu()
+    return {
+        name: RouterStatistics.of_flat(row)
+        for name, row in zip(names, totals.unbind(), strict=True)
+    }
+
+
+def rebalance(
+    local: Mapping[str, MixtureOfExperts], statistics: Mapping[str, RouterStatistics]
+) -> None:
+    for name, mixture in local.items():
+        mixture.router.rebalance(statistics[name].counts_E)
+
+
+def auxiliary_loss(statistics: Mapping[str, RouterStatistics], rows: int) -> float:
+    """Summed over layers, the mean over the global batch's rows."""
+    return sum(float(seen.loss) for seen in statistics.values()) / rows
+
+
+def describe(statistics: Mapping[str, RouterStatistics]) -> dict[str, LayerRouting]:
+    return {
+        name: LayerRouting(
+            load=_shares(seen.counts_E),
+            entropy=float(seen.entropy / seen.tokens.clamp(min=1)),
+            drop_rate=float(seen.dropped / seen.counts_E.sum().clamp(min=1)),
+        )
+        for name, seen in statistics.items()
+    }
+
+
+def _shares(counts_E: Tensor) -> list[float]:
+    shares: list[float] = (counts_E / counts_E.sum().clamp(min=1)).tolist()
+    return shares
