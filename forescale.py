@@ -1,4 +1,7 @@
-"""Forescale's public face: `from forescale import Forecaster, train`."""
+"""Forescale's public face.
+
+from forescale import TransformerEncoder, TransformerDecoder, Forecaster, train
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ if not (Path(__file__).parent / "model") == Path(_model.__file__ or "").parent:
         f"{_model.__file__} hides Forescale's package `model`; rename it or run from elsewhere"
     )
 
+from model.transformer import TransformerDecoder, TransformerEncoder
 from trainer.predict import Forecaster
 
-__all__ = ["Forecaster", "train"]
+__all__ = ["Forecaster", "TransformerDecoder", "TransformerEncoder", "train"]
 
 
 def train(

@@ -98,6 +98,9 @@ class SelfAttention(_Attention):
         if self.rotary:
             query, key = rotate(query, start), rotate(key, start)
         key, value = key.squeeze(3), value.squeeze(3)
+        if self.frequency_mix is not None and mask is not None:
+            # Padding would speak through the modes of the queries too.
+            query = query.masked_fill(~mask[:, 0, 0, :, None, None, None], 0.0)
         if cache is not None:
             past = cache.append(key.flatten(2), value.flatten(2))
             key, value = (held.unflatten(-1, key.shape[2:]) for held in past)

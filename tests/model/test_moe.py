@@ -127,3 +127,118 @@ def test_recomputation_gives_the_same_gradients() -> None:
         gradients.append([p.grad.clone() for p in moe.parameters() if p.grad is not None])
     for plain, again in zip(*gradients, strict=True):
         assert torch.equal(plain, again)
+
+
+def test_capacity_keeps_each_experts_first_choices_of_a_row() -> None:
+    moe = mixture(num_experts=2, top_k=1, capacity_factor=0.5, balance_loss=0.0)
+    assert moe.capacity(8) == 2 and moe.capacity(7) == 2
+    with torch.no_grad():
+        moe.router.weight.zero_()
+        moe.router.weight[0] += 1.0
+    x = torch.rand(2, 8, 16)  # positive: every token chooses expert 0
+    y = moe(x)
+    assert (y[:, :2] != 0).any(-1).all() and (y[:, 2:] == 0).all()
+    statistics = moe.take_statistics()
+    assert statistics is not None
+    assert statistics.counts_E.tolist() == [16, 0] and statistics.dropped.item() == 12
+    padding = torch.zeros(2, 8, dtype=torch.bool)
+    padding[:, :3] = True
+    y = moe(x, padding)
+    assert (y[:, 3:5] != 0).any(-1).all() and (y[:, 5:] == 0).all() and (y[:, :3] == 0).all()
+
+
+def test_a_row_is_routed_alike_in_any_company() -> None:
+    moe = mixture(capacity_factor=1.0)
+    x = torch.randn(6, 9, 16)
+    together = moe(x)
+    for row in range(6):
+        torch.testing.assert_close(moe(x[row : row + 1]), together[row : row + 1])
+
+
+def test_dropped_choices_have_no_gradient() -> None:
+    moe = mixture(num_experts=2, top_k=1, capacity_factor=0.5, balance_loss=0.0)
+    x = torch.randn(1, 8, 16, requires_grad=True)
+    moe(x).square().sum().backward()
+    kept = (moe(x) != 0).any(-1)
+    assert x.grad is not None
+    assert (x.grad[~kept] == 0).all() and (x.grad[kept] != 0).any()
+
+
+def test_a_bias_moves_choices_but_not_gates() -> None:
+    moe = mixture(
+        num_experts=4, top_k=1, router_score="sigmoid", balance_rate=0.1, balance_loss=0.0
+    )
+    x = torch.randn(2, 6, 16)
+    before = moe.router(x)
+    moe.router.bias[3] = 10.0
+    after = moe.router(x)
+    assert (after.chosen == 3).all() and not (before.chosen == 3).all()
+    torch.testing.assert_close(after.gates, torch.ones_like(after.gates))
+    torch.testing.assert_close(after.scores, before.scores)
+    moe.router.bias.zero_()
+    moe.router.rebalance(torch.tensor([10.0, 0.0, 5.0, 5.0]))
+    torch.testing.assert_close(moe.router.bias, torch.tensor([-0.1, 0.1, 0.0, 0.0]))
+
+
+def test_bias_balancing_balances() -> None:
+    torch.manual_seed(0)
+    moe = mixture(num_experts=8, top_k=2, balance_rate=0.02, balance_loss=0.0)
+    x = torch.randn(16, 32, 16) + 1.0
+    spread = []
+    for _ in range(100):
+        moe(x)
+        statistics = moe.take_statistics()
+        assert statistics is not None
+        moe.router.rebalance(statistics.counts_E)
+        load = statistics.counts_E / statistics.counts_E.sum()
+        spread.append(float(load.max() * 8))
+    assert spread[0] > 1.8 and spread[-1] < 1.3
+
+
+def test_the_bias_stays_fp32_in_bf16_and_is_saved() -> None:
+    moe = mixture(balance_rate=0.1).bfloat16()
+    assert moe.router.bias.dtype == torch.float32 and moe.router.weight.dtype == torch.bfloat16
+    assert "router.bias" in moe.state_dict()
+    assert "router.bias" not in mixture().state_dict()
+
+
+def test_z_loss_is_the_squared_log_partition() -> None:
+    moe = mixture(z_loss=0.3, balance_loss=0.0)
+    x, padding = torch.randn(2, 5, 16), torch.zeros(2, 5, dtype=torch.bool)
+    padding[1, 2:] = True
+    moe(x, padding)
+    statistics = moe.take_statistics()
+    assert statistics is not None
+    partition = (x @ moe.router.weight.T).logsumexp(-1).square()
+    expected = 0.3 * (partition[0].mean() + partition[1, :2].mean())
+    assert statistics.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_shared_expert_takes_every_token() -> None:
+    moe = mixture(shared_expert=True)
+    assert moe.shared is not None
+    x = torch.randn(2, 5, 16)
+    with_it = moe(x)
+    shared, moe.shared = moe.shared, None
+    torch.testing.assert_close(with_it, moe(x) + shared(x))
+
+
+def test_noise_moves_choices_in_training_only() -> None:
+    moe = mixture(router_noise=5.0)
+    x = torch.randn(4, 9, 16)
+    assert not torch.equal(moe.router(x).chosen, moe.router(x).chosen)
+    moe.eval()
+    assert torch.equal(moe.router(x).chosen, moe.router(x).chosen)
+
+
+def test_entropy_and_loads_leave_padding_out() -> None:
+    moe = mixture(num_experts=4)
+    with torch.no_grad():
+        moe.router.weight.zero_()
+    padding = torch.zeros(2, 6, dtype=torch.bool)
+    padding[0, 1:] = True
+    moe(torch.randn(2, 6, 16), padding)
+    statistics = moe.take_statistics()
+    assert statistics is not None
+    assert statistics.tokens.item() == 7 and statistics.counts_E.sum().item() == 14
+    assert (statistics.entropy / statistics.tokens).item() == pytest.approx(1.3863, abs=1e-4)

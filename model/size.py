@@ -1,0 +1,78 @@
+"""Numbers of parameters by formula, so that a configuration is sized without being built."""
+
+from __future__ import annotations
+
+from model.config import AttentionType, ModelConfig, SeriesShape, TransformerConfig
+
+
+def network_parameters(config: ModelConfig, shape: SeriesShape) -> int:
+    """Of `TimeSeriesTransformer(config, shape)`."""
+    memory, _ = shape.patches(config.patch_length)
+    channels = 1 if config.channels == "independent" else shape.channels
+    values = 2 * config.patch_length * channels
+    known = config.patch_length * shape.covariates
+    causal = config.att_type_of_decoder
+    total = 0
+    if config.architecture == "encoder":
+        total += stack_parameters(config, values + known, encoder_layer(config, config.att_type))
+    elif config.architecture == "decoder":
+        total += stack_parameters(config, values + known, encoder_layer(config, causal))
+    else:
+        total += stack_parameters(config, values + known, encoder_layer(config, config.att_type))
+        total += stack_parameters(
+            config, config.patch_length + known, decoder_layer(config), config.decoder_layers
+        )
+    at_once = config.architecture == "encoder"
+    inputs = config.d_model * (memory if at_once else 1)
+    points = shape.prediction_length if at_once else config.patch_length
+    total += (inputs + 1) * points * channels * head_size(config)
+    total += shape.channels * config.d_model if config.channel_embedding else 0
+    return total + sum(shape.calendar) * config.d_model
+
+
+def stack_parameters(
+    config: TransformerConfig, input_size: int, layer: int, layers: int | None = None
+) -> int:
+    """Input projection, positions, layers and final norm."""
+    count = 1 if config.share_layers else layers or config.num_layers
+    positions = config.max_seq_len * config.d_model if config.position == "learned" else 0
+    final = norm(config) if config.use_final_norm else 0
+    return (input_size + 1) * config.d_model + positions + count * layer + final
+
+
+def encoder_layer(config: TransformerConfig, att_type: AttentionType) -> int:
+    return attention(config, att_type) + feed_forward(config) + 2 * norm(config)
+
+
+def decoder_layer(config: TransformerConfig) -> int:
+    return (
+        2 * attention(config, config.att_type_of_decoder) + feed_forward(config) + 3 * norm(config)
+    )
+
+
+def attention(config: TransformerConfig, att_type: AttentionType) -> int:
+    """Queries and output d_model^2 each, keys and values by their heads, modes of frequency."""
+    keys_and_values = 2 * config.kv_heads * config.head_dim * config.d_model
+    modes = 2 * config.freq_modes * config.d_model if att_type == "frequency" else 0
+    return 2 * config.d_model**2 + keys_and_values + modes
+
+
+def feed_forward(config: TransformerConfig) -> int:
+    matrices = 3 if config.use_swiglu else 2
+    one = matrices * config.feedforward_width * config.d_model
+    if not config.use_moe:
+        return one
+    router = config.num_experts * config.d_model
+    return router + (config.num_experts + config.shared_expert) * one
+
+
+def norm(config: TransformerConfig) -> int:
+    """Gain; LayerNorm's shift or the adaptive norm's share of the mean."""
+    if callable(config.use_adaptive_ln):
+        raise ValueError("use_adaptive_ln: a callable's norms cannot be counted by formula")
+    return config.d_model * (1 if config.use_adaptive_ln == "rms" else 2)
+
+
+def head_size(config: ModelConfig) -> int:
+    """Numbers per forecast point."""
+    return {"quantile": len(config.quantiles), "student_t": 3}.get(config.loss, 1)
