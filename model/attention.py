@@ -8,12 +8,13 @@ whose heads were split works unchanged.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.backends import attend
+from model.backends import Choice, attend, choose_for
 from model.config import AttentionType, TransformerConfig
 from model.decoding import KeyValue
 from model.embedding import rotate
@@ -34,7 +35,7 @@ def may_see(padding: Tensor | None, attention_mask: Tensor | None = None) -> Ten
     return allowed if seen is None else seen & allowed
 
 
-class _Attention(nn.Module):
+class Attention(nn.Module):
     """What self- and cross-attention share: the kernel and the output projection."""
 
     def __init__(self, config: TransformerConfig, att_type: AttentionType) -> None:
@@ -42,6 +43,8 @@ class _Attention(nn.Module):
         self.att_type, self.strict = att_type, config.strict_attention
         self.dropout = config.attention_dropout
         self.rotary = config.position == "rotary"
+        self.choice: Choice | None = None
+        """The kernel of the last forward, and why it was taken."""
         self.group = config.nhead // config.kv_heads
         heads = (config.kv_heads, self.group)
         self.output = nn.Parameter(torch.empty(config.d_model, *heads, config.head_dim))
@@ -68,14 +71,13 @@ class _Attention(nn.Module):
                 q, k, v, self.frequency_mix.flatten(0, 1), mask=mask, dropout=dropout
             )
         else:
-            y = attend(
-                q, k, v, att_type=self.att_type, mask=mask, is_causal=is_causal,
-                dropout=dropout, strict=self.strict,
-            )  # fmt: skip
+            how: dict[str, Any] = {"mask": mask, "is_causal": is_causal, "dropout": dropout}
+            self.choice = choose_for(q, k, att_type=self.att_type, strict=self.strict, **how)
+            y = attend(self.choice.kernel, q, k, v, **how)
         return F.linear(y.transpose(1, 2).flatten(2), self.output.flatten(1))
 
 
-class SelfAttention(_Attention):
+class SelfAttention(Attention):
     """softmax(q k^T / sqrt(D)) v of a sequence with itself (Vaswani et al. 2017, eq. 1)."""
 
     def __init__(self, config: TransformerConfig, att_type: AttentionType | None = None) -> None:
@@ -107,7 +109,7 @@ class SelfAttention(_Attention):
         return self._attend(query, key, value, mask, is_causal)
 
 
-class CrossAttention(_Attention):
+class CrossAttention(Attention):
     """Attention of one sequence over another, the memory."""
 
     def __init__(

@@ -73,11 +73,11 @@ class Kernel(Protocol):
     ) -> Tensor: ...  # fmt: skip
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, *, att_type: str, mask: Tensor | None = None,
+def choose_for(
+    query: Tensor, key: Tensor, *, att_type: str, mask: Tensor | None = None,
     is_causal: bool = False, dropout: float = 0.0, strict: bool = False,
-) -> Tensor:  # fmt: skip
-    """softmax(query key^T / sqrt(D)) value by the best kernel of `att_type`, [B, H, T, D].
+) -> Choice:  # fmt: skip
+    """The kernel of `att_type` for these tensors.
 
     With `strict`, raises RuntimeError where the first kernel of the list cannot answer.
     """
@@ -86,7 +86,14 @@ def attend(
         query.device.type, query.dtype, query.shape[-1], key.shape[1] != query.shape[1],
         kind, is_causal, dropout > 0,
     )  # fmt: skip
-    kernel = choose(att_type, call, strict).kernel
+    return choose(att_type, call, strict)
+
+
+def attend(
+    kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None,
+    is_causal: bool = False, dropout: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """softmax(query key^T / sqrt(D)) value by `kernel`, [B, H, T, D]."""
     if mask is None:
         return kernel(query, key, value, None, is_causal, dropout)
     sees = mask.any(-1, keepdim=True)

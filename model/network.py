@@ -19,6 +19,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from model.attention import Attention
 from model.config import ModelConfig, SeriesShape
 from model.embedding import CalendarEmbedding, ChannelEmbedding, to_patches
 from model.heads import make_head
@@ -202,6 +203,17 @@ class TimeSeriesTransformer(nn.Module):
     def mixtures(self) -> dict[str, MixtureOfExperts]:
         """The mixture-of-experts layers by their global names."""
         return {name: m for name, m in self.named_modules() if isinstance(m, MixtureOfExperts)}
+
+    def kernels(self) -> dict[str, str]:
+        """Of each att_type in use, the kernel that the last forward took, and why."""
+        used = [module for module in self.modules() if isinstance(module, Attention)]
+        taken: dict[str, str] = {}
+        for module in used:
+            if module.att_type == "frequency":
+                taken["frequency"] = "torch.fft"
+            elif module.choice is not None:
+                taken[module.att_type] = str(module.choice)
+        return taken
 
     # What the layers do, in the order in which data flows.
 

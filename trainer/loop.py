@@ -100,8 +100,11 @@ class Trainer:
             if is_main:
                 path, done = self.plan.run.path, self.steps_done
                 log = stack.enter_context(MetricsLog(path, done, tensorboard=logging.tensorboard))
+            first = self.steps_done + 1
             while self.steps_done < train.steps:
                 row = self._step(self.steps_done + 1)
+                if is_main and self.steps_done == first:
+                    self.plan.run.record(kernels=self.engine.network.kernels())
                 if log is not None:
                     log.write(row)
                 progress.step(row)

@@ -120,6 +120,12 @@ class RunFolder:
         for marker in ("done", "saved"):
             (self.path / marker).unlink(missing_ok=True)
 
+    def record(self, **facts: Any) -> None:
+        """Add what became known in the first step to environment.json."""
+        file = self.path / "environment.json"
+        known = json.loads(file.read_text(encoding="utf-8"))
+        replace(file, json.dumps({**known, **facts}, indent=1))
+
     def mark(self, marker: str, step: int) -> None:
         """`done` (finished) or `saved` (stopped by a signal, to be resumed)."""
         replace(self.path / marker, f"step {step}\n")

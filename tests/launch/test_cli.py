@@ -148,6 +148,8 @@ def test_show_and_evaluate_tell_what_a_run_holds(
     ranks.run(train_rank, 2, run, {"train.steps": 2, "data.rows": 800, "parallel.pipeline": 2})
     main(["show", str(run)])
     said = capsys.readouterr().out
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["kernels"] == {"standard": "formula"}
     assert "done, step 2 of 2" in said and "pipeline 2 x data 1" in said
     main(["show", str(run / "checkpoints" / "step-00000002")])
     said = capsys.readouterr().out

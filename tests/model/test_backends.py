@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from model import backends
-from model.backends import KERNELS, Call, attend, choose
+from model.backends import KERNELS, Call, choose, choose_for
 from model.frequency import frequency_attention
 
 TYPES = ["standard", "xformer", "flash"]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, att_type: str, strict: bool = False,
+           **how: Any) -> Tensor:  # fmt: skip
+    choice = choose_for(q, k, att_type=att_type, strict=strict, **how)
+    return backends.attend(choice.kernel, q, k, v, **how)
 
 
 def exact(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:

@@ -159,7 +159,7 @@ def test_shared_layers_are_one_set_of_weights() -> None:
     single = TransformerEncoder(3, **{**SMALL, "num_layers": 1})
     assert {n for n, _ in shared.named_parameters()} == {n for n, _ in single.named_parameters()}
     single.load_state_dict({n: p for n, p in shared.state_dict().items() if ".layers.0." in n
-                            or ".layers." not in n and "layers." not in n
+                            or (".layers." not in n and "layers." not in n)
                             or n.startswith("layers.0.")})  # fmt: skip
     shared.eval()
     x = torch.randn(2, 8, 3)
