@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -153,10 +153,14 @@ def run_layer(layer: nn.Module, *arguments: Any, recompute: bool, **options: Any
     return answer
 
 
-def _configuration(**options: Any) -> TransformerConfig:
-    """Raises UserError naming a wrong argument and the nearest right one."""
+def _configuration(arguments: Mapping[str, Any], options: Mapping[str, Any]) -> TransformerConfig:
+    """From a constructor's arguments, those that are fields, and further options.
+
+    Raises UserError naming a wrong argument and the nearest right one.
+    """
+    fields = {name: arguments[name] for name in TransformerConfig.model_fields if name in arguments}
     try:
-        return TransformerConfig(**options)
+        return TransformerConfig(**fields, **options)
     except ValidationError as error:
         path, sentence = mistake(error)
         names = ", ".join(TransformerConfig.model_fields)
@@ -189,14 +193,7 @@ class TransformerEncoder(Stack):
         num_kv_heads: int | None = None, max_seq_len: int = 5000, freq_modes: int = 32,
         time_feature_sizes: Sequence[int] = (), **options: Any,
     ) -> None:  # fmt: skip
-        config = _configuration(
-            d_model=d_model, nhead=nhead, num_layers=num_layers, dim_feedforward=dim_feedforward,
-            dropout=dropout, activation=activation, att_type=att_type,
-            norm_strategy=norm_strategy, use_adaptive_ln=use_adaptive_ln, use_swiglu=use_swiglu,
-            share_layers=share_layers, use_final_norm=use_final_norm, use_moe=use_moe,
-            num_experts=num_experts, top_k=top_k, num_kv_heads=num_kv_heads,
-            max_seq_len=max_seq_len, freq_modes=freq_modes, **options,
-        )  # fmt: skip
+        config = _configuration(locals(), options)
         layers = make_layers(config, num_layers, lambda: EncoderLayer(config))
         super().__init__(input_size, config, layers)
         self.use_gradient_checkpointing = use_gradient_checkpointing
@@ -242,14 +239,7 @@ class TransformerDecoder(Stack):
         num_kv_heads: int | None = None, max_seq_len: int = 5000, freq_modes: int = 32,
         is_causal: bool = True, **options: Any,
     ) -> None:  # fmt: skip
-        config = _configuration(
-            d_model=d_model, nhead=nhead, num_layers=num_layers, dim_feedforward=dim_feedforward,
-            dropout=dropout, activation=activation, att_type=att_type,
-            norm_strategy=norm_strategy, use_adaptive_ln=use_adaptive_ln, use_swiglu=use_swiglu,
-            share_layers=share_layers, use_final_norm=use_final_norm, use_moe=use_moe,
-            num_experts=num_experts, top_k=top_k, num_kv_heads=num_kv_heads,
-            max_seq_len=max_seq_len, freq_modes=freq_modes, **options,
-        )  # fmt: skip
+        config = _configuration(locals(), options)
         if is_causal and config.att_type_of_decoder == "frequency":
             raise UserError(f"att_type: {FREQUENCY_SEES_ALL}")
         layers = make_layers(config, num_layers, lambda: DecoderLayer(config, is_causal=is_causal))
