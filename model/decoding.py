@@ -22,6 +22,10 @@ class KeyValue(dict[str, Tensor]):
     _buffers: tuple[Tensor, Tensor] | None = None
     _views: tuple[Tensor, Tensor] | None = None
 
+    def __copy__(self) -> KeyValue:
+        """A branch with buffers of its own: both may append."""
+        return KeyValue(self)
+
     @property
     def length(self) -> int:
         return self["key"].shape[1] if "key" in self else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,34 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "swish": F.silu,
 }
+
+
+class _GatedSwish(torch.autograd.Function):
+    """swish(gate) * value of [..., gate | value], keeping only its input for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_value: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_value)
+        gate, value = gate_value.chunk(2, dim=-1)
+        return F.silu(gate).mul_(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (gate_value,) = ctx.saved_tensors
+        gate, value = gate_value.chunk(2, dim=-1)
+        sigmoid = gate.sigmoid()
+        result = torch.empty_like(gate_value)
+        of_gate, of_value = result.chunk(2, dim=-1)
+        torch.mul(gradients[0], gate * sigmoid, out=of_value)
+        slope = sigmoid * (1 + gate * (1 - sigmoid))
+        torch.mul(slope.mul_(value), gradients[0], out=of_gate)
+        return result
+
+
+def gated_swish(gate_value: Tensor) -> Tensor:
+    """[..., 2 F], gates first -> swish(gate) * value, [..., F]."""
+    answer: Tensor = _GatedSwish.apply(gate_value)
+    return answer
 
 
 class MLP(nn.Module):
@@ -54,8 +83,7 @@ class SwiGLU(nn.Module):
         return {"gate_value": Init(std=d**-0.5), "output": Init(std=width**-0.5)}
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = F.linear(x, self.gate_value.flatten(0, 1)).chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * value, self.output)
+        return F.linear(gated_swish(F.linear(x, self.gate_value.flatten(0, 1))), self.output)
 
 
 def make_feed_forward(config: TransformerConfig) -> nn.Module:

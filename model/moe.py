@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import TransformerConfig
-from model.feedforward import ACTIVATIONS, make_feed_forward
+from model.feedforward import ACTIVATIONS, gated_swish, make_feed_forward
 from model.init import Init
 from model.recompute import is_recomputing
 
@@ -76,7 +76,7 @@ class Experts(nn.Module):
         super().__init__()
         experts, d, width = config.num_experts, config.d_model, config.feedforward_width
         self.gated = config.use_swiglu
-        self.activation = ACTIVATIONS[config.activation or ("swish" if self.gated else "gelu")]
+        self.activation = ACTIVATIONS[config.activation or "gelu"]
         self.input = nn.Parameter(torch.empty(experts, 2 if self.gated else 1, width, d))
         self.output = nn.Parameter(torch.empty(experts, d, width))
 
@@ -90,11 +90,7 @@ class Experts(nn.Module):
     def forward(self, x_ND: Tensor, counts_E: Tensor) -> Tensor:
         """Rows sorted by expert, counts_E of them for each -> rows in the same order."""
         hidden = grouped_linear(x_ND, self.input.flatten(1, 2), counts_E)
-        if self.gated:
-            gate, value = hidden.chunk(2, dim=-1)
-            hidden = self.activation(gate) * value
-        else:
-            hidden = self.activation(hidden)
+        hidden = gated_swish(hidden) if self.gated else self.activation(hidden)
         return grouped_linear(hidden, self.output, counts_E)
 
 

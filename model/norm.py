@@ -31,9 +31,9 @@ class RMSNorm(nn.Module):
 class AdaptiveNorm(nn.Module):
     """A norm that learns, per channel, how much of the mean to remove.
 
-    y = gain * c / sqrt(mean(c^2) + eps) + shift with c = x - removed * mean(x): RMSNorm where
-    `removed` is 0, LayerNorm where it is 1; it starts in between. A condition [..., condition_size]
-    adds its own gain and shift, zero at first (Peebles & Xie 2023, adaLN-Zero).
+    y = gain * c / sqrt(mean(c^2) + eps) with c = x - removed * mean(x): RMSNorm where `removed` is
+    0, LayerNorm (without a shift) where it is 1; it starts in between. A condition
+    [..., condition_size] adds a gain and a shift, zero at first (Peebles & Xie 2023, adaLN-Zero).
     """
 
     def __init__(self, d_model: int, condition_size: int = 0) -> None:

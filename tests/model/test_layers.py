@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from model.config import TransformerConfig
-from model.feedforward import MLP, SwiGLU
+from model.feedforward import MLP, SwiGLU, gated_swish
 from model.init import initialise
 from model.norm import RMSNorm
 from model.transformer import EncoderLayer
@@ -43,6 +43,12 @@ def test_swiglu_is_the_formula_and_as_large_as_the_mlp() -> None:
     gate, value = layer.gate_value.unbind(0)
     expected = (F.silu(x @ gate.T) * (x @ value.T)) @ layer.output.T
     torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gated_swish_has_true_gradients() -> None:
+    x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(gated_swish, (x,))
+    torch.testing.assert_close(gated_swish(x), F.silu(x[:, :4]) * x[:, 4:])
 
 
 @pytest.mark.parametrize(("activation", "function"), [

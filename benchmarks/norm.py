@@ -1,0 +1,112 @@
+"""What the norms cost against torch's LayerNorm, and SwiGLU's memory against three matrices.
+
+    .venv/bin/python benchmarks/norm.py
+
+Forward and backward, gradients of the input and of all parameters, fp32. The unfused SwiGLU has a
+matrix for the gate and one for the value; ours has both in one product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from timing import Work, arguments_of, medians, peak_mib, print_header, print_table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import TransformerConfig
+from model.feedforward import SwiGLU
+from model.init import initialise
+from model.norm import AdaptiveNorm, RMSNorm
+
+NORMS = {
+    "nn.LayerNorm": nn.LayerNorm,
+    "nn.RMSNorm": nn.RMSNorm,
+    "RMSNorm": RMSNorm,
+    "AdaptiveNorm": AdaptiveNorm,
+}
+PEER = "nn.LayerNorm"
+
+
+class PlainSwiGLU(nn.Module):
+    """SwiGLU as most code has it: three matrices."""
+
+    def __init__(self, d_model: int, width: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(d_model, width, bias=False)
+        self.value = nn.Linear(d_model, width, bias=False)
+        self.output = nn.Linear(width, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(F.silu(self.gate(x)) * self.value(x))
+
+
+def step(module: nn.Module, rows: int, d_model: int) -> Work:
+    """Forward and backward of [rows, d_model]."""
+    torch.manual_seed(0)
+    x = torch.randn(rows, d_model, requires_grad=True)
+    upstream = torch.randn(rows, d_model)
+    wanted = [x, *module.parameters()]
+    return lambda: torch.autograd.grad(module(x), wanted, upstream)
+
+
+def norm(kind: str, d_model: int) -> nn.Module:
+    """With its weights as they start."""
+    module = NORMS[kind](d_model)
+    if isinstance(module, RMSNorm | AdaptiveNorm):
+        initialise(module, seed=0)
+    return module
+
+
+def norm_rows(shapes: list[tuple[int, int]], rounds: int) -> Iterator[list[str]]:
+    for rows, d_model in shapes:
+        works = {kind: step(norm(kind, d_model), rows, d_model) for kind in NORMS}
+        seconds = medians(works, rounds=rounds)
+        yield [f"{rows} x {d_model}"] + [
+            f"{1e3 * value:.3f} (x{value / seconds[PEER]:.2f})" for value in seconds.values()
+        ]
+
+
+def build_swiglu(fused: bool, rows: int, d_model: int, dim_feedforward: int) -> Work:
+    config = TransformerConfig(d_model=d_model, dim_feedforward=dim_feedforward)
+    if not fused:
+        return step(PlainSwiGLU(d_model, config.feedforward_width), rows, d_model)
+    module = SwiGLU(config)
+    initialise(module, seed=0)
+    return step(module, rows, d_model)
+
+
+def swiglu_rows(rows_of: list[int], d_model: int, dim_feedforward: int) -> Iterator[list[str]]:
+    for rows in rows_of:
+        ours, peer = (
+            peak_mib(
+                partial(build_swiglu, fused, rows, d_model, dim_feedforward),
+                partial(build_swiglu, fused, 64, 64, 64),
+            )
+            for fused in (True, False)
+        )
+        yield [str(rows), f"{ours:.1f}", f"{peer:.1f}", f"{ours / peer:.2f}"]
+
+
+def main() -> None:
+    rounds, quick = arguments_of(__doc__, rounds=21)
+    shapes = [(2048, 512), (4096, 1024), (1024, 64), (16384, 512)]
+    rows_of, d_model, dim_feedforward = [2048, 16384], 512, 2048
+    if quick:
+        shapes, rows_of, d_model, dim_feedforward = [(64, 32), (32, 64)], [1024], 128, 512
+
+    print_header("Norms and SwiGLU")
+    print("Forward and backward, median ms (ratio to nn.LayerNorm):\n")
+    print_table(["shape", *NORMS], norm_rows(shapes, rounds))
+    width = TransformerConfig(d_model=d_model, dim_feedforward=dim_feedforward).feedforward_width
+    print(f"SwiGLU {d_model} -> {width} -> {d_model}, peak MiB beyond inputs and weights:\n")
+    print_table(
+        ["rows", "SwiGLU", "two nn.Linear", "ratio"],
+        swiglu_rows(rows_of, d_model, dim_feedforward),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""How the benchmarks measure: time by interleaved medians, memory by peak RSS of a child.
+
+Time. Every round runs each variant once, and the order turns round from one round to the next, so
+that whatever else the machine does hits all variants alike; the median over rounds is reported.
+
+Memory. torch counts no bytes on a CPU, so the kernel does. Two children are forked from a clean
+server that has never computed: both build the inputs and warm up, one runs the work too, and the
+difference of their `ru_maxrss` is the work's peak beyond its inputs. A forked child starts from the
+RSS of its parent, where an exec'ed one would inherit its parent's *peak* and hide what is smaller.
+Blocks above 64 KiB are mapped one by one and given back when freed: what is counted is alive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+M_MMAP_THRESHOLD = -3
+
+Work = Callable[[], object]
+Build = Callable[[], Work]
+"""Makes inputs and returns the work on them; for `peak_mib` it must pickle, as a partial does."""
+
+
+def medians(
+    variants: Mapping[str, Work], *, rounds: int = 9, warm_ups: int = 3, at_least: float = 0.01
+) -> dict[str, float]:
+    """Median seconds of one call of each variant.
+
+    A sample is as many calls as last about `at_least` seconds, so that short ones are not noise.
+    """
+    calls = {}
+    for name, work in variants.items():
+        fastest = min(_seconds(work, 1) for _ in range(warm_ups))
+        calls[name] = max(1, round(at_least / max(fastest, 1e-7)))
+    samples: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds):
+        for name in list(variants)[:: -1 if number % 2 else 1]:
+            samples[name].append(_seconds(variants[name], calls[name]))
+    return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def _seconds(work: Work, calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        work()
+    return (time.perf_counter() - start) / calls
+
+
+def peak_mib(build: Build, warm_up: Build) -> float:
+    """MiB that the work of `build` needs at its peak beyond its inputs.
+
+    `warm_up` builds the same work on tiny inputs: it loads code and starts threads in both
+    children, which would be counted otherwise. What it needs itself must be less than the inputs.
+    """
+    idle, busy = (_peak_of_child(build, warm_up, works) for works in (False, True))
+    return (busy - idle) / 1024
+
+
+def _peak_of_child(build: Build, warm_up: Build, works: bool) -> int:
+    """KiB."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_report_peak, args=(sender, build, warm_up, works))
+    child.start()
+    sender.close()
+    try:
+        peak: int = receiver.recv()
+    except EOFError:
+        child.join()
+        raise RuntimeError(f"the measured child ended with code {child.exitcode}") from None
+    child.join()
+    return peak
+
+
+def _report_peak(sender: Connection, build: Build, warm_up: Build, works: bool) -> None:
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 64 * 1024)
+    warm_up()()
+    work = build()
+    answer = work() if works else None
+    sender.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    del answer
+
+
+def arguments_of(description: str | None, rounds: int) -> tuple[int, bool]:
+    """Rounds, and whether only to try on tiny sizes that the script runs."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=description, formatter_class=raw)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
+    arguments = parser.parse_args()
+    return (2 if arguments.quick else arguments.rounds), arguments.quick
+
+
+def print_header(title: str) -> None:
+    """What ran where; the load says whether the machine was free."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    print(
+        f"## {title}\n\ncommit {commit.stdout.strip() or 'unknown'}, {_processor()}, "
+        f"{os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"load {os.getloadavg()[0]:.1f} before the start\n",
+        flush=True,
+    )
+
+
+def _processor() -> str:
+    """Name, and family and model in numbers: clouds hide the name."""
+    facts: dict[str, str] = {}
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.exists() else ():
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    known = "model" in facts and "cpu family" in facts
+    return f"{name} (family {facts['cpu family']}, model {facts['model']})" if known else name
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Markdown, each row as soon as it is known."""
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head), flush=True)
+    for row in rows:
+        print("| " + " | ".join(row) + " |", flush=True)
+    print(flush=True)
