@@ -31,14 +31,18 @@ class _GatedSwish(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (gate_value,) = ctx.saved_tensors
-        gate, value = gate_value.chunk(2, dim=-1)
-        sigmoid = gate.sigmoid()
         result = torch.empty_like(gate_value)
-        of_gate, of_value = result.chunk(2, dim=-1)
-        torch.mul(gradients[0], gate * sigmoid, out=of_value)
-        slope = sigmoid * (1 + gate * (1 - sigmoid))
-        torch.mul(slope.mul_(value), gradients[0], out=of_gate)
+        flat = (t.flatten(0, -2).split(BLOCK) for t in (gate_value, gradients[0], result))
+        for rows, gradient, answer in zip(*flat, strict=True):
+            gate, value = rows.chunk(2, dim=-1)
+            of_gate, of_value = answer.chunk(2, dim=-1)
+            torch.mul(gradient, F.silu(gate), out=of_value)
+            torch.ops.aten.silu_backward.grad_input(gradient * value, gate, grad_input=of_gate)
         return result
+
+
+BLOCK = 2048
+"""Rows that the backward pass takes at once: what it needs beside its result stays small."""
 
 
 def gated_swish(gate_value: Tensor) -> Tensor:
