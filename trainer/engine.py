@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from model.config import SeriesShape
-from model.moe import RouterStatistics
 from model.network import Inputs, TimeSeriesTransformer
+from model.router import RouterStatistics
 from parallel.groups import Place, sum_over_ranks
 from parallel.pipeline import build_stage, pipeline_module
 from trainer import optimizer_state, routing

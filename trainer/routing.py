@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.moe import MixtureOfExperts, RouterStatistics
+from model.moe import MixtureOfExperts
+from model.router import RouterStatistics
 from parallel.groups import Place, sum_over_ranks
 
 

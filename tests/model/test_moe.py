@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from model.config import TransformerConfig
 from model.init import initialise
-from model.moe import MixtureOfExperts, balance_loss, grouped_linear
+from model.moe import MixtureOfExperts, grouped_linear
 from model.recompute import recomputed
+from model.router import balance_loss
 
 
 def mixture(**changes: object) -> MixtureOfExperts:

@@ -1,0 +1,147 @@
+"""The router of a mixture of experts: where each token goes, how evenly, and at what loss.
+
+Every quantity is defined per row (a sequence of one sample), so that nothing depends on how
+samples are grouped into micro-batches. Shapes: B rows, T tokens of a row, K choices per token, E
+experts, D = d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import TransformerConfig
+from model.init import Init
+
+
+@dataclass
+class RouterStatistics:
+    """Sums over what was routed in training since the last reset; padding is left out."""
+
+    counts_E: Tensor
+    """Choices that fell on each expert, dropped ones too."""
+    dropped: Tensor
+    """Choices that found their expert full."""
+    entropy: Tensor
+    """Sum over tokens of the entropy of the router's scores, in nats."""
+    tokens: Tensor
+    loss: Tensor
+    """Sum over rows of the weighted auxiliary losses."""
+    rows: Tensor
+
+    @classmethod
+    def zeros(cls, experts: int, device: torch.device) -> RouterStatistics:
+        sizes = (experts, 1, 1, 1, 1, 1)
+        return cls(*(torch.zeros(n, dtype=torch.float64, device=device) for n in sizes))
+
+    def flat(self) -> Tensor:
+        """One vector [E + 5], to sum over ranks."""
+        return torch.cat([getattr(self, field.name) for field in fields(self)])
+
+    @classmethod
+    def of_flat(cls, values: Tensor) -> RouterStatistics:
+        return cls(*values.split([len(values) - 5, 1, 1, 1, 1, 1]))
+
+    def add(self, other: RouterStatistics) -> None:
+        for field in fields(self):
+            getattr(self, field.name).add_(getattr(other, field.name))
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Where each token goes; [B, T, ...]."""
+
+    scores: Tensor
+    """[B, T, E] fp32, adding to one for softmax."""
+    logits: Tensor
+    """[B, T, E] fp32."""
+    gates: Tensor
+    """[B, T, K] fp32, adding to one, before any choice is dropped."""
+    chosen: Tensor
+    """[B, T, K] expert numbers."""
+
+
+class Router(nn.Module):
+    """Scores each token against each expert, in fp32, and picks the top k."""
+
+    bias: Tensor
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.top_k, self.score, self.noise = config.top_k, config.router_score, config.router_noise
+        self.weight = nn.Parameter(torch.empty(config.num_experts, config.d_model))
+        self.balance_rate = config.balance_rate
+        bias = torch.zeros(config.num_experts)
+        self.register_buffer("bias", bias if config.balance_rate else None)
+
+    def initial(self) -> Mapping[str, Init]:
+        return {"weight": Init(std=self.weight.shape[1] ** -0.5), "bias": Init()}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Router:
+        """The bias stays fp32 where weights become bf16: its steps are smaller than bf16's."""
+        super()._apply(fn, recurse)
+        if self.bias is not None and self.bias.is_floating_point():
+            self.bias = self.bias.float()
+        return self
+
+    def forward(self, x: Tensor) -> Routing:
+        """x [B, T, D]."""
+        precise = x.double() if x.dtype == torch.float64 else x.float()
+        with torch.autocast(x.device.type, enabled=False):
+            logits = F.linear(precise, self.weight.to(precise.dtype))
+        if self.training and self.noise:
+            logits = logits + self.noise * torch.randn_like(logits)
+        scores = logits.softmax(-1) if self.score == "softmax" else logits.sigmoid()
+        choice = scores if self.bias is None else scores + self.bias
+        chosen = choice.topk(self.top_k, dim=-1).indices
+        gates = scores.gather(-1, chosen)
+        return Routing(scores, logits, gates / gates.sum(-1, keepdim=True), chosen)
+
+    @torch.no_grad()
+    def rebalance(self, counts_E: Tensor) -> None:
+        """Once per optimizer step, with the global batch's counts (Wang et al. 2024, alg. 1)."""
+        if self.bias is not None:
+            counts_E = counts_E.to(self.bias)
+            self.bias += self.balance_rate * (counts_E.mean() - counts_E).sign()
+
+
+def token_weights(like: Tensor, padding: Tensor | None) -> Tensor:
+    """[B, T], each row's valid tokens alike and adding to one; zeros for a row of padding."""
+    weight = like.new_ones(like.shape[:2]) if padding is None else (~padding).to(like.dtype)
+    return weight / weight.sum(-1, keepdim=True).clamp(min=1.0)
+
+
+def balance_loss(scores: Tensor, chosen: Tensor, padding: Tensor | None) -> Tensor:
+    """Load-balancing loss of each row (Fedus et al. 2021, eq. 4, over one sequence's tokens).
+
+    E * sum_e f_e P_e, with f_e the share of choices that fell on expert e and P_e its mean share
+    of the scores: 1 when balanced, up to E when one expert takes all.
+
+    Shapes: scores [B, T, E], chosen [B, T, K], padding [B, T] -> [B].
+    """
+    experts = scores.shape[-1]
+    weight = token_weights(scores, padding).unsqueeze(-1)
+    share = F.one_hot(chosen, experts).sum(2) / chosen.shape[-1]
+    probability = scores / scores.sum(-1, keepdim=True)
+    return experts * ((share * weight).sum(1) * (probability * weight).sum(1)).sum(-1)
+
+
+def z_loss(logits: Tensor, padding: Tensor | None) -> Tensor:
+    """Mean squared log-partition of each row (Zoph et al. 2022, eq. 5), [B]."""
+    return (logits.logsumexp(-1).square() * token_weights(logits, padding)).sum(-1)
+
+
+def within_capacity(chosen: Tensor, experts: int, capacity: int, padding: Tensor | None) -> Tensor:
+    """[B, T, K] bool: of each row, every expert takes its first `capacity` choices in the order
+    of the tokens; padding takes none."""
+    taken = F.one_hot(chosen.flatten(1), experts)
+    if padding is not None:
+        taken = taken * (~padding).repeat_interleave(chosen.shape[2], 1).unsqueeze(-1)
+    place = taken.cumsum(1).gather(-1, chosen.flatten(1).unsqueeze(-1)).squeeze(-1)
+    kept = (place <= capacity).view_as(chosen)
+    return kept if padding is None else kept & ~padding.unsqueeze(-1)
