@@ -16,8 +16,8 @@ AttentionType = Literal["standard", "xformer", "flash", "frequency"]
 NormKind = Literal["layer", "rms", "adaptive"]
 
 
-class TransformerConfig(BaseModel):
-    """What every transformer layer is made of; the arguments of the library's classes."""
+class Section(BaseModel):
+    """Settings that know their keys, take no other and cannot change."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -26,6 +26,10 @@ class TransformerConfig(BaseModel):
         use_attribute_docstrings=True,
         allow_inf_nan=False,
     )
+
+
+class TransformerConfig(Section):
+    """What every transformer layer is made of; the arguments of the library's classes."""
 
     d_model: PositiveInt = 512
     """Width of the residual stream."""

@@ -67,6 +67,7 @@ class Trainer:
         self.plan, self.place = plan, place
         self.settings = plan.configuration.settings
         self.dataset: Dataset = plan.dataset
+        self._data = plan.dataset.digest()
         self.steps_done = 0
         agree(place, "the step to go on from", plan.steps_done)
         if place.is_main:
@@ -171,7 +172,7 @@ class Trainer:
         description = {
             "samples": self.steps_done * self.settings.train.global_batch_size,
             "layout": self.plan.layout.sizes(),
-            "data": self.plan.dataset.digest(),
+            "data": self._data,
             "settings": self.settings.model_dump(),
         }
         store = self.plan.run.store

@@ -5,23 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from model.config import CALENDAR_SIZES, ModelConfig, PositiveInt
+from model.config import CALENDAR_SIZES, ModelConfig, PositiveInt, Section
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 OffIsNone = BeforeValidator(lambda value: "none" if value is False else value)
 """YAML reads a bare `off` as false."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-    )
 
 
 class DataConfig(Section):
