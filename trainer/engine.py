@@ -165,7 +165,8 @@ class Engine:
     def _forecasts(self, chunk: Sequence[WindowBatch]) -> list[Tensor]:
         """As many passes as the architecture takes; each fills in a patch of the future."""
         network, passes = self.network, self.network.passes
-        future = [torch.full_like(t, math.nan) for t in map(self._target, chunk)]
+        device = self.place.device
+        future = [torch.full(batch.target.shape, math.nan, device=device) for batch in chunk]
         forecasts: list[Tensor] = []
         for number in range(passes):
             micro_batches = [self._micro_batch(*pair) for pair in zip(chunk, future, strict=True)]
@@ -203,15 +204,11 @@ class Engine:
         )  # fmt: skip
         return outputs if outputs is not None else []
 
-    def _target(self, batch: WindowBatch) -> Tensor:
-        return torch.from_numpy(batch.target).to(self.place.device)
-
     def _micro_batch(self, batch: WindowBatch, future: Tensor | None = None) -> MicroBatch:
         """`future`: what is known of it; in training all, which a decoder may look back at."""
-        target = self._target(batch)
-        context, covariates = (
+        context, covariates, target = (
             torch.from_numpy(array).to(self.place.device)
-            for array in (batch.context, batch.covariates)
+            for array in (batch.context, batch.covariates, batch.target)
         )
         inputs = self.network.inputs(context, covariates, target if future is None else future)
         return inputs, (target, context)

@@ -48,12 +48,9 @@ class Forecaster:
     def predict(self, batches: Iterable[WindowBatch]) -> Iterator[tuple[WindowBatch, Tensor]]:
         """Batches with their forecasts [B, H, C], in standardised units."""
         for batch in batches:
-            context, covariates = (
-                torch.from_numpy(batch.context),
-                torch.from_numpy(batch.covariates),
-            )
-            future = torch.full_like(torch.from_numpy(batch.target), math.nan)
-            forecast = future
+            context = torch.from_numpy(batch.context)
+            covariates = torch.from_numpy(batch.covariates)
+            forecast = future = torch.full(batch.target.shape, math.nan)
             for number in range(self.network.passes):
                 output = self.network(self.network.inputs(context, covariates, future))
                 forecast = self.network.forecast(output, context)
