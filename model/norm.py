@@ -3,15 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from model.config import TransformerConfig
 from model.init import Init
 
 EPSILON = 1e-5
+
+
+class _Normalise(torch.autograd.Function):
+    """`normalise` of [N, D] in few passes and little memory: torch has no kernel for it on a CPU.
+
+    The backward pass is LayerNorm's with a mean of zero, which takes the mean of gradient * gain
+    away from every row; it is given back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, removed: Tensor | None) -> Tensor:
+        mean = None if removed is None else x.mean(-1, keepdim=True)
+        centred = x if mean is None else torch.addcmul(x, mean, removed, value=-1)
+        norm = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
+        inverse_rms = norm.square_().div_(len(gain)).add_(EPSILON).rsqrt_()
+        ctx.save_for_backward(x, gain, removed, mean, inverse_rms)
+        y = x * inverse_rms if mean is None else centred.mul_(inverse_rms)
+        return y.mul_(gain)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        x, gain, removed, mean, inverse_rms = ctx.saved_tensors
+        gradient, size = gradients[0].contiguous(), len(gain)
+        centred = x if mean is None else torch.addcmul(x, mean, removed, value=-1)
+        of_x, of_gain, _ = torch.ops.aten.native_layer_norm_backward(
+            gradient, centred, gain.shape, torch.zeros_like(inverse_rms), inverse_rms, gain, None,
+            [True, True, False],
+        )  # fmt: skip
+        of_x += torch.mv(gradient, gain).unsqueeze(-1).mul_(inverse_rms).div_(size)
+        if mean is None:
+            return of_x, of_gain, None
+        of_removed = torch.mv(of_x.t(), mean.squeeze(-1)).neg_()
+        of_x -= torch.mv(of_x, removed).unsqueeze(-1).div_(size)
+        return of_x, of_gain, of_removed
+
+
+def normalise(x: Tensor, gain: Tensor, removed: Tensor | None = None) -> Tensor:
+    """gain * c / sqrt(mean(c^2) + eps) over the last dimension, with c = x - removed * mean(x)."""
+    if x.device.type == "cpu" and x.dtype == gain.dtype in (torch.float32, torch.float64):
+        flat: Tensor = _Normalise.apply(x.reshape(-1, len(gain)), gain, removed)
+        return flat.view(x.shape)
+    centred = x if removed is None else x - removed * x.mean(-1, keepdim=True)
+    return F.rms_norm(centred, gain.shape, gain, EPSILON)
 
 
 class RMSNorm(nn.Module):
@@ -25,7 +71,7 @@ class RMSNorm(nn.Module):
         return {"weight": Init(mean=1.0)}
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, EPSILON)
+        return normalise(x, self.weight)
 
 
 class AdaptiveNorm(nn.Module):
@@ -48,8 +94,7 @@ class AdaptiveNorm(nn.Module):
         return {"weight": Init(mean=1.0), "removed": Init(mean=0.5), "condition": Init()}
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        centred = x - self.removed * x.mean(-1, keepdim=True)
-        y = F.rms_norm(centred, self.weight.shape, self.weight, EPSILON)
+        y = normalise(x, self.weight, self.removed)
         if condition is None:
             return y
         if self.condition is None:

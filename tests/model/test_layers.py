@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from model.config import TransformerConfig
 from model.feedforward import MLP, SwiGLU, gated_swish
 from model.init import initialise
-from model.norm import RMSNorm
+from model.norm import normalise
 from model.transformer import EncoderLayer
 
 
@@ -26,12 +27,49 @@ def config(**changes: object) -> TransformerConfig:
     )
 
 
-def test_rms_norm_is_the_formula() -> None:
-    norm = RMSNorm(16)
-    initialise(norm, 0)
-    x = torch.randn(3, 5, 16, dtype=torch.float64)
-    expected = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight.double()
-    torch.testing.assert_close(norm(x.float()).double(), expected, rtol=1e-5, atol=1e-6)
+def plainly_normalised(x: Tensor, gain: Tensor, removed: Tensor | None) -> Tensor:
+    centred = x if removed is None else x - removed * x.mean(-1, keepdim=True)
+    return gain * centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
+@pytest.mark.parametrize("removes", [False, True], ids=["rms", "adaptive"])
+@pytest.mark.parametrize(("dtype", "limit"), [
+    (torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 2e-2),
+])  # fmt: skip
+@pytest.mark.parametrize("shape", [(3, 5, 16), (300, 512), (0, 16)])
+def test_norms_and_their_gradients_are_the_formula(
+    removes: bool, dtype: torch.dtype, limit: float, shape: tuple[int, ...]
+) -> None:
+    x, gain, removed = torch.randn(shape) + 3, torch.randn(shape[-1]), torch.rand(shape[-1])
+    given = [x, gain, removed] if removes else [x, gain]
+    ours = [t.to(dtype).requires_grad_() for t in given]
+    exact = [t.detach().double().requires_grad_() for t in ours]
+    y = normalise(*ours)
+    expected = plainly_normalised(*exact, *[] if removes else [None])
+    upstream = torch.randn(shape).to(dtype)
+    pairs = zip(
+        (y, *torch.autograd.grad(y, ours, upstream)),
+        (expected, *torch.autograd.grad(expected, exact, upstream.double())),
+        strict=True,
+    )
+    for mine, right in pairs:
+        assert mine.dtype == dtype
+        assert (mine.double() - right).norm() <= limit * right.norm()
+
+
+def test_a_norm_of_a_transposed_input_and_gradient() -> None:
+    x, gain = torch.randn(16, 6, dtype=torch.float64), torch.rand(16, dtype=torch.float64)
+
+    def turned(x: Tensor, gain: Tensor) -> Tensor:
+        return normalise(x.t(), gain).t()
+
+    assert torch.autograd.gradcheck(turned, (x.requires_grad_(), gain.requires_grad_()))
+
+
+def test_a_row_of_zeros_has_finite_gradients() -> None:
+    x = torch.zeros(2, 8, requires_grad=True)
+    normalise(x, torch.ones(8)).sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
 
 
 def test_swiglu_is_the_formula_and_as_large_as_the_mlp() -> None:
