@@ -41,7 +41,7 @@ class _GatedSwish(torch.autograd.Function):
         return result
 
 
-BLOCK = 2048
+BLOCK = 512
 """Rows that the backward pass takes at once: what it needs beside its result stays small."""
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from model.config import TransformerConfig
@@ -28,18 +30,70 @@ from model.router import (
 )
 
 
-class _Permute(torch.autograd.Function):
-    """x[order] whose backward is a gather too: no atomics, so runs are bit-equal on GPUs."""
+@dataclass(frozen=True)
+class Order:
+    """How the K choices of N tokens lie once they are sorted by expert."""
+
+    of_row: Tensor
+    """[N * K]: which choice, counted token by token, each sorted row answers."""
+    places_NK: Tensor
+    """[N, K]: the sorted row of each choice."""
+
+    @classmethod
+    def by_expert(cls, expert_NK: Tensor) -> Order:
+        of_row = expert_NK.flatten().argsort(stable=True)
+        rows = torch.arange(len(of_row), device=of_row.device)
+        places = torch.empty_like(of_row).scatter_(0, of_row, rows)
+        return cls(of_row, places.view_as(expert_NK))
+
+    def token(self) -> Tensor:
+        """[N * K]: the token of each sorted row."""
+        return self.of_row.div(self.places_NK.shape[1], rounding_mode="floor")
+
+
+class _Spread(torch.autograd.Function):
+    """x [N, D] -> a row for each choice, sorted by expert, [N * K, D].
+
+    This and `_Combine` only gather, both ways: no atomics, so runs are bit-equal on GPUs.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return x[order]
+    def forward(ctx: Any, x_ND: Tensor, order: Order) -> Tensor:
+        ctx.order = order
+        return x_ND.index_select(0, order.token())
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        return gradients[0][inverse], None, None
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        first, *others = ctx.order.places_NK.unbind(1)
+        of_x = gradients[0].index_select(0, first)
+        for places in others:
+            of_x += gradients[0].index_select(0, places)
+        return of_x, None
+
+
+class _Combine(torch.autograd.Function):
+    """y_n = sum_k gate_nk * answer of choice k, from the rows that `_Spread` made."""
+
+    @staticmethod
+    def forward(ctx: Any, answers: Tensor, gates_NK: Tensor, order: Order) -> Tensor:
+        ctx.order = order
+        ctx.save_for_backward(answers, gates_NK)
+        y_ND = answers.new_zeros(len(gates_NK), answers.shape[1])
+        for places, gates in zip(order.places_NK.unbind(1), gates_NK.split(1, 1), strict=True):
+            y_ND.addcmul_(answers.index_select(0, places), gates.to(answers.dtype))
+        return y_ND
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        answers, gates_NK = ctx.saved_tensors
+        order: Order = ctx.order
+        rows = gradients[0].index_select(0, order.token())
+        of_gates = (rows * answers).sum(-1, dtype=gates_NK.dtype)
+        gate_of_row = gates_NK.flatten().index_select(0, order.of_row)
+        of_answers = rows.mul_(gate_of_row.unsqueeze(-1).to(rows.dtype))
+        return of_answers, of_gates[order.places_NK], None
 
 
 class _AttachLoss(torch.autograd.Function):
@@ -142,27 +196,24 @@ class MixtureOfExperts(nn.Module):
         return within_capacity(chosen, self.router.weight.shape[0], capacity, padding)
 
     def _dispatch(self, x_ND: Tensor, routing: Routing, kept: Tensor | None) -> Tensor:
-        experts, choices = self.router.weight.shape[0], self.router.top_k
-        flat = routing.chosen.flatten()
-        gates_NK = routing.gates.flatten(0, 1)
+        experts = self.router.weight.shape[0]
+        chosen_NK, gates_NK = routing.chosen.flatten(0, 1), routing.gates.flatten(0, 1)
         if kept is not None:
             # Dropped choices come last, belong to no expert and have no gate.
-            flat = flat.where(kept.flatten(), experts)
-            gates_NK = gates_NK * kept.flatten(0, 1)
-        order = flat.argsort(stable=True)
-        places = torch.arange(len(order), device=order.device)
-        inverse = torch.empty_like(order).scatter_(0, order, places)
-        counts_E = torch.bincount(flat, minlength=experts)[:experts]
-        repeated = x_ND.unsqueeze(1).expand(-1, choices, -1).reshape(len(order), -1)
-        sorted_rows = _Permute.apply(repeated, order, inverse)
+            kept_NK = kept.flatten(0, 1)
+            chosen_NK = chosen_NK.where(kept_NK, experts)
+            gates_NK = gates_NK * kept_NK
+        order = Order.by_expert(chosen_NK)
+        counts_E = torch.bincount(chosen_NK.flatten(), minlength=experts)[:experts]
+        rows = _Spread.apply(x_ND, order)
         if kept is None:
-            answers = self.experts(sorted_rows, counts_E)
+            answers = self.experts(rows, counts_E)
         else:
             taken = int(counts_E.sum())
-            none = sorted_rows.new_zeros(len(order) - taken, sorted_rows.shape[1])
-            answers = torch.cat([self.experts(sorted_rows[:taken], counts_E), none])
-        answers_NKD = _Permute.apply(answers, inverse, order).view(len(x_ND), choices, -1)
-        return (answers_NKD * gates_NK.unsqueeze(-1).to(answers.dtype)).sum(1)
+            none = rows.new_zeros(len(rows) - taken, rows.shape[1])
+            answers = torch.cat([self.experts(rows[:taken], counts_E), none])
+        y_ND: Tensor = _Combine.apply(answers, gates_NK, order)
+        return y_ND
 
     def _auxiliary_loss(self, routing: Routing, padding: Tensor | None) -> Tensor:
         """The weighted losses of each row, [B]."""

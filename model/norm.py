@@ -25,8 +25,10 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, removed: Tensor | None) -> Tensor:
-        mean = None if removed is None else x.mean(-1, keepdim=True)
-        centred = x if mean is None else torch.addcmul(x, mean, removed, value=-1)
+        centred, mean = x, None
+        if removed is not None:
+            mean = x.mean(-1, keepdim=True)
+            centred = torch.addcmul(x, mean, removed, value=-1)
         norm = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
         inverse_rms = norm.square_().div_(len(gain)).add_(EPSILON).rsqrt_()
         ctx.save_for_backward(x, gain, removed, mean, inverse_rms)
@@ -34,7 +36,7 @@ class _Normalise(torch.autograd.Function):
         return y.mul_(gain)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x, gain, removed, mean, inverse_rms = ctx.saved_tensors
         gradient, size = gradients[0].contiguous(), len(gain)

@@ -124,11 +124,14 @@ def balance_loss(scores: Tensor, chosen: Tensor, padding: Tensor | None) -> Tens
 
     Shapes: scores [B, T, E], chosen [B, T, K], padding [B, T] -> [B].
     """
-    experts = scores.shape[-1]
-    weight = token_weights(scores, padding).unsqueeze(-1)
-    share = F.one_hot(chosen, experts).sum(2) / chosen.shape[-1]
-    probability = scores / scores.sum(-1, keepdim=True)
-    return experts * ((share * weight).sum(1) * (probability * weight).sum(1)).sum(-1)
+    rows, _, experts = scores.shape
+    weight = token_weights(scores, padding)
+    valid = (weight > 0).long().unsqueeze(-1).expand_as(chosen)
+    counts_BE = chosen.new_zeros(rows, experts).scatter_add_(1, chosen.flatten(1), valid.flatten(1))
+    share_BE = counts_BE.to(scores.dtype) / counts_BE.sum(-1, keepdim=True).clamp(min=1)
+    normalised = weight / scores.sum(-1)
+    probability_BE = torch.bmm(normalised.unsqueeze(1), scores).squeeze(1)
+    return experts * (share_BE * probability_BE).sum(-1)
 
 
 def z_loss(logits: Tensor, padding: Tensor | None) -> Tensor:
