@@ -2,6 +2,9 @@
 
 Time. Every round runs each variant once, and the order turns round from one round to the next, so
 that whatever else the machine does hits all variants alike; the median over rounds is reported.
+glibc is told to keep what is freed, as jemalloc and tcmalloc do: otherwise it gives large blocks
+back to the kernel or not by the history of the process, and page faults, a third of some times,
+hit one variant and spare the next.
 
 Memory. torch counts no bytes on a CPU, so the kernel does. Two children are forked from a clean
 server that has never computed: both build the inputs and warm up, one runs the work too, and the
@@ -28,7 +31,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-M_MMAP_THRESHOLD = -3
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
 
 Work = Callable[[], object]
 Build = Callable[[], Work]
@@ -42,6 +45,7 @@ def medians(
 
     A sample is as many calls as last about `at_least` seconds, so that short ones are not noise.
     """
+    _keep_freed_memory()
     calls = {}
     for name, work in variants.items():
         fastest = min(_seconds(work, 1) for _ in range(warm_ups))
@@ -51,6 +55,13 @@ def medians(
         for name in list(variants)[:: -1 if number % 2 else 1]:
             samples[name].append(_seconds(variants[name], calls[name]))
     return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def _keep_freed_memory() -> None:
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(M_TOP_PAD, 64 * 2**20)
 
 
 def _seconds(work: Work, calls: int) -> float:
