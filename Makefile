@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test test-gpu check format clean
 
 help:
 	@echo "make setup   a virtual environment in .venv with everything to train and test"
 	@echo "make demo    train a forecaster of electricity demand on two ranks (minutes)"
 	@echo "make test    the tests"
+	@echo "make test-gpu  what needs a CUDA device"
 	@echo "make check   lint, types and the direction of imports"
 
 setup: .venv/.installed
@@ -32,7 +33,10 @@ demo: setup
 	@$(BIN)/forescale train configs/demo.yaml --ranks 2
 
 test: setup
-	@$(BIN)/pytest -m "not slow"
+	@$(BIN)/pytest -m "not slow and not gpu"
+
+test-gpu: setup
+	@$(BIN)/pytest -m gpu
 
 check: .venv/.checked
 	@$(BIN)/ruff check .

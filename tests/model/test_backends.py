@@ -12,6 +12,7 @@ from torch import Tensor
 from model import backends
 from model.backends import KERNELS, Call, choose, choose_for
 from model.frequency import frequency_attention
+from tests.formulas import attention
 
 TYPES = ["standard", "xformer", "flash"]
 
@@ -20,20 +21,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, att_type: str, strict: bool = Fal
            **how: Any) -> Tensor:  # fmt: skip
     choice = choose_for(q, k, att_type=att_type, strict=strict, **how)
     return backends.attend(choice.kernel, q, k, v, **how)
-
-
-def exact(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v in fp64; zeros where a query sees no key."""
-    group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, 1).double(), v.repeat_interleave(group, 1).double()
-    allowed = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool)
-    if is_causal:
-        allowed = allowed.tril()
-    if mask is not None:
-        allowed = allowed & mask
-    scores = q.double() @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
-    weights = scores.masked_fill(~allowed, float("-inf")).softmax(-1)
-    return weights.nan_to_num(0.0) @ v
 
 
 def tensors(length: int = 200, kv_heads: int = 4, dtype: torch.dtype = torch.float32,
@@ -65,7 +52,7 @@ def test_each_type_is_the_formula_forwards_and_backwards(
     q, k, v = (t.requires_grad_() for t in tensors(kv_heads=kv_heads))
     seen = masks(200)[mask]
     result = attend(q, k, v, att_type=att_type, mask=seen, is_causal=is_causal)
-    expected = exact(q, k, v, seen, is_causal)
+    expected = attention(q, k, v, seen, is_causal)
     assert (result - expected).abs().max() < 1e-5
     weight = torch.randn_like(result)
     ours = torch.autograd.grad((result * weight).sum(), (q, k, v))
@@ -79,7 +66,7 @@ def test_each_type_is_the_formula_forwards_and_backwards(
 def test_bf16_is_near_the_formula(att_type: str) -> None:
     q, k, v = tensors(dtype=torch.bfloat16)
     result = attend(q, k, v, att_type=att_type, is_causal=True)
-    expected = exact(q, k, v, None, True)
+    expected = attention(q, k, v, None, True)
     assert result.dtype == torch.bfloat16
     assert (result - expected).norm() / expected.norm() < 1e-2
 

@@ -12,6 +12,7 @@ from model.feedforward import MLP, SwiGLU, gated_swish
 from model.init import initialise
 from model.norm import normalise
 from model.transformer import EncoderLayer
+from tests.formulas import normalised
 
 
 def config(**changes: object) -> TransformerConfig:
@@ -27,11 +28,6 @@ def config(**changes: object) -> TransformerConfig:
     )
 
 
-def plainly_normalised(x: Tensor, gain: Tensor, removed: Tensor | None) -> Tensor:
-    centred = x if removed is None else x - removed * x.mean(-1, keepdim=True)
-    return gain * centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-
-
 @pytest.mark.parametrize("removes", [False, True], ids=["rms", "adaptive"])
 @pytest.mark.parametrize(("dtype", "limit"), [
     (torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 2e-2),
@@ -45,7 +41,7 @@ def test_norms_and_their_gradients_are_the_formula(
     ours = [t.to(dtype).requires_grad_() for t in given]
     exact = [t.detach().double().requires_grad_() for t in ours]
     y = normalise(*ours)
-    expected = plainly_normalised(*exact, *[] if removes else [None])
+    expected = normalised(*exact, *[] if removes else [None])
     upstream = torch.randn(shape).to(dtype)
     pairs = zip(
         (y, *torch.autograd.grad(y, ours, upstream)),

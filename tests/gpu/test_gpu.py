@@ -1,0 +1,159 @@
+"""What the CPU tests show, on a GPU: kernels by name, memory by length, a run in bf16."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.backends import KERNELS, Call, Kernel, MaskKind, attend
+from model.config import TransformerConfig
+from model.feedforward import SwiGLU
+from model.frequency import frequency_attention
+from model.init import initialise
+from model.moe import MixtureOfExperts, grouped_linear, looped_linear
+from model.norm import normalise
+from tests.conftest import ROOT
+from tests.formulas import attention, normalised
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+BY_NAME = {kernel.name: kernel for kernels in KERNELS.values() for kernel in kernels}
+LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+def relative(ours: Tensor, exact: Tensor) -> float:
+    return float((ours.detach().double() - exact.detach()).norm() / exact.detach().norm())
+
+
+def heads(dtype: torch.dtype, kv_heads: int, length: int = 256) -> list[Tensor]:
+    shapes = [(2, 8, length, 64), *[(2, kv_heads, length, 64)] * 2]
+    return [torch.randn(s, device="cuda", dtype=dtype).requires_grad_() for s in shapes]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "kv_heads", "mask", "is_causal"),
+    list(itertools.product(BY_NAME, LIMITS, [8, 2], ["none", "keys", "full"], [False, True])),
+)
+def test_each_kernel_is_the_formula(
+    name: str, dtype: torch.dtype, kv_heads: int, mask: MaskKind, is_causal: bool
+) -> None:
+    kernel: Kernel = BY_NAME[name]
+    refusal = kernel.refusal(Call("cuda", dtype, 64, kv_heads != 8, mask, is_causal, False))
+    if refusal:
+        pytest.skip(f"{name}: {refusal}")
+    q, k, v = heads(dtype, kv_heads)
+    seen = None
+    if mask != "none":
+        seen = torch.rand(2, 1, 256 if mask == "full" else 1, 256, device="cuda") > 0.3
+    answer = attend(kernel, q, k, v, mask=seen, is_causal=is_causal)
+    exact = attention(q, k, v, seen, is_causal)
+    assert relative(answer, exact) < LIMITS[dtype]
+    upstream = torch.randn_like(answer)
+    ours = torch.autograd.grad(answer, (q, k, v), upstream)
+    theirs = torch.autograd.grad(exact, (q, k, v), upstream.double())
+    for gradient, reference in zip(ours, theirs, strict=True):
+        assert relative(gradient, reference.double()) < 2 * LIMITS[dtype]
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_frequency_attention_is_what_it_is_on_the_cpu(dtype: torch.dtype) -> None:
+    q, k, v = (t.detach() for t in heads(dtype, 8))
+    mix = torch.randn(8, 16, 64, 2, device="cuda")
+    expected = frequency_attention(*(t.double().cpu() for t in (q, k, v, mix)))
+    assert relative(frequency_attention(q, k, v, mix).cpu(), expected) < LIMITS[dtype]
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("removes", [False, True])
+def test_norms_are_the_formula(dtype: torch.dtype, removes: bool) -> None:
+    x, gain = torch.randn(512, 256) + 3, torch.randn(256)
+    given = [x, gain, torch.rand(256)] if removes else [x, gain]
+    ours = [t.to("cuda", dtype).requires_grad_() for t in given]
+    exact = [t.detach().double().requires_grad_() for t in ours]
+    y = normalise(*ours)
+    expected = normalised(*exact, *[] if removes else [None])
+    upstream = torch.randn_like(y)
+    pairs = zip(
+        (y, *torch.autograd.grad(y, ours, upstream)),
+        (expected, *torch.autograd.grad(expected, exact, upstream.double())),
+        strict=True,
+    )
+    assert all(relative(mine, right) < 2 * LIMITS[dtype] for mine, right in pairs)
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_the_grouped_product_is_the_loop(dtype: torch.dtype) -> None:
+    counts = torch.tensor([5, 0, 700, 1, 318], device="cuda")
+    x = torch.randn(1024, 64, device="cuda", dtype=dtype, requires_grad=True)
+    weight = torch.randn(5, 96, 64, device="cuda", dtype=dtype, requires_grad=True)
+    upstream = torch.randn(1024, 96, device="cuda", dtype=dtype)
+    for ours, loop in zip(*(
+        (y, *torch.autograd.grad(y, (x, weight), upstream))
+        for y in (f(x, weight, counts) for f in (grouped_linear, looped_linear))
+    ), strict=True):  # fmt: skip
+        assert relative(ours, loop.double()) < LIMITS[dtype]
+
+
+def test_a_mixture_repeats_bit_for_bit() -> None:
+    config = TransformerConfig(d_model=64, dim_feedforward=192, use_moe=True, num_experts=8)
+    layer = MixtureOfExperts(config)
+    initialise(layer, 0)
+    layer = layer.cuda()
+    x = torch.randn(4, 128, 64, device="cuda", requires_grad=True)
+
+    def once() -> tuple[Tensor, ...]:
+        y = layer(x)
+        return (y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()]))
+
+    assert all(torch.equal(a, b) for a, b in zip(once(), once(), strict=True))
+
+
+def peak_bytes(att_type: str, length: int) -> int:
+    q, k, v = heads(torch.bfloat16, 8, length)
+    call = Call("cuda", torch.bfloat16, 64, False, "none", True, False)
+    kernel = next(kernel for kernel in KERNELS[att_type] if not kernel.refusal(call))
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    attend(kernel, q, k, v, is_causal=True).sum().backward()
+    return torch.cuda.max_memory_allocated() - before
+
+
+@pytest.mark.parametrize(("att_type", "low", "high"), [
+    ("standard", 3.0, 4.5), ("xformer", 1.5, 2.5), ("flash", 1.5, 2.5),
+])  # fmt: skip
+def test_memory_by_length(att_type: str, low: float, high: float) -> None:
+    peak_bytes(att_type, 512)
+    peaks = [peak_bytes(att_type, length) for length in (1024, 2048, 4096, 8192)]
+    growth = [later / earlier for earlier, later in itertools.pairwise(peaks)]
+    assert all(low < ratio < high for ratio in growth), (peaks, growth)
+
+
+def test_swiglu_is_the_formula_in_bf16() -> None:
+    layer = SwiGLU(TransformerConfig(d_model=128, dim_feedforward=384))
+    initialise(layer, 0)
+    layer = layer.to("cuda", torch.bfloat16)
+    x = torch.randn(64, 128, device="cuda", dtype=torch.bfloat16)
+    gate, value = layer.gate_value.double().unbind(0)
+    exact = torch.nn.functional.silu(x.double() @ gate.T) * (x.double() @ value.T)
+    assert relative(layer(x), exact @ layer.output.double().T) < 1e-2
+
+
+@pytest.mark.timeout(600)
+def test_the_demo_learns_in_bf16(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "launch", "train", "configs/demo.yaml", "--run-dir", tmp_path,
+               "parallel.pipeline=1", "train.precision=bf16"]  # fmt: skip
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert (
+        json.loads((tmp_path / "evaluation.json").read_text())["scores"]["Forescale"]["mse"] < 0.2
+    )
