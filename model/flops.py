@@ -57,6 +57,6 @@ def _feed_forward(layer: EncoderLayer | DecoderLayer, tokens: int) -> float:
     module = layer.feed_forward
     if not isinstance(module, MixtureOfExperts):
         return 2 * tokens * _matrices(module)
-    active = _matrices(module.experts) * module.router.top_k / len(module.router.weight)
+    active = _matrices(module.experts) * module.router.top_k / module.experts.count
     shared = 0 if module.shared is None else _matrices(module.shared)
     return 2 * tokens * (module.router.weight.numel() + active + shared)

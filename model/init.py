@@ -24,6 +24,20 @@ class Init:
     """Dimension 0 counts experts; each expert is drawn by a generator of its own."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """The slice of a whole parameter that is held where its layer is split over ranks."""
+
+    whole: tuple[int, ...]
+    dim: int
+    start: int
+    size: int
+
+    @classmethod
+    def all_of(cls, whole: torch.Size) -> Part:
+        return cls(tuple(whole), 0, 0, whole[0])
+
+
 class Initialised(Protocol):
     """A module that says how its own parameters start, by their local names."""
 
@@ -45,25 +59,38 @@ def _generator(seed: int, name: str, expert: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def draw(name: str, shape: torch.Size, init: Init, seed: int) -> Tensor:
-    """The whole fp32 initial value of the parameter with global name `name`."""
+def draw(name: str, part: Part, init: Init, seed: int) -> Tensor:
+    """`part` of the fp32 initial value of the parameter with global name `name`."""
+    shape = [*part.whole[: part.dim], part.size, *part.whole[part.dim + 1 :]]
     if init.std == 0.0:
         return torch.full(shape, init.mean)
+    if not init.stacked:
+        value = _normal(part.whole, init, _generator(seed, name, 0))
+        return value.narrow(part.dim, part.start, part.size)
+    # Only the experts in the part are drawn: there may be many of them.
+    first, last = (part.start, part.start + part.size) if part.dim == 0 else (0, part.whole[0])
     value = torch.empty(shape)
-    for expert, part in enumerate(value.unbind(0) if init.stacked else (value,)):
-        nn.init.trunc_normal_(
-            part, init.mean, init.std, init.mean - 3 * init.std, init.mean + 3 * init.std,
-            generator=_generator(seed, name, expert),
-        )  # fmt: skip
+    for expert, into in zip(range(first, last), value.unbind(0), strict=True):
+        drawn = _normal(part.whole[1:], init, _generator(seed, name, expert))
+        into.copy_(drawn.narrow(part.dim - 1, part.start, part.size) if part.dim else drawn)
     return value
 
 
-def initialise(network: nn.Module, seed: int) -> None:
-    """Fill all parameters and buffers of `network` in place."""
+def _normal(shape: tuple[int, ...], init: Init, generator: torch.Generator) -> Tensor:
+    return nn.init.trunc_normal_(
+        torch.empty(shape), init.mean, init.std, init.mean - 3 * init.std,
+        init.mean + 3 * init.std, generator=generator,
+    )  # fmt: skip
+
+
+def initialise(network: nn.Module, seed: int, parts: Mapping[str, Part] | None = None) -> None:
+    """Fill all parameters and buffers of `network` in place; `parts` by global name, of those
+    that are not whole."""
     with torch.no_grad():
         for prefix, module in network.named_modules():
             own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
             rules = _rules(module) if own else {}
             for leaf, tensor in own:
                 name = f"{prefix}.{leaf}" if prefix else leaf
-                tensor.copy_(draw(name, tensor.shape, rules[leaf], seed))
+                part = (parts or {}).get(name) or Part.all_of(tensor.shape)
+                tensor.copy_(draw(name, part, rules[leaf], seed))

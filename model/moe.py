@@ -7,7 +7,7 @@ width.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,16 +129,27 @@ def looped_linear(x_ND: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
     return torch.cat([F.linear(rows, weight) for rows, weight in groups])
 
 
+Compute = Callable[[Tensor, Tensor], Tensor]
+"""Rows sorted by expert and the number of each expert's -> answers in the same order."""
+
+
+def compute_here(rows: Tensor, counts_E: Tensor, compute: Compute) -> Tensor:
+    """What `Experts.exchange` is where a rank holds all experts."""
+    return compute(rows, counts_E)
+
+
 class Experts(nn.Module):
     """All experts' feed-forwards as stacked weights, computed in one grouped product."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        experts, d, width = config.num_experts, config.d_model, config.feedforward_width
+        self.count, d, width = config.num_experts, config.d_model, config.feedforward_width
         self.gated = config.use_swiglu
         self.activation = ACTIVATIONS[config.activation or "gelu"]
-        self.input = nn.Parameter(torch.empty(experts, 2 if self.gated else 1, width, d))
-        self.output = nn.Parameter(torch.empty(experts, d, width))
+        self.input = nn.Parameter(torch.empty(self.count, 2 if self.gated else 1, width, d))
+        self.output = nn.Parameter(torch.empty(self.count, d, width))
+        self.exchange: Callable[[Tensor, Tensor, Compute], Tensor] = compute_here
+        """Brings sorted rows to where their experts are, and the answers back."""
 
     def initial(self) -> Mapping[str, Init]:
         _, d, width = self.output.shape
@@ -147,15 +158,34 @@ class Experts(nn.Module):
             "output": Init(std=width**-0.5, stacked=True),
         }
 
-    def forward(self, x_ND: Tensor, counts_E: Tensor) -> Tensor:
-        """Rows sorted by expert, counts_E of them for each -> rows in the same order."""
-        hidden = grouped_linear(x_ND, self.input.flatten(1, 2), counts_E)
+    def forward(
+        self, x_ND: Tensor, chosen_NK: Tensor, gates_NK: Tensor, complete: bool = True
+    ) -> Tensor:
+        """y_n = sum_k gate_nk * expert_{chosen_nk}(x_n).
+
+        A choice of expert number `count` is none; `complete` says that there is no such choice.
+        """
+        order = Order.by_expert(chosen_NK)
+        counts_E = torch.bincount(chosen_NK.flatten(), minlength=self.count)[: self.count]
+        rows: Tensor = _Spread.apply(x_ND, order)
+        if complete:
+            answers = self.exchange(rows, counts_E, self.compute)
+        else:
+            taken = int(counts_E.sum())
+            none = rows.new_zeros(len(rows) - taken, rows.shape[1])
+            answers = torch.cat([self.exchange(rows[:taken], counts_E, self.compute), none])
+        y_ND: Tensor = _Combine.apply(answers, gates_NK, order)
+        return y_ND
+
+    def compute(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """Rows sorted by expert, `counts` of them for each that is held here."""
+        hidden = grouped_linear(rows, self.input.flatten(1, 2), counts)
         hidden = gated_swish(hidden) if self.gated else self.activation(hidden)
-        return grouped_linear(hidden, self.output, counts_E)
+        return grouped_linear(hidden, self.output, counts)
 
 
 class MixtureOfExperts(nn.Module):
-    """y_n = sum_k gate_nk * expert_{chosen_nk}(x_n), beside what a shared expert adds."""
+    """A router, its experts, and a shared expert that every token goes to where there is one."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -171,8 +201,13 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """x [B, T, D]; padding [B, T] bool, True where losses and statistics look away."""
         routing = self.router(x)
+        chosen_NK, gates_NK = routing.chosen.flatten(0, 1), routing.gates.flatten(0, 1)
         kept = self._kept(routing.chosen, padding)
-        y = self._dispatch(x.flatten(0, 1), routing, kept).view_as(x)
+        if kept is not None:
+            kept_NK = kept.flatten(0, 1)
+            chosen_NK = chosen_NK.where(kept_NK, self.experts.count)
+            gates_NK = gates_NK * kept_NK
+        y = self.experts(x.flatten(0, 1), chosen_NK, gates_NK, complete=kept is None).view_as(x)
         if self.shared is not None:
             y = y + self.shared(x)
         if self.training and torch.is_grad_enabled():
@@ -186,34 +221,14 @@ class MixtureOfExperts(nn.Module):
         """Choices that an expert takes of a row of `length` tokens; None: all."""
         if self.capacity_factor is None:
             return None
-        even = length * self.router.top_k / self.router.weight.shape[0]
+        even = length * self.router.top_k / self.experts.count
         return math.ceil(self.capacity_factor * even)
 
     def _kept(self, chosen: Tensor, padding: Tensor | None) -> Tensor | None:
         capacity = self.capacity(chosen.shape[1])
         if capacity is None:
             return None
-        return within_capacity(chosen, self.router.weight.shape[0], capacity, padding)
-
-    def _dispatch(self, x_ND: Tensor, routing: Routing, kept: Tensor | None) -> Tensor:
-        experts = self.router.weight.shape[0]
-        chosen_NK, gates_NK = routing.chosen.flatten(0, 1), routing.gates.flatten(0, 1)
-        if kept is not None:
-            # Dropped choices come last, belong to no expert and have no gate.
-            kept_NK = kept.flatten(0, 1)
-            chosen_NK = chosen_NK.where(kept_NK, experts)
-            gates_NK = gates_NK * kept_NK
-        order = Order.by_expert(chosen_NK)
-        counts_E = torch.bincount(chosen_NK.flatten(), minlength=experts)[:experts]
-        rows = _Spread.apply(x_ND, order)
-        if kept is None:
-            answers = self.experts(rows, counts_E)
-        else:
-            taken = int(counts_E.sum())
-            none = rows.new_zeros(len(rows) - taken, rows.shape[1])
-            answers = torch.cat([self.experts(rows[:taken], counts_E), none])
-        y_ND: Tensor = _Combine.apply(answers, gates_NK, order)
-        return y_ND
+        return within_capacity(chosen, self.experts.count, capacity, padding)
 
     def _auxiliary_loss(self, routing: Routing, padding: Tensor | None) -> Tensor:
         """The weighted losses of each row, [B]."""

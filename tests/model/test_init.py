@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from model.config import ModelConfig, SeriesShape
-from model.init import Init, draw, initialise
+from model.init import Init, Part, draw, initialise
 from model.network import TimeSeriesTransformer
 
 SHAPE = SeriesShape(context_length=32, prediction_length=8, channels=2, covariates=1)
@@ -34,10 +35,21 @@ def test_an_expert_does_not_depend_on_how_many_there_are() -> None:
 
 def test_seed_and_name_tell_parameters_apart() -> None:
     shape, init = torch.Size([64, 64]), Init(std=1.0)
-    values = [draw(name, shape, init, seed) for name, seed in (("a", 0), ("b", 0), ("a", 1))]
+    values = [
+        draw(name, Part.all_of(shape), init, seed) for name, seed in (("a", 0), ("b", 0), ("a", 1))
+    ]
     assert not torch.equal(values[0], values[1]) and not torch.equal(values[0], values[2])
     assert abs(float(values[0].std()) - 1.0) < 0.05
     assert float(values[0].abs().max()) <= 3.0
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_a_part_is_a_slice_of_the_whole(stacked: bool, dim: int) -> None:
+    shape, init = torch.Size([4, 6, 8]), Init(std=1.0, stacked=stacked)
+    whole = draw("a", Part.all_of(shape), init, 0)
+    part = draw("a", Part(tuple(shape), dim, 2, 2), init, 0)
+    assert torch.equal(part, whole.narrow(dim, 2, 2))
 
 
 def test_made_on_the_meta_device_it_is_the_same() -> None:
