@@ -15,10 +15,20 @@ if not (Path(__file__).parent / "model") == Path(_model.__file__ or "").parent:
         f"{_model.__file__} hides Forescale's package `model`; rename it or run from elsewhere"
     )
 
-from model.transformer import TransformerDecoder, TransformerEncoder
+from model.decoding import reorder
+from model.errors import UserError
+from model.transformer import BaseTransformerLayer, TransformerDecoder, TransformerEncoder
 from trainer.predict import Forecaster
 
-__all__ = ["Forecaster", "TransformerDecoder", "TransformerEncoder", "train"]
+__all__ = [
+    "BaseTransformerLayer",
+    "Forecaster",
+    "TransformerDecoder",
+    "TransformerEncoder",
+    "UserError",
+    "reorder",
+    "train",
+]
 
 
 def train(
@@ -30,7 +40,6 @@ def train(
     **{"train.steps": 100}. Raises UserError for what the command line exits with 2 for.
     """
     from launch.rendezvous import announce, discover
-    from model.errors import UserError
     from trainer.config import load
     from trainer.config.load import flat
     from trainer.loop import train as run

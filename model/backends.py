@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from model.errors import UserError
 from model.recompute import recomputed
 
 log = logging.getLogger("forescale")
@@ -79,7 +80,7 @@ def choose_for(
 ) -> Choice:  # fmt: skip
     """The kernel of `att_type` for these tensors.
 
-    With `strict`, raises RuntimeError where the first kernel of the list cannot answer.
+    With `strict`, raises UserError where the first kernel of the list cannot answer.
     """
     kind: MaskKind = "none" if mask is None else "keys" if mask.shape[-2] == 1 else "full"
     call = Call(
@@ -115,8 +116,8 @@ def choose(att_type: str, call: Call, strict: bool = False) -> Choice:
         if strict:
             break
     others = [f"{k.name}: {k.refusal(call) or 'would do'}" for k in KERNELS[att_type][1:]]
-    raise RuntimeError(
-        f"att_type {att_type}, strict: {'; '.join([*refusals, *others])}; "
+    raise UserError(
+        f"strict_attention: att_type {att_type}: {'; '.join([*refusals, *others])}; "
         "set strict_attention: false to take the next that can"
     )
 
@@ -185,7 +186,10 @@ class Blockwise:
         for first in range(0, query.shape[2], BLOCK):
             rows = slice(first, first + BLOCK)
             part = mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :]
-            arguments = (query[:, :, rows], key, value, part, is_causal, dropout, first)
+            seen = slice(first + BLOCK if is_causal else None)  # later keys are hidden from all
+            part = part if part is None else part[..., seen]
+            keys, values = key[:, :, seen], value[:, :, seen]
+            arguments = (query[:, :, rows], keys, values, part, is_causal, dropout, first)
             compute = recomputed if torch.is_grad_enabled() else _directly
             answers.append(compute(formula, *arguments))
         return torch.cat(answers, dim=2)
@@ -235,8 +239,7 @@ class TorchEfficient:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
                  is_causal: bool, dropout: float) -> Tensor:  # fmt: skip
         key, value = _repeated(query, key, value)
-        if mask is not None:
-            mask = mask.expand(len(query), 1, query.shape[2], key.shape[2])
+        # The mask stays as small as it came: expanded it would be made dense, [B, 1, T, S].
         arguments = (query, key, value, mask, is_causal, dropout)
         return _sdpa(SDPBackend.EFFICIENT_ATTENTION, *arguments)
 

@@ -49,7 +49,8 @@ class TransformerConfig(Section):
     """Dropout on attention weights. Fused kernels for the CPU have none: above 0 attention is
     computed block by block there, in linear memory but slower."""
     drop_path: Probability = 0.0
-    """Probability that a sample skips a sub-layer in training (Huang et al. 2016)."""
+    """Probability that a sample skips a sub-layer in training (Huang et al. 2016); where channels
+    are independent, each channel of a sample by itself."""
     activation: Literal["gelu", "relu", "swish"] | None = None
     """Of the plain MLP (default gelu). With SwiGLU only swish."""
     att_type: AttentionType = "standard"
@@ -84,12 +85,13 @@ class TransformerConfig(Section):
     top_k: PositiveInt = 2
     """Experts that each token is sent to."""
     router_score: Literal["softmax", "sigmoid"] = "softmax"
-    """What turns the router's logits into gates; they are renormalised over the chosen."""
+    """What turns the router's logits into gates, which are renormalised over the chosen; a single
+    choice (top_k: 1) keeps its score, or the router would learn nothing (Fedus et al. 2021)."""
     router_noise: NonNegative = 0.0
     """Deviation of Gaussian noise on the router's logits in training."""
     capacity_factor: Annotated[float, Field(gt=0.0)] | None = None
-    """Most tokens of a sample that an expert takes, as a multiple of an even share; later tokens
-    pass by. Default: none is dropped."""
+    """Most tokens of a sample that an expert takes, as a multiple of an even share of those that
+    are no padding; later tokens pass by. Default: none is dropped."""
     shared_expert: bool = False
     """Add a feed-forward that every token takes (Dai et al. 2024, DeepSeekMoE)."""
     balance_loss: NonNegative = 0.01
@@ -166,7 +168,7 @@ class ModelConfig(TransformerConfig):
     quantiles: Annotated[list[Annotated[float, Field(gt=0.0, lt=1.0)]], Field(min_length=1)] = [
         0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9,
     ]  # fmt: skip
-    """Levels of loss: quantile, ascending; the one nearest 0.5 is the point forecast."""
+    """Levels of loss: quantile, ascending; 0.5 is the point forecast."""
 
     @model_validator(mode="after")
     def _of_one_network(self) -> ModelConfig:
@@ -179,6 +181,10 @@ class ModelConfig(TransformerConfig):
             raise ValueError(f"att_type: {FREQUENCY_SEES_ALL}")
         if sorted(set(self.quantiles)) != list(self.quantiles):
             raise ValueError(f"quantiles: {self.quantiles} must ascend without repetition")
+        if 0.5 not in self.quantiles:
+            raise ValueError(
+                f"quantiles: {self.quantiles} lack 0.5, the point forecast that is scored"
+            )
         return self
 
     @property
@@ -191,6 +197,30 @@ class ModelConfig(TransformerConfig):
         both = self.architecture == "encoder_decoder"
         return self.num_layers + (self.decoder_layers if both else 0)
 
+    def idle(self) -> list[str]:
+        """Settings that were given and change nothing beside the others, each with the reason."""
+        attention = (self.att_type, self.att_type_of_decoder)
+        rules: tuple[tuple[bool, str, tuple[str, ...]], ...] = (
+            (not self.use_moe, "use_moe: false", OF_A_MIXTURE),
+            (self.architecture != "encoder_decoder", f"architecture: {self.architecture}",
+             ("num_decoder_layers",)),
+            (self.architecture == "encoder", "architecture: encoder", ("decoder_att_type",)),
+            ("frequency" not in attention, "no frequency attention", ("freq_modes",)),
+            (self.loss != "quantile", f"loss: {self.loss}", ("quantiles",)),
+            (self.loss != "huber", f"loss: {self.loss}", ("huber_delta",)),
+        )  # fmt: skip
+        return [
+            f"model.{key} has no effect with {reason}"
+            for is_idle, reason, keys in rules
+            for key in keys
+            if is_idle and key in self.model_fields_set
+        ]
+
+
+OF_A_MIXTURE = (
+    "num_experts", "top_k", "router_score", "router_noise", "capacity_factor", "shared_expert",
+    "balance_loss", "z_loss", "balance_rate",
+)  # fmt: skip
 
 FREQUENCY_SEES_ALL = (
     "frequency attention sees all of its input, the future too, so a causal decoder cannot use "
@@ -212,6 +242,9 @@ class SeriesShape:
     """Columns known in advance that are read as numbers."""
     calendar: tuple[int, ...] = ()
     """Numbers of values of the calendar columns that are embedded; they come last."""
+    missing: bool = True
+    """Whether points may be missing. Where none is, attention needs no mask for them, and more
+    kernels can answer."""
 
     def patches(self, patch_length: int) -> tuple[int, int]:
         """Number of context and of future patches; a last, partial patch counts."""

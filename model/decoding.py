@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.errors import UserError
+
 State = dict[str, Any]
 
 
@@ -59,18 +61,39 @@ class KeyValue(dict[str, Tensor]):
 
 
 def layer_state(state: State, layer: int) -> dict[str, KeyValue]:
-    """The state of one layer, made on its first use."""
+    """The state of one layer, made on its first use; plain dicts of tensors are taken too."""
     layers = state.setdefault("layers", [])
     while len(layers) <= layer:
         layers.append({"self_attn": KeyValue(), "cross_attn": KeyValue()})
     entry: dict[str, KeyValue] = layers[layer]
+    for name, held in entry.items():
+        if not isinstance(held, KeyValue):
+            entry[name] = KeyValue(held)
     return entry
 
 
 def length(state: State) -> int:
     """Tokens decoded so far."""
     layers = state.get("layers") or []
-    return int(layers[0]["self_attn"].length) if layers else 0
+    return int(layers[0]["self_attn"]["key"].shape[1]) if layers else 0
+
+
+def check(state: State, layers: int, memory: Tensor) -> None:
+    """Raises UserError where a state was made by another decoder or from another memory."""
+    held = state.get("layers") or []
+    if not held:
+        return
+    if len(held) != layers:
+        raise UserError(
+            f"incremental_state: it has {len(held)} layers, and this decoder {layers}; "
+            "start with an empty dict"
+        )
+    batch, tokens = held[0]["cross_attn"]["key"].shape[:2]
+    if (batch, tokens) != tuple(memory.shape[:2]):
+        raise UserError(
+            f"incremental_state: it is of {batch} sequences over a memory of {tokens} tokens, and "
+            f"memory is {list(memory.shape)}; reorder both alike, or start with an empty dict"
+        )
 
 
 def reorder(state: State, order: Tensor) -> State:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from model.config import TransformerConfig
@@ -29,6 +30,7 @@ class _GatedSwish(torch.autograd.Function):
         return F.silu(gate).mul_(value)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (gate_value,) = ctx.saved_tensors
         result = torch.empty_like(gate_value)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.errors import UserError
+
 
 def frequency_attention(
     query: Tensor, key: Tensor, value: Tensor, mix: Tensor, *,
@@ -24,7 +26,10 @@ def frequency_attention(
     """
     if mask is not None:
         if mask.shape[-2] != 1:
-            raise ValueError("frequency attention sees all or nothing: it takes no mask per query")
+            raise UserError(
+                "mask: frequency attention sees all or nothing and takes no mask per query; "
+                "use att_type standard, xformer or flash"
+            )
         seen = mask.transpose(-2, -1)
         key, value = key.masked_fill(~seen, 0.0), value.masked_fill(~seen, 0.0)
     length, modes = query.shape[2], mix.shape[1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,14 +44,15 @@ class Initialised(Protocol):
     def initial(self) -> Mapping[str, Init]: ...
 
 
-def _rules(module: nn.Module) -> Mapping[str, Init]:
+def _rules(module: nn.Module) -> Mapping[str, Init] | None:
+    """None: a module of the user's (a norm given as a callable), which starts itself."""
     if hasattr(module, "initial"):
         return cast(Initialised, module).initial()
     if isinstance(module, nn.Linear):
         return {"weight": Init(std=module.in_features**-0.5), "bias": Init()}
     if isinstance(module, nn.LayerNorm):
         return {"weight": Init(mean=1.0), "bias": Init()}
-    raise TypeError(f"{type(module).__name__} has parameters and no rule for their initial values")
+    return None
 
 
 def _generator(seed: int, name: str, expert: int) -> torch.Generator:
@@ -90,7 +91,18 @@ def initialise(network: nn.Module, seed: int, parts: Mapping[str, Part] | None =
         for prefix, module in network.named_modules():
             own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
             rules = _rules(module) if own else {}
+            if rules is None:
+                _start_itself(module, _generator(seed, prefix, 0))
+                continue
             for leaf, tensor in own:
                 name = f"{prefix}.{leaf}" if prefix else leaf
                 part = (parts or {}).get(name) or Part.all_of(tensor.shape)
                 tensor.copy_(draw(name, part, rules[leaf], seed))
+
+
+def _start_itself(module: nn.Module, generator: torch.Generator) -> None:
+    """By its own reset_parameters, seeded; without one it stays as it was made."""
+    if hasattr(module, "reset_parameters"):
+        with torch.random.fork_rng([]):
+            torch.set_rng_state(generator.get_state())
+            cast(Any, module).reset_parameters()

@@ -6,9 +6,10 @@ width.
 
 from __future__ import annotations
 
-import math
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,9 +26,12 @@ from model.router import (
     RouterStatistics,
     Routing,
     balance_loss,
+    normalised,
     within_capacity,
     z_loss,
 )
+
+log = logging.getLogger("forescale")
 
 
 @dataclass(frozen=True)
@@ -116,11 +120,23 @@ class _AttachLoss(torch.autograd.Function):
 
 def grouped_linear(x_ND: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
     """Multiply consecutive groups of rows, counts_E of them each, with their own weight."""
+    if torch.is_autocast_enabled(x_ND.device.type):  # which does not know grouped products
+        dtype = torch.get_autocast_dtype(x_ND.device.type)
+        x_ND, weight_EFD = x_ND.to(dtype), weight_EFD.to(dtype)
     alignment = 16 // x_ND.element_size()
     if x_ND.dtype != torch.float64 and not any(n % alignment for n in weight_EFD.shape[1:]):
         offsets = counts_E.cumsum(0, dtype=torch.int32)
         return F.grouped_mm(x_ND, weight_EFD.transpose(1, 2), offs=offsets)
+    _say_once(weight_EFD.shape[1:], x_ND.dtype)
     return looped_linear(x_ND, weight_EFD, counts_E)
+
+
+@cache
+def _say_once(size: torch.Size, dtype: torch.dtype) -> None:
+    log.info(
+        "experts of %s x %s in %s are computed one by one: a grouped product takes sizes by 16 "
+        "bytes and no fp64", *size, str(dtype).removeprefix("torch."),
+    )  # fmt: skip
 
 
 def looped_linear(x_ND: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
@@ -217,18 +233,10 @@ class MixtureOfExperts(nn.Module):
             y = _AttachLoss.apply(y, loss.mean(), self.loss_scale)
         return y
 
-    def capacity(self, length: int) -> int | None:
-        """Choices that an expert takes of a row of `length` tokens; None: all."""
+    def _kept(self, chosen: Tensor, padding: Tensor | None) -> Tensor | None:
         if self.capacity_factor is None:
             return None
-        even = length * self.router.top_k / self.experts.count
-        return math.ceil(self.capacity_factor * even)
-
-    def _kept(self, chosen: Tensor, padding: Tensor | None) -> Tensor | None:
-        capacity = self.capacity(chosen.shape[1])
-        if capacity is None:
-            return None
-        return within_capacity(chosen, self.experts.count, capacity, padding)
+        return within_capacity(chosen, self.experts.count, self.capacity_factor, padding)
 
     def _auxiliary_loss(self, routing: Routing, padding: Tensor | None) -> Tensor:
         """The weighted losses of each row, [B]."""
@@ -246,8 +254,7 @@ class MixtureOfExperts(nn.Module):
             valid = (~padding).double()
         weights = valid.unsqueeze(-1).expand(routing.chosen.shape)
         experts = routing.scores.shape[-1]
-        probability = routing.scores / routing.scores.sum(-1, keepdim=True)
-        entropy = torch.special.entr(probability).sum(-1)
+        entropy = torch.special.entr(normalised(routing.scores)).sum(-1)
         seen = RouterStatistics(
             counts_E=torch.bincount(routing.chosen.flatten(), weights.flatten(), experts),
             dropped=weights.sum() - (weights if kept is None else weights * kept).sum(),

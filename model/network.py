@@ -59,11 +59,13 @@ def instance_statistics(context: Tensor) -> tuple[Tensor, Tensor]:
     """
     valid = ~context.isnan()
     count = valid.sum(1, keepdim=True)
-    known = context.nan_to_num()
-    mean = known.sum(1, keepdim=True) / count.clamp(min=1)
-    variance = ((known - mean).square() * valid).sum(1, keepdim=True) / count.clamp(min=1)
+    # From the first valid point on: the sum of a large level would round it away.
+    level = context.gather(1, valid.to(torch.uint8).argmax(1, keepdim=True)).nan_to_num()
+    known = (context - level).nan_to_num()
+    shift = known.sum(1, keepdim=True) / count.clamp(min=1)
+    variance = ((known - shift).square() * valid).sum(1, keepdim=True) / count.clamp(min=1)
     deviation = (variance + 1e-6).sqrt()
-    return mean, deviation.where(count > 0, 1.0)
+    return level + shift, deviation.where(count > 0, 1.0)
 
 
 class TimeSeriesTransformer(nn.Module):
@@ -205,14 +207,17 @@ class TimeSeriesTransformer(nn.Module):
         return {name: m for name, m in self.named_modules() if isinstance(m, MixtureOfExperts)}
 
     def kernels(self) -> dict[str, str]:
-        """Of each att_type in use, the kernel that the last forward took, and why."""
-        used = [module for module in self.modules() if isinstance(module, Attention)]
+        """The kernel that the last forward took, and why: by att_type and place, such as `flash
+        in decoder.cross_attention`; alike in all layers."""
         taken: dict[str, str] = {}
-        for module in used:
-            if module.att_type == "frequency":
-                taken["frequency"] = "torch.fft"
-            elif module.choice is not None:
-                taken[module.att_type] = str(module.choice)
+        for name, module in self.named_modules():
+            if isinstance(module, Attention):
+                stack, *_, kind = name.split(".")
+                place = f"{module.att_type} in {stack}.{kind}"
+                if module.att_type == "frequency":
+                    taken[place] = "torch.fft"
+                elif module.choice is not None:
+                    taken[place] = str(module.choice)
         return taken
 
     # What the layers do, in the order in which data flows.
@@ -301,16 +306,19 @@ class TimeSeriesTransformer(nn.Module):
     def _block(self, layer: nn.Module, *arguments: object, **options: object) -> Tensor:
         return run_layer(layer, *arguments, recompute=self.checkpoint_blocks, **options)
 
+    def _mask(self, padding: Tensor) -> Tensor | None:
+        return padding if self.shape.missing else None
+
     def _encode(self, layer: nn.Module, state: State) -> State:
         states, padding = state
-        return self._block(layer, states, padding), padding
+        return self._block(layer, states, self._mask(padding)), padding
 
     def _split(self, states: Tensor) -> tuple[Tensor, Tensor]:
         return states[:, : self.memory_patches], states[:, self.memory_patches :]
 
     def _encode_memory(self, layer: nn.Module, state: State) -> State:
         memory, future = self._split(state[0])
-        return torch.cat([self._block(layer, memory, state[1]), future], 1), state[1]
+        return torch.cat([self._block(layer, memory, self._mask(state[1])), future], 1), state[1]
 
     def _end_memory(self, state: State) -> State:
         memory, future = self._split(state[0])
@@ -319,7 +327,8 @@ class TimeSeriesTransformer(nn.Module):
 
     def _decode(self, layer: nn.Module, state: State) -> State:
         memory, future = self._split(state[0])
-        future = self._block(layer, future, memory, state[1], start=self.memory_patches)
+        padding = self._mask(state[1])
+        future = self._block(layer, future, memory, padding, start=self.memory_patches)
         return torch.cat([memory, future], 1), state[1]
 
     def _answer_at_once(self, state: State) -> Tensor:

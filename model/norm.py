@@ -81,7 +81,8 @@ class AdaptiveNorm(nn.Module):
 
     y = gain * c / sqrt(mean(c^2) + eps) with c = x - removed * mean(x): RMSNorm where `removed` is
     0, LayerNorm (without a shift) where it is 1; it starts in between. A condition
-    [..., condition_size] adds a gain and a shift, zero at first (Peebles & Xie 2023, adaLN-Zero).
+    [..., condition_size], or one for each sequence, adds a gain and a shift, zero at first
+    (Peebles & Xie 2023, adaLN-Zero).
     """
 
     def __init__(self, d_model: int, condition_size: int = 0) -> None:
@@ -101,6 +102,8 @@ class AdaptiveNorm(nn.Module):
             return y
         if self.condition is None:
             raise ValueError("a condition was given, but condition_size is 0")
+        if condition.ndim == x.ndim - 1:  # one for the whole sequence
+            condition = condition.unsqueeze(-2)
         gain, shift = F.linear(condition, self.condition.flatten(0, 1)).chunk(2, dim=-1)
         return y * (1 + gain) + shift
 

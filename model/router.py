@@ -61,7 +61,7 @@ class Routing:
     logits: Tensor
     """[B, T, E] fp32."""
     gates: Tensor
-    """[B, T, K] fp32, adding to one, before any choice is dropped."""
+    """[B, T, K] fp32, adding to one where K > 1, before any choice is dropped."""
     chosen: Tensor
     """[B, T, K] expert numbers."""
 
@@ -100,7 +100,9 @@ class Router(nn.Module):
         choice = scores if self.bias is None else scores + self.bias
         chosen = choice.topk(self.top_k, dim=-1).indices
         gates = scores.gather(-1, chosen)
-        return Routing(scores, logits, gates / gates.sum(-1, keepdim=True), chosen)
+        if self.top_k > 1:  # a single choice keeps its score: divided by itself it has no gradient
+            gates = normalised(gates)
+        return Routing(scores, logits, gates, chosen)
 
     @torch.no_grad()
     def rebalance(self, counts_E: Tensor) -> None:
@@ -108,6 +110,11 @@ class Router(nn.Module):
         if self.bias is not None:
             counts_E = counts_E.to(self.bias)
             self.bias += self.balance_rate * (counts_E.mean() - counts_E).sign()
+
+
+def normalised(scores: Tensor) -> Tensor:
+    """scores / their sum over the last dimension; zeros where all have underflown."""
+    return scores / scores.sum(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
 
 
 def token_weights(like: Tensor, padding: Tensor | None) -> Tensor:
@@ -129,8 +136,7 @@ def balance_loss(scores: Tensor, chosen: Tensor, padding: Tensor | None) -> Tens
     valid = (weight > 0).long().unsqueeze(-1).expand_as(chosen)
     counts_BE = chosen.new_zeros(rows, experts).scatter_add_(1, chosen.flatten(1), valid.flatten(1))
     share_BE = counts_BE.to(scores.dtype) / counts_BE.sum(-1, keepdim=True).clamp(min=1)
-    normalised = weight / scores.sum(-1)
-    probability_BE = torch.bmm(normalised.unsqueeze(1), scores).squeeze(1)
+    probability_BE = torch.bmm(weight.unsqueeze(1), normalised(scores)).squeeze(1)
     return experts * (share_BE * probability_BE).sum(-1)
 
 
@@ -139,9 +145,12 @@ def z_loss(logits: Tensor, padding: Tensor | None) -> Tensor:
     return (logits.logsumexp(-1).square() * token_weights(logits, padding)).sum(-1)
 
 
-def within_capacity(chosen: Tensor, experts: int, capacity: int, padding: Tensor | None) -> Tensor:
-    """[B, T, K] bool: of each row, every expert takes its first `capacity` choices in the order
-    of the tokens; padding takes none."""
+def within_capacity(chosen: Tensor, experts: int, factor: float, padding: Tensor | None) -> Tensor:
+    """[B, T, K] bool: of each row, every expert takes its first choices in the order of the
+    tokens, `factor` times an even share of the row at most; padding takes none."""
+    rows, length, choices = chosen.shape
+    valid = chosen.new_full((rows,), length) if padding is None else (~padding).sum(1)
+    capacity = (valid.double() * (factor * choices / experts)).ceil().view(rows, 1)
     taken = F.one_hot(chosen.flatten(1), experts)
     if padding is not None:
         taken = taken * (~padding).repeat_interleave(chosen.shape[2], 1).unsqueeze(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -163,8 +164,11 @@ def _configuration(arguments: Mapping[str, Any], options: Mapping[str, Any]) -> 
         return TransformerConfig(**fields, **options)
     except ValidationError as error:
         path, sentence = mistake(error)
-        names = ", ".join(TransformerConfig.model_fields)
-        sentence = sentence or f"no such argument; there are {names}"
+        if sentence is None:
+            near = difflib.get_close_matches(path[-1], TransformerConfig.model_fields, 1)
+            names = near or TransformerConfig.model_fields
+            sentence = "no such argument; " + ("did you mean " if near else "there are ")
+            sentence += ", ".join(names) + ("?" if near else "")
         raise UserError(f"{'.'.join(path)}: {sentence}") from None
 
 
@@ -174,6 +178,32 @@ def _check_mask(mask: Tensor | None, name: str, shape: tuple[int, ...], meaning:
             f"{name}: expected bool {list(shape)}, True {meaning}; "
             f"got {str(mask.dtype).removeprefix('torch.')} {list(mask.shape)}"
         )
+
+
+def _check_input(x: Tensor, name: str, size: int) -> tuple[int, int]:
+    """Batch and length."""
+    if x.ndim != 3 or x.shape[2] != size:
+        raise UserError(f"{name}: expected [B, T, input_size={size}], got {list(x.shape)}")
+    return x.shape[0], x.shape[1]
+
+
+def _check_calendar(values: Tensor, sizes: Sequence[int], shape: tuple[int, int]) -> None:
+    if tuple(values.shape) != (*shape, len(sizes)):
+        raise UserError(
+            f"time_features: expected [B, T, features] = {[*shape, len(sizes)]}, "
+            f"got {list(values.shape)}"
+        )
+    for feature, size in zip(values.unbind(-1), sizes, strict=True):
+        if bool(((feature < 0) | (feature >= size) | (feature != feature.floor())).any()):
+            raise UserError(
+                f"time_features: a feature of size {size} takes whole numbers 0 to {size - 1}; "
+                f"found {float(feature.min()):g} to {float(feature.max()):g}"
+            )
+
+
+def _without_padding(x: Tensor, padding: Tensor | None) -> Tensor:
+    """What lies under padding may be anything, NaN too."""
+    return x if padding is None else x.masked_fill(padding.unsqueeze(-1), 0.0)
 
 
 class TransformerEncoder(Stack):
@@ -208,13 +238,18 @@ class TransformerEncoder(Stack):
     ) -> Tensor:  # fmt: skip
         """src [B, T, input_size]; src_key_padding_mask [B, T] bool, True on padding; mask [T, T]
         bool, True where a query may not look; time_features [B, T, features], whole numbers."""
-        batch, length, _ = src.shape
+        batch, length = _check_input(src, "src", self.input_projection.in_features)
         _check_mask(src_key_padding_mask, "src_key_padding_mask", (batch, length), "on padding")
         _check_mask(mask, "mask", (length, length), "where a query may not look")
-        x = self.positions(self.input_projection(src))
-        if time_features is not None:
-            if self.calendar is None:
-                raise UserError("time_features: name their sizes as time_feature_sizes first")
+        x = self.positions(self.input_projection(_without_padding(src, src_key_padding_mask)))
+        if (time_features is None) != (self.calendar is None):
+            raise UserError(
+                "time_features: name their sizes as time_feature_sizes first"
+                if self.calendar is None
+                else "time_features: this encoder has time_feature_sizes and needs their values"
+            )
+        if self.calendar is not None and time_features is not None:
+            _check_calendar(time_features, self.calendar.sizes, (batch, length))
             x = x + self.calendar(time_features, 1, align="start")
         for layer in self.layers:
             x = run_layer(layer, x, src_key_padding_mask, mask,
@@ -255,11 +290,12 @@ class TransformerDecoder(Stack):
     ) -> Tensor:  # fmt: skip
         """tgt [B, T, input_size]; memory [B, S, d_model]; masks bool, True on padding [B, T] and
         [B, S], or where a query may not look [T, T], beside the causal order."""
-        batch, length, _ = tgt.shape
+        batch, length = _check_input(tgt, "tgt", self.input_projection.in_features)
         _check_mask(tgt_mask, "tgt_mask", (length, length), "where a query may not look")
         _check_mask(tgt_key_padding_mask, "tgt_key_padding_mask", (batch, length), "on padding")
         self._check_memory(memory, memory_key_padding_mask, batch)
-        x = self.positions(self.input_projection(tgt))
+        x = self.positions(self.input_projection(_without_padding(tgt, tgt_key_padding_mask)))
+        memory = _without_padding(memory, memory_key_padding_mask)
         for layer in self.layers:
             x = run_layer(layer, x, memory, memory_key_padding_mask, tgt_key_padding_mask, tgt_mask,
                          recompute=self.use_gradient_checkpointing)  # fmt: skip
@@ -275,13 +311,15 @@ class TransformerDecoder(Stack):
         An empty state starts. Equal to the same position of a full causal forward. For
         inference: no gradient is kept.
         """
-        batch, length, _ = tgt.shape
+        batch, length = _check_input(tgt, "tgt", self.input_projection.in_features)
         if length != 1:
             raise UserError(f"tgt: one step takes one token, [B, 1, input_size]; got {length}")
         if not all(layer.is_causal for layer in self.layers):
             raise UserError("is_causal: a decoder that sees the future cannot go step by step")
         self._check_memory(memory, memory_key_padding_mask, batch)
         state = {} if incremental_state is None else incremental_state
+        decoding.check(state, len(self.layers), memory)
+        memory = _without_padding(memory, memory_key_padding_mask)
         start = decoding.length(state)
         x = self.positions(self.input_projection(tgt), start)
         for index, layer in enumerate(self.layers):
@@ -300,4 +338,4 @@ class TransformerDecoder(Stack):
 
 def _seed() -> int:
     """From torch's generator: torch.manual_seed decides, and no two modules start alike."""
-    return int(torch.randint(2**62, ()))
+    return int(torch.randint(2**62, (), device="cpu"))

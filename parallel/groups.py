@@ -68,6 +68,13 @@ def any_rank(place: Place, flag: bool) -> bool:
     return bool(sum_over_ranks(place, torch.tensor(float(flag))) > 0)
 
 
+def join_records(place: Place, record: dict[str, str]) -> dict[str, str]:
+    """What all ranks have recorded, by key; the same on all."""
+    records: list[dict[str, str]] = [{} for _ in range(place.layout.world)]
+    dist.all_gather_object(records, record)
+    return {key: text for one in records for key, text in sorted(one.items())}
+
+
 def agree(place: Place, what: str, value: int) -> None:
     """Raises RuntimeError naming the ranks that have another `value` than rank 0."""
     values = torch.zeros(place.layout.world)

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 
-from parallel.groups import Place, agree, any_rank, join
+from parallel.groups import Place, agree, any_rank, join, join_records
 from trainer.checkpoint import commit, storage
 from trainer.data import Dataset, Split
 from trainer.data.dataset import WindowBatch
@@ -83,6 +83,8 @@ class Trainer:
         plan, train = self.plan, self.settings.train
         for note in self.dataset.notes:
             say(f"data: {note}")
+        for note in self.settings.model.idle():
+            say(note)
         if train.warmup_steps > train.steps:
             say(f"train.warmup_steps={train.warmup_steps} is longer than the run")
         say(
@@ -104,8 +106,10 @@ class Trainer:
             first = self.steps_done + 1
             while self.steps_done < train.steps:
                 row = self._step(self.steps_done + 1)
-                if is_main and self.steps_done == first:
-                    self.plan.run.record(kernels=self.engine.network.kernels())
+                if self.steps_done == first:
+                    kernels = join_records(self.place, self.engine.network.kernels())
+                    if is_main:
+                        self.plan.run.record(kernels=kernels, idle=self.settings.model.idle())
                 if log is not None:
                     log.write(row)
                 progress.step(row)

@@ -118,22 +118,24 @@ def test_a_mixture_repeats_bit_for_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(once(), once(), strict=True))
 
 
-def peak_bytes(att_type: str, length: int) -> int:
+def peak_bytes(att_type: str, length: int, masked: bool) -> int:
     q, k, v = heads(torch.bfloat16, 8, length)
-    call = Call("cuda", torch.bfloat16, 64, False, "none", True, False)
+    mask = torch.rand(2, 1, 1, length, device="cuda") > 0.3 if masked else None
+    call = Call("cuda", torch.bfloat16, 64, False, "keys" if masked else "none", not masked, False)
     kernel = next(kernel for kernel in KERNELS[att_type] if not kernel.refusal(call))
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    attend(kernel, q, k, v, is_causal=True).sum().backward()
+    attend(kernel, q, k, v, mask=mask, is_causal=not masked).sum().backward()
     return torch.cuda.max_memory_allocated() - before
 
 
 @pytest.mark.parametrize(("att_type", "low", "high"), [
     ("standard", 3.0, 4.5), ("xformer", 1.5, 2.5), ("flash", 1.5, 2.5),
 ])  # fmt: skip
-def test_memory_by_length(att_type: str, low: float, high: float) -> None:
-    peak_bytes(att_type, 512)
-    peaks = [peak_bytes(att_type, length) for length in (1024, 2048, 4096, 8192)]
+@pytest.mark.parametrize("masked", [False, True])
+def test_memory_by_length(att_type: str, low: float, high: float, masked: bool) -> None:
+    peak_bytes(att_type, 512, masked)
+    peaks = [peak_bytes(att_type, length, masked) for length in (1024, 2048, 4096, 8192)]
     growth = [later / earlier for earlier, later in itertools.pairwise(peaks)]
     assert all(low < ratio < high for ratio in growth), (peaks, growth)
 

@@ -149,7 +149,10 @@ def test_show_and_evaluate_tell_what_a_run_holds(
     main(["show", str(run)])
     said = capsys.readouterr().out
     environment = json.loads((run / "environment.json").read_text())
-    assert environment["kernels"] == {"standard": "formula"}
+    assert environment["kernels"] == {
+        f"standard in {place}": "formula"
+        for place in ("decoder.cross_attention", "decoder.self_attention", "encoder.self_attention")
+    }
     assert "done, step 2 of 2" in said and "pipeline 2 x data 1" in said
     main(["show", str(run / "checkpoints" / "step-00000002")])
     said = capsys.readouterr().out

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model import backends
 from model.backends import KERNELS, Call, choose, choose_for
+from model.errors import UserError
 from model.frequency import frequency_attention
 from tests.formulas import attention
 
@@ -155,10 +156,10 @@ def test_linear_memory_is_never_given_up() -> None:
 
 def test_strict_lists_every_reason() -> None:
     q, k, v = tensors(length=8)
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(UserError) as caught:
         attend(q, k, v, att_type="flash", strict=True)
     message = str(caught.value)
-    assert message.startswith("att_type flash, strict: flash-attn: CUDA only, not cpu; ")
+    assert message.startswith("strict_attention: att_type flash: flash-attn: CUDA only, not cpu; ")
     for kernel in KERNELS["flash"]:
         assert f"{kernel.name}: " in message
 

@@ -70,3 +70,5 @@ def test_a_configuration_names_its_head() -> None:
     assert make_head(ModelConfig(loss="student_t")).size == 3
     with pytest.raises(ValueError, match="must ascend"):
         ModelConfig(quantiles=[0.5, 0.1])
+    with pytest.raises(ValueError, match=r"lack 0\.5"):
+        ModelConfig(quantiles=[0.1, 0.9])

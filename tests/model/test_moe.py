@@ -132,7 +132,6 @@ def test_recomputation_gives_the_same_gradients() -> None:
 
 def test_capacity_keeps_each_experts_first_choices_of_a_row() -> None:
     moe = mixture(num_experts=2, top_k=1, capacity_factor=0.5, balance_loss=0.0)
-    assert moe.capacity(8) == 2 and moe.capacity(7) == 2
     with torch.no_grad():
         moe.router.weight.zero_()
         moe.router.weight[0] += 1.0
@@ -145,7 +144,42 @@ def test_capacity_keeps_each_experts_first_choices_of_a_row() -> None:
     padding = torch.zeros(2, 8, dtype=torch.bool)
     padding[:, :3] = True
     y = moe(x, padding)
+    # Half an even share of the five tokens that are no padding, rounded up.
     assert (y[:, 3:5] != 0).any(-1).all() and (y[:, 5:] == 0).all() and (y[:, :3] == 0).all()
+
+
+def test_capacity_does_not_depend_on_how_far_a_row_is_padded() -> None:
+    moe, x = mixture(capacity_factor=0.7), torch.randn(1, 8, 16)
+    longer = torch.cat([x, torch.randn(1, 8, 16)], 1)
+    padding = torch.arange(16).unsqueeze(0) >= 8
+    torch.testing.assert_close(moe(longer, padding)[:, :8], moe(x))
+
+
+def test_a_single_choice_teaches_the_router() -> None:
+    moe, x = mixture(num_experts=4, top_k=1, balance_loss=0.0), torch.randn(2, 8, 16)
+    moe(x).square().sum().backward()
+    assert moe.router.weight.grad is not None and moe.router.weight.grad.abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_scores_that_underflow_give_finite_numbers(score: str, top_k: int) -> None:
+    moe = mixture(num_experts=4, top_k=top_k, router_score=score, balance_rate=0.1)
+    with torch.no_grad():
+        moe.router.weight[0] -= 400.0
+        moe.router.weight[1:] -= 800.0
+        moe.router.bias[2:] = 10.0
+    y = moe(torch.ones(1, 4, 16))
+    y.sum().backward()
+    assert y.isfinite().all()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in moe.parameters())
+
+
+def test_experts_work_under_autocast() -> None:
+    moe, x = mixture(), torch.randn(2, 8, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = moe(x)
+    assert (y - moe(x)).norm() < 2e-2 * y.norm()
 
 
 def test_a_row_is_routed_alike_in_any_company() -> None:
@@ -174,7 +208,7 @@ def test_a_bias_moves_choices_but_not_gates() -> None:
     moe.router.bias[3] = 10.0
     after = moe.router(x)
     assert (after.chosen == 3).all() and not (before.chosen == 3).all()
-    torch.testing.assert_close(after.gates, torch.ones_like(after.gates))
+    torch.testing.assert_close(after.gates, before.scores[..., 3:])
     torch.testing.assert_close(after.scores, before.scores)
     moe.router.bias.zero_()
     moe.router.rebalance(torch.tensor([10.0, 0.0, 5.0, 5.0]))

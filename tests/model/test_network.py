@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -85,6 +87,36 @@ def test_instance_statistics_leave_missing_points_out() -> None:
     assert float(deviation) == pytest.approx((8 / 3) ** 0.5, rel=1e-5)
     mean, deviation = instance_statistics(torch.full((1, 4, 1), float("nan")))
     assert (float(mean), float(deviation)) == (0.0, 1.0)
+
+
+def test_a_large_level_is_not_rounded_away() -> None:
+    for level in (123456.789, 1e8):
+        context = torch.full((1, 336, 1), level)
+        mean, deviation = instance_statistics(context)
+        assert mean.item() == context[0, 0, 0].item()
+        assert deviation.item() == pytest.approx(1e-3)
+    waves = torch.arange(512) % 2 * 2.0 - 1.0
+    mean, deviation = instance_statistics((1e6 + waves).view(1, -1, 1))
+    assert mean.item() == 1e6 and deviation.item() == pytest.approx(1.0)
+
+
+def test_without_missing_points_every_kernel_can_answer() -> None:
+    for missing, kernel in ((False, "torch flash"), (True, "blockwise")):
+        shape = dataclasses.replace(SHAPE, missing=missing)
+        model = network(shape, architecture="decoder", att_type="flash")
+        context, covariates = inputs(shape)
+        future = torch.randn(len(context), shape.prediction_length, shape.channels)
+        model(model.inputs(context, covariates, future))
+        assert model.kernels()["flash in decoder.self_attention"].startswith(kernel)
+
+
+def test_settings_without_effect_are_told() -> None:
+    config = ModelConfig(architecture="encoder", num_decoder_layers=2, top_k=1, quantiles=[0.5])
+    assert config.idle() == [
+        "model.top_k has no effect with use_moe: false",
+        "model.num_decoder_layers has no effect with architecture: encoder",
+        "model.quantiles has no effect with loss: mse",
+    ]
 
 
 def test_loss_is_the_mean_over_samples_of_the_mean_over_valid_points() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -209,7 +211,7 @@ def test_the_adaptive_norm_lies_between_rms_and_layer_norm() -> None:
 def test_time_features_are_embedded() -> None:
     encoder = TransformerEncoder(3, **SMALL, time_feature_sizes=(24, 7)).eval()
     x, hours = torch.randn(1, 5, 3), torch.tensor([[[0, 0], [1, 0], [2, 0], [3, 0], [4, 0]]])
-    assert not torch.allclose(encoder(x), encoder(x, time_features=hours))
+    assert not torch.allclose(encoder(x, time_features=hours), encoder(x, time_features=0 * hours))
     with pytest.raises(UserError, match="name their sizes as time_feature_sizes first"):
         TransformerEncoder(3, **SMALL)(x, time_features=hours)
 
@@ -221,7 +223,8 @@ def test_time_features_are_embedded() -> None:
     ({"activation": "relu"}, r"activation: relu needs use_swiglu: false"),
     ({"use_moe": True, "num_experts": 2, "top_k": 3}, "top_k: 3 exceeds num_experts=2"),
     ({"nhead": 5}, "nhead: 5 heads do not divide d_model=24"),
-    ({"n_head": 5}, "n_head: no such argument; there are d_model, nhead"),
+    ({"n_head": 5}, r"n_head: no such argument; did you mean nhead\?"),
+    ({"zzz": 5}, "zzz: no such argument; there are d_model, nhead"),
 ])  # fmt: skip
 def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -280,3 +283,110 @@ def test_a_norm_callable_must_make_a_module() -> None:
     config = TransformerConfig(**SMALL, use_adaptive_ln=lambda d: d)
     with pytest.raises(TypeError, match="made a int, not a module"):
         EncoderLayer(config)
+
+
+@pytest.mark.parametrize("norm", [
+    nn.RMSNorm, nn.LayerNorm, lambda d: Scaled(d),
+    lambda d: Rowwise(functools.partial(nn.GroupNorm, 1), d),
+])  # fmt: skip
+def test_any_module_can_be_the_norm(norm: Any) -> None:
+    encoder = TransformerEncoder(3, use_adaptive_ln=norm, **SMALL)
+    y = encoder(torch.randn(2, 5, 3))
+    assert y.isfinite().all() and y.std() > 0.1
+
+
+class Scaled(nn.Module):
+    """Without reset_parameters."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain
+
+
+class Rowwise(nn.Module):
+    """Around a norm that takes [N, d]."""
+
+    def __init__(self, norm: Callable[[int], nn.Module], d_model: int) -> None:
+        super().__init__()
+        self.norm = norm(d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.flatten(0, 1)).view_as(x)
+
+
+@pytest.mark.parametrize("values", [
+    [[[24.0, 0.0]]], [[[0.0, -1.0]]], [[[3.5, 0.0]]], [[[1.0]]],
+])  # fmt: skip
+def test_wrong_time_features_are_named(values: list[Any]) -> None:
+    encoder = TransformerEncoder(3, **SMALL, time_feature_sizes=(24, 7))
+    with pytest.raises(UserError, match="time_features: "):
+        encoder(torch.randn(1, 1, 3), time_features=torch.tensor(values))
+    with pytest.raises(UserError, match="needs their values"):
+        encoder(torch.randn(1, 1, 3))
+
+
+@pytest.mark.parametrize("att_type", ["standard", "xformer", "flash", "frequency"])
+def test_what_lies_under_padding_does_not_matter(att_type: str) -> None:
+    encoder = TransformerEncoder(3, **SMALL, att_type=att_type).eval()
+    x, padding = torch.randn(2, 9, 3), torch.arange(9).expand(2, 9) >= 6
+    answers = [encoder(x.masked_fill(padding.unsqueeze(-1), fill), padding)[:, :6]
+               for fill in (0.0, float("nan"))]  # fmt: skip
+    assert torch.equal(*answers)
+    if att_type == "frequency":
+        return
+    decoder = TransformerDecoder(3, 1, **SMALL, att_type=att_type).eval()
+    memory = torch.randn(2, 9, SMALL["d_model"])
+    answers = [
+        decoder(x.nan_to_num(), memory.masked_fill(padding.unsqueeze(-1), fill),
+                memory_key_padding_mask=padding)
+        for fill in (0.0, float("nan"))
+    ]  # fmt: skip
+    assert torch.equal(*answers)
+
+
+def test_a_state_of_plain_dicts_goes_on() -> None:
+    decoder = TransformerDecoder(3, 1, **SMALL).eval()
+    x, memory = torch.randn(2, 4, 3), torch.randn(2, 5, SMALL["d_model"])
+    state: dict[str, Any] = {}
+    for t in range(2):
+        _, state = decoder.forward_one_step(x[:, t : t + 1], memory, state)
+    order = torch.tensor([1, 0])
+    turned = {"layers": [
+        {name: {k: v[order] for k, v in held.items()} for name, held in layer.items()}
+        for layer in state["layers"]
+    ]}  # fmt: skip
+    y, _ = decoder.forward_one_step(x[order, 2:3], memory[order], turned)
+    torch.testing.assert_close(y, decoder(x[order, :3], memory[order])[:, 2:3])
+
+
+def test_a_state_of_something_else_is_refused() -> None:
+    decoder = TransformerDecoder(3, 1, **SMALL).eval()
+    memory = torch.randn(2, 5, SMALL["d_model"])
+    _, state = decoder.forward_one_step(torch.randn(2, 1, 3), memory, {})
+    for wrong in (memory[:1], memory[:, :4]):
+        with pytest.raises(UserError, match="it is of 2 sequences over a memory of 5"):
+            decoder.forward_one_step(torch.randn(len(wrong), 1, 3), wrong, state)
+    deeper = TransformerDecoder(3, 1, **{**SMALL, "num_layers": 3}).eval()
+    with pytest.raises(UserError, match="it has 2 layers, and this decoder 3"):
+        deeper.forward_one_step(torch.randn(2, 1, 3), memory, state)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 4, 5)])
+def test_inputs_of_the_wrong_shape_are_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"src: expected \[B, T, input_size=3\]"):
+        TransformerEncoder(3, **SMALL)(torch.randn(shape))
+
+
+def test_a_condition_of_each_sequence() -> None:
+    norm, x, condition = (
+        AdaptiveNorm(16, condition_size=4),
+        torch.randn(5, 5, 16),
+        torch.randn(5, 4),
+    )
+    initialise(norm, 0)
+    assert norm.condition is not None
+    nn.init.normal_(norm.condition)
+    torch.testing.assert_close(norm(x, condition)[2], norm(x[2], condition[2]))

@@ -82,6 +82,19 @@ def _check_lengths(configuration: Configuration) -> None:
         raise configuration.error(
             "model.patch_length", f"{patch} is longer than data.context_length={context}"
         )
+    memory, future = -(-context // patch), -(-settings.data.prediction_length // patch)
+    longest = {
+        "encoder": memory,
+        "decoder": memory + future - 1,
+        "encoder_decoder": memory + future,
+    }
+    tokens = longest[settings.model.architecture]
+    if tokens > settings.model.max_seq_len:
+        raise configuration.error(
+            "model.max_seq_len",
+            f"{settings.model.max_seq_len} is shorter than the {tokens} patches of context and "
+            f"future; use at least {tokens}, or a longer model.patch_length",
+        )
     if settings.logging.validate_every and settings.data.split[1] == 0:
         raise configuration.error(
             "logging.validate_every", "data.split leaves no validation part to score; set it to 0"

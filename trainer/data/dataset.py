@@ -82,6 +82,7 @@ class Dataset:
             config.context_length, config.prediction_length, len(self.channels),
             self.series[0].covariates.shape[1] - len(embedded),
             tuple(CALENDAR_SIZES[name] for name in embedded),
+            missing=any(bool(np.isnan(values).any()) for values in self.values),
         )  # fmt: skip
 
     def _statistics(self, table: Table) -> tuple[Doubles, Doubles]:
