@@ -58,14 +58,13 @@ class MLP(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        d, width = config.d_model, config.feedforward_width
+        self.d_model, self.width = d, width = config.d_model, config.feedforward_width
         self.activation = ACTIVATIONS[config.activation or "gelu"]
         self.input = nn.Parameter(torch.empty(width, d))
         self.output = nn.Parameter(torch.empty(d, width))
 
     def initial(self) -> Mapping[str, Init]:
-        width, d = self.input.shape
-        return {"input": Init(std=d**-0.5), "output": Init(std=width**-0.5)}
+        return {"input": Init(std=self.d_model**-0.5), "output": Init(std=self.width**-0.5)}
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(self.activation(F.linear(x, self.input)), self.output)
@@ -80,13 +79,12 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        d, width = config.d_model, config.feedforward_width
+        self.d_model, self.width = d, width = config.d_model, config.feedforward_width
         self.gate_value = nn.Parameter(torch.empty(2, width, d))
         self.output = nn.Parameter(torch.empty(d, width))
 
     def initial(self) -> Mapping[str, Init]:
-        d, width = self.output.shape
-        return {"gate_value": Init(std=d**-0.5), "output": Init(std=width**-0.5)}
+        return {"gate_value": Init(std=self.d_model**-0.5), "output": Init(std=self.width**-0.5)}
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(gated_swish(F.linear(x, self.gate_value.flatten(0, 1))), self.output)

@@ -33,6 +33,10 @@ class Part:
     start: int
     size: int
 
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size([*self.whole[: self.dim], self.size, *self.whole[self.dim + 1 :]])
+
     @classmethod
     def all_of(cls, whole: torch.Size) -> Part:
         return cls(tuple(whole), 0, 0, whole[0])
@@ -62,15 +66,14 @@ def _generator(seed: int, name: str, expert: int) -> torch.Generator:
 
 def draw(name: str, part: Part, init: Init, seed: int) -> Tensor:
     """`part` of the fp32 initial value of the parameter with global name `name`."""
-    shape = [*part.whole[: part.dim], part.size, *part.whole[part.dim + 1 :]]
     if init.std == 0.0:
-        return torch.full(shape, init.mean)
+        return torch.full(part.shape, init.mean)
     if not init.stacked:
         value = _normal(part.whole, init, _generator(seed, name, 0))
         return value.narrow(part.dim, part.start, part.size)
     # Only the experts in the part are drawn: there may be many of them.
     first, last = (part.start, part.start + part.size) if part.dim == 0 else (0, part.whole[0])
-    value = torch.empty(shape)
+    value = torch.empty(part.shape)
     for expert, into in zip(range(first, last), value.unbind(0), strict=True):
         drawn = _normal(part.whole[1:], init, _generator(seed, name, expert))
         into.copy_(drawn.narrow(part.dim - 1, part.start, part.size) if part.dim else drawn)

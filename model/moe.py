@@ -159,7 +159,8 @@ class Experts(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.count, d, width = config.num_experts, config.d_model, config.feedforward_width
+        self.count = config.num_experts
+        self.d_model, self.width = d, width = config.d_model, config.feedforward_width
         self.gated = config.use_swiglu
         self.activation = ACTIVATIONS[config.activation or "gelu"]
         self.input = nn.Parameter(torch.empty(self.count, 2 if self.gated else 1, width, d))
@@ -168,10 +169,9 @@ class Experts(nn.Module):
         """Brings sorted rows to where their experts are, and the answers back."""
 
     def initial(self) -> Mapping[str, Init]:
-        _, d, width = self.output.shape
         return {
-            "input": Init(std=d**-0.5, stacked=True),
-            "output": Init(std=width**-0.5, stacked=True),
+            "input": Init(std=self.d_model**-0.5, stacked=True),
+            "output": Init(std=self.width**-0.5, stacked=True),
         }
 
     def forward(

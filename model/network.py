@@ -25,6 +25,7 @@ from model.embedding import CalendarEmbedding, ChannelEmbedding, to_patches
 from model.heads import make_head
 from model.losses import sample_mean
 from model.moe import MixtureOfExperts
+from model.recompute import Recompute
 from model.transformer import DecoderLayer, EncoderLayer, Stack, make_layers, run_layer
 
 State = tuple[Tensor, Tensor]
@@ -101,8 +102,8 @@ class TimeSeriesTransformer(nn.Module):
         self.calendar_embedding = (
             CalendarEmbedding(shape.calendar, config.d_model) if shape.calendar else None
         )
-        self.checkpoint_blocks = False
-        """Recompute each transformer layer in the backward pass instead of keeping activations."""
+        self.recompute: Recompute = "none"
+        """What of each transformer layer the backward pass computes again."""
 
     def _causal_layer(self) -> EncoderLayer:
         return EncoderLayer(self.config, self.config.att_type_of_decoder, is_causal=True)
@@ -304,7 +305,7 @@ class TimeSeriesTransformer(nn.Module):
         return tokens, torch.cat([padding, following_padding[:, :-1]], 1)
 
     def _block(self, layer: nn.Module, *arguments: object, **options: object) -> Tensor:
-        return run_layer(layer, *arguments, recompute=self.checkpoint_blocks, **options)
+        return run_layer(layer, *arguments, recompute=self.recompute, **options)
 
     def _mask(self, padding: Tensor) -> Tensor | None:
         return padding if self.shape.missing else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +52,7 @@ class RouterStatistics:
             getattr(self, field.name).add_(getattr(other, field.name))
 
 
-@dataclass(frozen=True)
-class Routing:
+class Routing(NamedTuple):
     """Where each token goes; [B, T, ...]."""
 
     scores: Tensor

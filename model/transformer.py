@@ -20,7 +20,7 @@ from model.feedforward import make_feed_forward
 from model.init import initialise
 from model.moe import MixtureOfExperts
 from model.norm import make_norm
-from model.recompute import recomputed
+from model.recompute import Recompute, recomputed
 
 
 class DropPath(nn.Module):
@@ -145,10 +145,11 @@ class Stack(nn.Module):
         self.final_norm = make_norm(config) if config.use_final_norm else nn.Identity()
 
 
-def run_layer(layer: nn.Module, *arguments: Any, recompute: bool, **options: Any) -> Tensor:
-    """One layer, keeping only its inputs for the backward pass where `recompute` says so."""
-    if recompute and torch.is_grad_enabled():
-        answer: Tensor = recomputed(layer, *arguments, **options)
+def run_layer(layer: nn.Module, *arguments: Any, recompute: Recompute, **options: Any) -> Tensor:
+    """One layer, of which the backward pass computes again what `recompute` says."""
+    if recompute != "none" and torch.is_grad_enabled():
+        selective = recompute == "selective"
+        answer: Tensor = recomputed(layer, *arguments, selective=selective, **options)
     else:
         answer = layer(*arguments, **options)
     return answer
@@ -226,7 +227,7 @@ class TransformerEncoder(Stack):
         config = _configuration(locals(), options)
         layers = make_layers(config, num_layers, lambda: EncoderLayer(config))
         super().__init__(input_size, config, layers)
-        self.use_gradient_checkpointing = use_gradient_checkpointing
+        self.recompute: Recompute = "block" if use_gradient_checkpointing else "none"
         self.calendar = (
             CalendarEmbedding(time_feature_sizes, d_model) if time_feature_sizes else None
         )
@@ -253,7 +254,7 @@ class TransformerEncoder(Stack):
             x = x + self.calendar(time_features, 1, align="start")
         for layer in self.layers:
             x = run_layer(layer, x, src_key_padding_mask, mask,
-                         recompute=self.use_gradient_checkpointing)  # fmt: skip
+                         recompute=self.recompute)  # fmt: skip
         return self.final_norm(x)
 
 
@@ -279,7 +280,7 @@ class TransformerDecoder(Stack):
             raise UserError(f"att_type: {FREQUENCY_SEES_ALL}")
         layers = make_layers(config, num_layers, lambda: DecoderLayer(config, is_causal=is_causal))
         super().__init__(input_size, config, layers)
-        self.use_gradient_checkpointing = use_gradient_checkpointing
+        self.recompute: Recompute = "block" if use_gradient_checkpointing else "none"
         self.output_projection = nn.Linear(d_model, output_size)
         initialise(self, _seed())
 
@@ -298,7 +299,7 @@ class TransformerDecoder(Stack):
         memory = _without_padding(memory, memory_key_padding_mask)
         for layer in self.layers:
             x = run_layer(layer, x, memory, memory_key_padding_mask, tgt_key_padding_mask, tgt_mask,
-                         recompute=self.use_gradient_checkpointing)  # fmt: skip
+                         recompute=self.recompute)  # fmt: skip
         return self.output_projection(self.final_norm(x))
 
     @torch.no_grad()
