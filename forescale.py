@@ -55,5 +55,5 @@ def train(
     plan = prepare(settings, run_dir=None if run_dir is None else Path(run_dir), resume=resume)
     # The process group of one rank stays: DeepSpeed keeps what it made of it for the next run.
     announce(rendezvous)
-    run(plan)
+    run(plan, local_world=rendezvous.local_world)
     return plan.run.path

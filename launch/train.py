@@ -56,7 +56,7 @@ def _train(plan: Plan, rendezvous: Rendezvous) -> int:
     from trainer.loop import DivergedError, train
 
     try:
-        train(plan, rendezvous.rank, rendezvous.local_rank)
+        train(plan, rendezvous.rank, rendezvous.local_rank, rendezvous.local_world)
     except DivergedError as error:
         if rendezvous.rank == 0:
             print(f"forescale: {error}", file=sys.stderr)

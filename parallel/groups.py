@@ -1,4 +1,4 @@
-"""The process group of a run, and what one rank is in it."""
+"""The process groups of a run, and what one rank is in them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from parallel.layout import Coordinates, Layout
 
@@ -35,19 +36,56 @@ class Place:
         return here.pipeline == self.layout.pipeline - 1 and here.tensor == 0
 
 
+@dataclass(frozen=True)
+class Groups:
+    """The process groups that this rank is in."""
+
+    tensor: dist.ProcessGroup
+    data: dist.ProcessGroup
+    expert: dist.ProcessGroup
+
+
+def make_groups(place: Place) -> Groups:
+    """Collective: all ranks make all groups, in one order."""
+    layout = place.layout
+    axes = (layout.tensor_groups(), layout.data_groups(), layout.expert_groups())
+    return Groups(*(_own(axis, place.rank) for axis in axes))
+
+
+def _own(axis: list[list[int]], rank: int) -> dist.ProcessGroup:
+    groups = {tuple(ranks): dist.new_group(ranks) for ranks in axis}
+    return next(group for ranks, group in groups.items() if rank in ranks)
+
+
 def local_device(local_rank: int) -> torch.device:
+    """Ranks beyond the number of GPUs share them."""
     if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank)
-        return torch.device("cuda", local_rank)
+        index = local_rank % torch.cuda.device_count()
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
     return torch.device("cpu")
 
 
-def join(layout: Layout, rank: int, local_rank: int) -> Place:
-    """Meet the other ranks at MASTER_ADDR:MASTER_PORT, over NCCL on GPUs and gloo on CPUs."""
+def backend(device: torch.device, local_world: int) -> str:
+    """NCCL wants a GPU for each rank; gloo takes ranks that share one, and CPUs."""
+    own = device.type == "cuda" and local_world <= torch.cuda.device_count()
+    return "nccl" if own else "gloo"
+
+
+def is_joined() -> bool:
+    return dist.is_initialized()
+
+
+def join(
+    layout: Layout, rank: int, local_rank: int, local_world: int, store: Store | None
+) -> Place:
+    """Form the process group of all ranks, which have met at `store`; None where it is formed."""
     device = local_device(local_rank)
-    if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=rank, world_size=layout.world)
+    if store is not None:
+        dist.init_process_group(
+            backend(device, local_world), store=PrefixStore("world", store), rank=rank,
+            world_size=layout.world,
+        )  # fmt: skip
     return Place(layout, rank, device)
 
 
@@ -73,17 +111,3 @@ def join_records(place: Place, record: dict[str, str]) -> dict[str, str]:
     records: list[dict[str, str]] = [{} for _ in range(place.layout.world)]
     dist.all_gather_object(records, record)
     return {key: text for one in records for key, text in sorted(one.items())}
-
-
-def agree(place: Place, what: str, value: int) -> None:
-    """Raises RuntimeError naming the ranks that have another `value` than rank 0."""
-    values = torch.zeros(place.layout.world)
-    values[place.rank] = value
-    seen = [int(v) for v in sum_over_ranks(place, values)]
-    others = {rank: v for rank, v in enumerate(seen) if v != seen[0]}
-    if others:
-        raise RuntimeError(
-            f"the ranks disagree on {what}: rank 0 has {seen[0]}, "
-            f"{', '.join(f'rank {rank} {v}' for rank, v in others.items())}; "
-            "do all machines see the same run folder?"
-        )

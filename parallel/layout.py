@@ -1,8 +1,8 @@
 """Ranks as one grid, by pure arithmetic.
 
-The axes from outermost to innermost are pipeline, data, tensor: consecutive ranks share a layer
-(their traffic stays inside a node), stages lie across nodes. Expert groups are consecutive ranks
-of one stage.
+The axes from outermost to innermost are pipeline, data, tensor: the ranks that share a layer's
+heads are neighbours (their traffic stays inside a node), stages lie across nodes. An expert group
+is `expert` consecutive ranks of one stage, over its tensor and data axes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ class Coordinates:
     pipeline: int
     data: int
     tensor: int
+    expert: int
+    """Which part of the experts it holds."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The sizes of the axes; their product is the world."""
+    """The sizes of the axes; pipeline x data x tensor is the world."""
 
     pipeline: int
     data: int
@@ -34,7 +36,7 @@ class Layout:
     def of(cls, world: int, *, pipeline: int, tensor: int = 1, expert: int = 1) -> Layout:
         """Data parallelism is what is left of `world`.
 
-        Raises UserError where the world is no multiple of the other axes.
+        Raises UserError where the axes do not divide the world.
         """
         fixed = pipeline * tensor
         if world % fixed:
@@ -42,16 +44,46 @@ class Layout:
                 f"{world} ranks cannot form {pipeline} pipeline stages x {tensor} tensor ranks; "
                 f"the number of ranks must be a multiple of {fixed}"
             )
-        return cls(pipeline=pipeline, data=world // fixed, tensor=tensor, expert=expert)
+        layout = cls(pipeline=pipeline, data=world // fixed, tensor=tensor, expert=expert)
+        if layout.stage % expert:
+            raise UserError(
+                f"expert groups of {expert} ranks cannot be formed of the {layout.stage} ranks of "
+                f"a stage (data {layout.data} x tensor {tensor}); use a divisor of {layout.stage}"
+            )
+        return layout
 
     @property
     def world(self) -> int:
-        return self.pipeline * self.data * self.tensor
+        return self.pipeline * self.stage
+
+    @property
+    def stage(self) -> int:
+        """Ranks of one pipeline stage."""
+        return self.data * self.tensor
 
     def coordinates(self, rank: int) -> Coordinates:
-        outer, tensor = divmod(rank, self.tensor)
-        pipeline, data = divmod(outer, self.data)
-        return Coordinates(pipeline=pipeline, data=data, tensor=tensor)
+        pipeline, within = divmod(rank, self.stage)
+        data, tensor = divmod(within, self.tensor)
+        return Coordinates(pipeline, data, tensor, within % self.expert)
+
+    def tensor_groups(self) -> list[list[int]]:
+        """Ranks that share each layer's heads and hidden width."""
+        return _consecutive(self.world, self.tensor)
+
+    def data_groups(self) -> list[list[int]]:
+        """Ranks that hold the same parameters, experts aside."""
+        return [
+            [(stage * self.data + data) * self.tensor + tensor for data in range(self.data)]
+            for stage in range(self.pipeline)
+            for tensor in range(self.tensor)
+        ]
+
+    def expert_groups(self) -> list[list[int]]:
+        """Ranks that hold all experts of a stage between them."""
+        return _consecutive(self.world, self.expert)
+
+    def stage_groups(self) -> list[list[int]]:
+        return _consecutive(self.world, self.stage)
 
     def sizes(self) -> dict[str, int]:
         """The world and each axis, as runs and checkpoints record them."""
@@ -60,6 +92,10 @@ class Layout:
 
     def __str__(self) -> str:
         return describe(self.sizes())
+
+
+def _consecutive(world: int, size: int) -> list[list[int]]:
+    return [list(range(first, first + size)) for first in range(0, world, size)]
 
 
 def describe(sizes: dict[str, int]) -> str:

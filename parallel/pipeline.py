@@ -6,14 +6,15 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.errors import UserError
 from model.flops import forward_flops
-from model.init import initialise
 from model.network import Layer, TimeSeriesTransformer
-from parallel.layout import Layout
+from parallel.groups import Place
 
 
 def partition(costs: Sequence[float], parts: int) -> list[range]:
@@ -73,38 +74,65 @@ class Stage(nn.Module):
         return result
 
 
+def tied_modules(stages: list[list[Layer]]) -> dict[str, list[int]]:
+    """Modules that several stages hold, by global name, and which stages: weights shared between
+    layers that a cut has put apart."""
+    holders: dict[str, list[int]] = {}
+    for number, layers in enumerate(stages):
+        for name in sorted({name for layer in layers for name in layer.modules}):
+            holders.setdefault(name, []).append(number)
+    return {name: numbers for name, numbers in holders.items() if len(numbers) > 1}
+
+
 def keep_only(network: TimeSeriesTransformer, layers: list[Layer]) -> None:
     """Remove every module of `network` that no layer of `layers` uses."""
-    kept = {name for layer in layers for name in layer.modules}
-    for layer in network.layers():
-        for name in set(layer.modules) - kept:
+    kept = {network.get_submodule(name) for layer in layers for name in layer.modules}
+    used = {network.get_submodule(name) for layer in network.layers() for name in layer.modules}
+    for name, module in list(network.named_modules(remove_duplicate=False)):
+        if module in used - kept:
             parent, _, leaf = name.rpartition(".")
             setattr(network.get_submodule(parent), leaf, None)
 
 
-def build_stage(
-    network: TimeSeriesTransformer, layout: Layout, stage: int, seed: int, device: str
-) -> Stage:
-    """Cut `network`, made on the meta device, down to one stage and give it its first weights."""
-    layers = split_layers(network, layout.pipeline)[stage]
-    keep_only(network, layers)
-    network.to_empty(device="cpu")
-    initialise(network, seed)
-    network.to(device)
-    return Stage(network, layers)
-
-
 def pipeline_module(
-    stage: Stage, index: int, layout: Layout, loss: Callable[..., Tensor]
+    stages: list[list[Layer]], stage: Stage, place: Place, loss: Callable[..., Tensor]
 ) -> nn.Module:
-    """DeepSpeed's view: as many layers as stages, of which this rank has number `index`."""
+    """DeepSpeed's view: as many layers as stages, of which this rank has its own."""
     from deepspeed.pipe import PipelineModule
     from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
+    layout, here = place.layout, place.coordinates
     topology = PipeModelDataParallelTopology(
         num_pp=layout.pipeline, num_mp=layout.tensor, num_dp=layout.data
     )
     others: list[nn.Module] = [nn.Identity() for _ in range(layout.pipeline)]
-    others[index] = stage
+    others[here.pipeline] = stage
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        return PipelineModule(others, topology=topology, loss_fn=loss, partition_method="uniform")
+        module = PipelineModule(others, topology=topology, loss_fn=loss, partition_method="uniform")
+    for name, holders in sorted(tied_modules(stages).items()):
+        _tie(module, stage.network, name, holders, place)
+    return module
+
+
+def _tie(
+    module: Any, network: TimeSeriesTransformer, name: str, holders: list[int], place: Place
+) -> None:
+    """Have the gradients of `name` summed over the stages that hold it, and count it once.
+
+    Collective: all ranks make all groups.
+    """
+    layout = place.layout
+    for within in range(layout.stage):
+        ranks = [stage * layout.stage + within for stage in holders]
+        group = dist.new_group(ranks)
+        if place.rank not in ranks:
+            continue
+        tied, key = network.get_submodule(name), name.replace(".", "-")
+        module.tied_modules[key] = tied
+        module.tied_comms[key] = {
+            "ranks": ranks, "group": group, "module": tied,
+            "weight_attr": [leaf for leaf, _ in tied.named_parameters()],
+        }  # fmt: skip
+        if place.rank != ranks[0]:
+            for parameter in tied.parameters():
+                parameter.ds_pipe_replicated = True  # type: ignore[attr-defined]

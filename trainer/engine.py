@@ -11,19 +11,25 @@ import logging
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from model.config import SeriesShape
 from model.network import Inputs, TimeSeriesTransformer
 from model.router import RouterStatistics
-from parallel.groups import Place, sum_over_ranks
-from parallel.pipeline import build_stage, pipeline_module
+from parallel.agreement import agree
+from parallel.deepspeed_view import ModelParallelUnit, announce_experts
+from parallel.groups import Place, make_groups, sum_over_ranks
+from parallel.pipeline import pipeline_module, tied_modules
+from parallel.sharding import is_split
+from parallel.spread import spread
 from trainer import optimizer_state, routing
 from trainer.config.settings import Settings
 from trainer.data.dataset import WindowBatch
@@ -55,29 +61,53 @@ class Engine:
     def __init__(self, settings: Settings, shape: SeriesShape, place: Place) -> None:
         deepspeed = _import_deepspeed(place.device)
         self.settings, self.place = settings, place
-        layout, here = place.layout, place.coordinates
-        train = settings.train
+        layout, train = place.layout, settings.train
         self.accumulation = train.global_batch_size // (train.micro_batch_size * layout.data)
         with torch.device("meta"):
             self.network = TimeSeriesTransformer(settings.model, shape)
         self.tokens_per_sample = self.network.tokens_per_sample
         self._mixtures = list(self.network.mixtures())
-        self.network.checkpoint_blocks = settings.parallel.activation_checkpointing == "block"
-        stage = build_stage(self.network, layout, here.pipeline, train.seed, str(place.device))
+        self.network.recompute = settings.parallel.activation_checkpointing
+        self._groups = make_groups(place)
+        self._spread = spread(self.network, place, self._groups, train.seed)
         for mixture in self.network.mixtures().values():
             mixture.loss_scale = 1.0 / self.accumulation
-        self._optimizer = make_optimizer(self.network, train)
-        module = (
-            pipeline_module(stage, here.pipeline, layout, self.network.loss)
-            if layout.pipeline > 1
-            else self.network
-        )
+        self._optimizer = make_optimizer(self.network, train, layout)
+        self._agree()
         self._engine, *_ = deepspeed.initialize(
-            model=module, optimizer=self._optimizer, config=self._config()
+            model=self._module(), optimizer=self._optimizer, config=self._config(), mpu=self._unit()
         )
 
+    def _agree(self) -> None:
+        """DeepSpeed's collectives are started group by group and parameter by parameter: ranks
+        that have others would wait for ever."""
+        stage = self.place.coordinates.pipeline * self.place.layout.stage
+        agree(self.place, {"parameter groups": [g["name"] for g in self._optimizer.param_groups]})
+        shapes = {name: str(part.whole) for name, part in self._spread.parts.items()}
+        mates = list(range(stage, stage + self.place.layout.stage))
+        agree(self.place, {"parameters": len(shapes), **shapes}, mates)
+
+    def _module(self) -> nn.Module:
+        """What DeepSpeed runs: the whole network, or this rank's stage."""
+        layout = self.place.layout
+        module: nn.Module = self.network
+        if layout.pipeline > 1:
+            module = pipeline_module(
+                self._spread.stages, self._spread.stage, self.place, self.network.loss
+            )
+        if layout.expert > 1:
+            module.add_module("experts_announced", announce_experts(
+                layout, self.settings.model.num_experts))  # fmt: skip
+        return module
+
+    def _unit(self) -> ModelParallelUnit | None:
+        layout = self.place.layout
+        if layout.pipeline > 1 or layout.tensor == 1:
+            return None
+        return ModelParallelUnit(self.place, self._groups)
+
     def _config(self) -> dict[str, Any]:
-        train = self.settings.train
+        train, parallel = self.settings.train, self.settings.parallel
         own: dict[str, Any] = {
             "train_batch_size": train.global_batch_size,
             "train_micro_batch_size_per_gpu": train.micro_batch_size,
@@ -85,13 +115,16 @@ class Engine:
             "gradient_clipping": train.gradient_clipping,
             "steps_per_print": sys.maxsize,
             "zero_allow_untested_optimizer": True,
-            "zero_optimization": {"stage": self.settings.parallel.zero_stage},
+            "zero_optimization": {"stage": parallel.zero_stage},
             # One tensor travels whole: DeepSpeed's partitioned way asserts on the mask beside it.
             "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
         }
         if train.precision == "bf16":
             own["bf16"] = {"enabled": True}
             own["data_types"] = {"grad_accum_dtype": "fp32"}
+        if parallel.offload_optimizer == "cpu":
+            own["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+            own["zero_force_ds_cpu_optimizer"] = False  # torch's AdamW needs no build
         return _merged(own, self.settings.deepspeed)
 
     # Training
@@ -216,19 +249,40 @@ class Engine:
     # State
 
     def state(self) -> dict[str, Tensor]:
-        """What this rank writes of weights, moments and buffers, by `kind/global.name`."""
-        here = self.place.coordinates
-        buffers = self._buffers() if here.data == 0 and here.tensor == 0 else {}
-        return {**optimizer_state.fragments(self.network, self._engine.optimizer), **buffers}
+        """What this rank writes of weights, moments and buffers, by `kind/global.name`.
+
+        What several ranks hold alike is written by one of them.
+        """
+        layout, here = self.place.layout, self.place.coordinates
+        copies = self._held_by_an_earlier_stage()
+        written = {
+            name: fragment
+            for name, fragment in self._fragments().items()
+            if here.tensor == 0 or is_split(name.partition("/")[2], layout)
+        }
+        if here.data == 0 and here.tensor == 0:
+            written |= self._buffers()
+        return {k: v for k, v in written.items() if k.partition("/")[2] not in copies}
 
     def begin_load(self, steps_done: int) -> dict[str, Tensor]:
         """Tensors for a checkpoint's contents; `end_load` puts them in force."""
         optimizer_state.allocate(self._engine.optimizer, steps_done)
-        fragments = optimizer_state.fragments(self.network, self._engine.optimizer)
-        return {**fragments, **self._buffers()}
+        return {**self._fragments(), **self._buffers()}
+
+    def _fragments(self) -> dict[str, Tensor]:
+        return dict(optimizer_state.fragments(
+            self.network, self._engine.optimizer, self._spread.parts, self.place.coordinates.data
+        ))  # fmt: skip
 
     def _buffers(self) -> dict[str, Tensor]:
         return {f"buffers/{name}": buffer for name, buffer in self.network.named_buffers()}
+
+    def _held_by_an_earlier_stage(self) -> set[str]:
+        here = self.place.coordinates.pipeline
+        tied = [name for name, stages in tied_modules(self._spread.stages).items()
+                if here in stages[1:]]  # fmt: skip
+        own = [*self._spread.parts, *dict(self.network.named_buffers())]
+        return {name for name in own if name.startswith(tuple(f"{t}." for t in tied))}
 
     def end_load(self) -> None:
         optimizer_state.refresh_weights(self._engine.optimizer)
@@ -237,12 +291,14 @@ class Engine:
 def _import_deepspeed(device: torch.device) -> Any:
     """DeepSpeed, quiet and without its builds of native code for the CPU."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
+    # DeepSpeed calls collectives by names that torch has renamed.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(os.environ.get("FORESCALE_DEEPSPEED_LOG", "ERROR"))
     deepspeed.init_distributed(
-        dist_backend="nccl" if device.type == "cuda" else "gloo",
+        dist_backend=dist.get_backend(),
         auto_mpi_discovery=False, verbose=False,
     )  # fmt: skip
     return deepspeed

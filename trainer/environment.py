@@ -14,16 +14,20 @@ from parallel.layout import Layout
 
 def environment(layout: Layout, device: str) -> dict[str, Any]:
     """The content of environment.json."""
-    packages = ("forescale", "torch", "deepspeed", "numpy", "pandas", "pyarrow")
     return {
-        "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in packages},
+        "versions": versions(),
         "commit": _commit(),
         "layout": layout.sizes(),
         "device": device,
         "platform": platform.platform(),
         "processors": os.cpu_count(),
     }  # fmt: skip
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and of what computes."""
+    packages = ("forescale", "torch", "deepspeed", "numpy", "pandas", "pyarrow")
+    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
 
 
 def _version(package: str) -> str | None:

@@ -13,11 +13,14 @@ from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 
-from parallel.groups import Place, agree, any_rank, join, join_records
+from parallel.agreement import meet
+from parallel.groups import Place, any_rank, is_joined, join, join_records
 from trainer.checkpoint import commit, storage
+from trainer.config.load import flat
 from trainer.data import Dataset, Split
 from trainer.data.dataset import WindowBatch
 from trainer.engine import Engine
+from trainer.environment import versions
 from trainer.evaluate import Evaluation, evaluate
 from trainer.files import replace
 from trainer.metrics import MetricsLog, Row
@@ -34,8 +37,15 @@ class Outcome(StrEnum):
     """Stopped by a signal after a checkpoint, to be resumed."""
 
 
-def train(plan: Plan, rank: int = 0, local_rank: int = 0) -> Outcome:
-    """Run `plan` on this rank, from its resume point to its last step or to a signal."""
+START_SECONDS = float(os.environ.get("FORESCALE_START_SECONDS", "30"))
+"""How long ranks wait for each other at the start."""
+
+
+def train(plan: Plan, rank: int = 0, local_rank: int = 0, local_world: int = 1) -> Outcome:
+    """Run `plan` on this rank, from its resume point to its last step or to a signal.
+
+    `local_world` counts the ranks on this machine.
+    """
     if plan.is_done:
         if rank == 0:
             say(f"{plan.run.path} is done: {plan.steps_done} steps; nothing is left to do")
@@ -45,7 +55,7 @@ def train(plan: Plan, rank: int = 0, local_rank: int = 0) -> Outcome:
             plan.run.path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(plan.run.in_use())
         with ended_by_signal():
-            place = join(plan.layout, rank, local_rank)
+            place = _join(plan, rank, local_rank, local_world)
         stop = stack.enter_context(stop_on_signal())
         trainer = Trainer(plan, place)
         outcome = trainer.run(stop)
@@ -54,6 +64,21 @@ def train(plan: Plan, rank: int = 0, local_rank: int = 0) -> Outcome:
         if place.is_main:
             plan.run.mark(outcome, trainer.steps_done)
     return outcome
+
+
+def _join(plan: Plan, rank: int, local_rank: int, local_world: int) -> Place:
+    """Meet the other ranks, all about to do the same."""
+    store = None
+    if not is_joined():
+        facts = {
+            "the step to go on from": plan.steps_done,
+            "the run folder": str(plan.run.path.resolve()),
+            "the data": plan.dataset.digest(),
+            **versions(),
+            **flat(plan.configuration.settings.model_dump()),
+        }
+        store = meet(rank, plan.layout.world, facts, START_SECONDS)
+    return join(plan.layout, rank, local_rank, local_world, store)
 
 
 class DivergedError(RuntimeError):
@@ -69,7 +94,6 @@ class Trainer:
         self.dataset: Dataset = plan.dataset
         self._data = plan.dataset.digest()
         self.steps_done = 0
-        agree(place, "the step to go on from", plan.steps_done)
         if place.is_main:
             plan.run.open(plan.configuration, plan.layout, str(place.device))
             self._introduce()

@@ -8,29 +8,40 @@ from typing import Any
 import torch
 from torch import nn
 
+from parallel.deepspeed_view import expert_group_name
+from parallel.layout import Layout
+from parallel.sharding import is_expert
 from trainer.config.settings import TrainConfig
 
 
-def parameter_groups(network: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
-    """Matrices with weight decay, norms and biases without.
+def parameter_groups(
+    network: nn.Module, train: TrainConfig, layout: Layout
+) -> list[dict[str, Any]]:
+    """Matrices with weight decay, norms and biases without, and experts that are spread over ranks.
 
-    Every pipeline stage has both, in this order: DeepSpeed reduces group by group, and stages
-    with different lists of groups would wait for each other for ever.
+    Every pipeline stage has all of them, in this order: DeepSpeed reduces group by group, and
+    stages with different lists of groups would wait for each other for ever.
     """
-    parameters = list(network.parameters())
-    groups = [
+    named = list(network.named_parameters())
+    apart = {name for name, _ in named if layout.expert > 1 and is_expert(name)}
+    groups: list[dict[str, Any]] = [
         {"name": "decay", "weight_decay": train.weight_decay,
-         "params": [p for p in parameters if p.ndim > 1]},
+         "params": [p for name, p in named if p.ndim > 1 and name not in apart]},
         {"name": "no_decay", "weight_decay": 0.0,
-         "params": [p for p in parameters if p.ndim <= 1]},
+         "params": [p for name, p in named if p.ndim <= 1]},
     ]  # fmt: skip
-    assert all(group["params"] for group in groups), "a stage without matrices or without norms"
+    if layout.expert > 1:
+        groups.append({
+            "name": expert_group_name(layout), "moe": True, "weight_decay": train.weight_decay,
+            "params": [p for name, p in named if name in apart],
+        })  # fmt: skip
+    assert all(group["params"] for group in groups), "a stage without some kind of parameters"
     return groups
 
 
-def make_optimizer(network: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(network: nn.Module, train: TrainConfig, layout: Layout) -> torch.optim.AdamW:
     return torch.optim.AdamW(
-        parameter_groups(network, train), lr=train.learning_rate,
+        parameter_groups(network, train, layout), lr=train.learning_rate,
         betas=(train.beta1, train.beta2), eps=train.epsilon, fused=True,
     )  # fmt: skip
 

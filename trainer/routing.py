@@ -29,11 +29,11 @@ def take_statistics(
     local: Mapping[str, MixtureOfExperts], names: list[str], experts: int, place: Place
 ) -> dict[str, RouterStatistics]:
     """The step's sums of every layer of the network, equal on all ranks; `local` holds the layers
-    of this rank's stage."""
+    of this rank's stage. Tensor ranks have seen the same tokens, of which the first one tells."""
     flat = torch.zeros(len(names), experts + 5, dtype=torch.float64)
     for row, name in zip(flat, names, strict=True):
         statistics = local[name].take_statistics() if name in local else None
-        if statistics is not None:
+        if statistics is not None and place.coordinates.tensor == 0:
             row.copy_(statistics.flat())
     totals = sum_over_ranks(place, flat).cpu()
     return {

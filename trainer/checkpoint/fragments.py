@@ -1,9 +1,10 @@
 """Parts of globally named tensors, as torch.distributed.checkpoint stores them.
 
-ZeRO gives a rank a contiguous range of each flattened parameter. In the parameter's own shape
-such a range is a few boxes: the end of a first row, whole rows, the beginning of a last one. A
-box is what torch.distributed.checkpoint calls a chunk, so each rank writes just what it holds,
-and any other division of the same global tensors reads it back.
+ZeRO gives a rank a contiguous range of each flattened parameter, or of the part of it that the
+tensor or expert axis has left the rank. In the part's own shape such a range is a few boxes: the
+end of a first row, whole rows, the beginning of a last one. Moved to the part's place in the whole,
+a box is what torch.distributed.checkpoint calls a chunk: each rank writes just what it holds, and
+any other division of the same global tensors reads it back.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+
+from model.init import Part
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 """Offsets and sizes."""
@@ -51,24 +54,27 @@ def _in_row(shape: Sequence[int], row: int, start: int, stop: int) -> Iterator[B
 
 
 class Fragment(torch.Tensor):
-    """The range of a global tensor of shape `whole` that `data` holds, `start` its first element.
+    """The range of a part of a global tensor that `data` holds, `start` its first element.
 
     torch.distributed.checkpoint asks a tensor for its chunks by the three methods below.
     """
 
     data_1d: Tensor
     chunks: dict[torch.Size, Tensor]
+    """By their offsets in the whole."""
 
     @staticmethod
-    def __new__(cls, whole: Sequence[int], start: int, data: Tensor) -> Fragment:
+    def __new__(cls, part: Part, start: int, data: Tensor) -> Fragment:
         fragment = torch.Tensor._make_wrapper_subclass(
-            cls, torch.Size(whole), dtype=data.dtype, device=data.device
+            cls, torch.Size(part.whole), dtype=data.dtype, device=data.device
         )
         fragment.data_1d = data
         fragment.chunks, position = {}, 0
-        for offsets, sizes in boxes(whole, start, start + data.numel()):
+        for offsets, sizes in boxes(part.shape, start, start + data.numel()):
             count = math.prod(sizes)
-            fragment.chunks[torch.Size(offsets)] = data[position : position + count].view(sizes)
+            place = [*offsets]
+            place[part.dim] += part.start
+            fragment.chunks[torch.Size(place)] = data[position : position + count].view(sizes)
             position += count
         return fragment
 

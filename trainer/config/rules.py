@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 
-from model.errors import UserError
 from parallel.layout import Layout
 from trainer.config.load import Configuration
 
@@ -51,28 +50,49 @@ PASSED_TO_DEEPSPEED: dict[str, type] = {
 
 def check(configuration: Configuration, world: int) -> Layout:
     """The layout of `world` ranks. Raises UserError for whatever cannot run on it."""
-    parallel = configuration.settings.parallel
-    for axis in ("tensor", "expert"):
-        if getattr(parallel, axis) > 1:
-            raise configuration.error(
-                f"parallel.{axis}",
-                f"{axis} parallelism is not available in this version; "
-                f"use parallel.{axis}=1 and pipeline or data parallelism",
-            )
-    try:
-        layout = Layout.of(world, pipeline=parallel.pipeline)
-    except UserError:
-        raise configuration.error(
-            "parallel.pipeline",
-            f"{parallel.pipeline} stages cannot be formed of {world} "
-            f"rank{'s' if world > 1 else ''}; start a multiple of {parallel.pipeline} "
-            f"(--ranks {parallel.pipeline}), or set parallel.pipeline=1",
-        ) from None
+    layout = _layout(configuration, world)
     _check_stages(configuration)
+    _check_zero(configuration)
+    _check_tensor(configuration)
+    _check_expert(configuration)
     _check_batches(configuration, layout)
     _check_lengths(configuration)
     _check_deepspeed(configuration)
     return layout
+
+
+def _layout(configuration: Configuration, world: int) -> Layout:
+    parallel = configuration.settings.parallel
+    pipeline, tensor, expert = parallel.pipeline, parallel.tensor, parallel.expert
+    fixed = pipeline * tensor
+    if world % fixed:
+        key = "pipeline" if world % pipeline else "tensor"
+        raise configuration.error(
+            f"parallel.{key}",
+            f"{world} rank{'s' if world > 1 else ''} cannot form {pipeline} pipeline stages x "
+            f"{tensor} tensor ranks; start a multiple of {fixed} (--ranks {fixed}), or set "
+            f"{_nearest(world, pipeline, tensor)}",
+        )
+    stage = world // pipeline
+    if stage % expert:
+        raise configuration.error(
+            "parallel.expert",
+            f"groups of {expert} cannot be formed of a stage's {stage} ranks (data "
+            f"{stage // tensor} x tensor {tensor}); use parallel.expert="
+            f"{' or '.join(str(n) for n in divisors(stage))}",
+        )
+    return Layout.of(world, pipeline=pipeline, tensor=tensor, expert=expert)
+
+
+def _nearest(world: int, pipeline: int, tensor: int) -> str:
+    """The largest axes no larger than asked that divide the world."""
+    stages = max(n for n in divisors(world) if n <= pipeline)
+    split = max(n for n in divisors(world // stages) if n <= tensor)
+    return f"parallel.pipeline={stages} parallel.tensor={split}"
+
+
+def divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def _check_lengths(configuration: Configuration) -> None:
@@ -110,11 +130,55 @@ def _check_stages(configuration: Configuration) -> None:
             f"{stages} stages are more than the {layers} transformer layers of this "
             f"{model.architecture}; use at most {layers}",
         )
-    if stages > 1 and model.share_layers:
+
+
+def _check_zero(configuration: Configuration) -> None:
+    parallel = configuration.settings.parallel
+    stage = parallel.zero_stage
+    if stage > 1 and parallel.pipeline > 1:
         raise configuration.error(
-            "model.share_layers",
-            "weights shared between pipeline stages are not available in this version; "
-            "use parallel.pipeline=1 and data parallelism, or model.share_layers=false",
+            "parallel.zero_stage",
+            f"{stage} sums gradients in every micro-batch, which pipeline stages cannot wait for; "
+            "use parallel.zero_stage=1, or parallel.pipeline=1",
+        )
+    if stage == 3 and parallel.expert > 1:
+        raise configuration.error(
+            "parallel.zero_stage",
+            "3 spreads whole layers over all data-parallel ranks, which hold different experts; "
+            "use parallel.zero_stage=2, or parallel.expert=1",
+        )
+
+
+def _check_tensor(configuration: Configuration) -> None:
+    model, tensor = configuration.settings.model, configuration.settings.parallel.tensor
+    for what, size in (
+        ("key/value heads (model.num_kv_heads or model.nhead)", model.kv_heads),
+        ("hidden units of the feed-forward (model.dim_feedforward)", model.feedforward_width),
+    ):
+        if size % tensor:
+            fitting = [n for n in divisors(size) if n < tensor]
+            raise configuration.error(
+                "parallel.tensor",
+                f"{tensor} ranks cannot share the {size} {what}; use at most "
+                f"parallel.tensor={fitting[-1]}",
+            )
+
+
+def _check_expert(configuration: Configuration) -> None:
+    model, expert = configuration.settings.model, configuration.settings.parallel.expert
+    if expert == 1:
+        return
+    if not model.use_moe:
+        raise configuration.error(
+            "parallel.expert",
+            f"there are no experts to spread over {expert} ranks; set model.use_moe=true, or "
+            "parallel.expert=1",
+        )
+    if model.num_experts % expert:
+        raise configuration.error(
+            "parallel.expert",
+            f"{expert} ranks cannot share model.num_experts={model.num_experts} evenly; use "
+            f"parallel.expert={' or '.join(str(n) for n in divisors(model.num_experts))}",
         )
 
 

@@ -122,10 +122,14 @@ class ParallelConfig(Section):
     """Ranks that share each layer's heads and hidden width."""
     expert: PositiveInt = 1
     """Ranks that share a layer's experts."""
-    zero_stage: Literal[1] = 1
-    """ZeRO stage: 1 shards the optimizer's states over the data-parallel ranks."""
-    activation_checkpointing: Annotated[Literal["none", "block"], OffIsNone] = "none"
-    """Recompute each transformer layer in the backward pass (block) to save memory."""
+    zero_stage: Literal[1, 2, 3] = 1
+    """What ZeRO spreads over the data-parallel ranks: 1 the optimizer's states, 2 the gradients
+    too, 3 the weights too."""
+    offload_optimizer: Annotated[Literal["none", "cpu"], OffIsNone] = "none"
+    """Where the optimizer's states live and are updated; cpu frees the device of them."""
+    activation_checkpointing: Annotated[Literal["none", "block", "selective"], OffIsNone] = "none"
+    """What the backward pass recomputes to save memory: each transformer layer (block), or of it
+    all but the matrix products and attention (selective)."""
 
 
 class TrainConfig(Section):

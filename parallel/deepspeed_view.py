@@ -1,0 +1,81 @@
+"""What DeepSpeed has to be told of a network that is spread over ranks.
+
+Its ZeRO optimizers read marks on parameters: which differ between tensor ranks (each then counts
+in the gradient norm, where a replicated one counts once), and which are experts (reduced over the
+ranks that hold the same experts only).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+from parallel.groups import Groups, Place
+from parallel.layout import Layout
+from parallel.sharding import is_expert, is_split
+
+
+def mark(network: nn.Module, layout: Layout) -> None:
+    for name, parameter in network.named_parameters():
+        if is_split(name, layout):
+            parameter.model_parallel = True  # type: ignore[attr-defined]
+            parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
+        if layout.expert > 1 and is_expert(name):
+            parameter.allreduce = False  # type: ignore[attr-defined]
+            parameter.group_name = expert_group_name(layout)  # type: ignore[attr-defined]
+
+
+def expert_group_name(layout: Layout) -> str:
+    return f"ep_size_{layout.expert}"
+
+
+def announce_experts(layout: Layout, experts: int) -> nn.Module:
+    """A module without parameters, for which DeepSpeed makes its process groups of experts."""
+    from deepspeed.moe.layer import MoE
+
+    class Announcement(MoE):  # type: ignore[misc]
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            self.ep_size, self.num_experts = layout.expert, experts
+            self.num_local_experts = experts // layout.expert
+            self.expert_group_name = expert_group_name(layout)
+            self.enable_expert_tensor_parallelism = self.use_residual = False
+            self.deepspeed_moe = _NoLayer()
+
+    return Announcement()
+
+
+class _NoLayer(nn.Module):
+    def _set_ep_group(self, group: dist.ProcessGroup) -> None:
+        """The group is made again by `parallel.groups`."""
+
+
+class ModelParallelUnit:
+    """The groups under the names that DeepSpeed asks them by, where it has no pipeline's grid."""
+
+    def __init__(self, place: Place, groups: Groups) -> None:
+        self._place, self._groups = place, groups
+
+    def get_model_parallel_rank(self) -> int:
+        return self._place.coordinates.tensor
+
+    def get_model_parallel_world_size(self) -> int:
+        return self._place.layout.tensor
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup:
+        return self._groups.tensor
+
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+    get_tensor_model_parallel_group = get_model_parallel_group
+
+    def get_data_parallel_rank(self) -> int:
+        return self._place.coordinates.data
+
+    def get_data_parallel_world_size(self) -> int:
+        return self._place.layout.data
+
+    def get_data_parallel_group(self) -> Any:
+        return self._groups.data

@@ -1,0 +1,106 @@
+"""The table of how each parameter is spread over the ranks of a stage.
+
+Names are global names as `TimeSeriesTransformer` has them. The model's weights are stored so that
+every split is a slice of one dimension: attention by key/value head, feed-forwards and experts by
+hidden width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from model.init import Part
+from parallel.layout import Coordinates, Layout
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How a parameter is spread; replicated where neither dimension is given."""
+
+    tensor_dim: int | None = None
+    """The dimension that tensor parallelism cuts."""
+    expert_dim: int | None = None
+    """The dimension that counts experts, which expert parallelism cuts instead."""
+
+
+REPLICATED = Sharding()
+
+TABLE: tuple[tuple[str, Sharding], ...] = (
+    ("*attention.query_key_value", Sharding(tensor_dim=0)),  # [KV, G + 2, D, d_model]
+    ("*attention.query", Sharding(tensor_dim=0)),  # [KV, G, D, d_model]
+    ("*attention.key_value", Sharding(tensor_dim=0)),  # [KV, 2, D, d_model]
+    ("*attention.output", Sharding(tensor_dim=1)),  # [d_model, KV, G, D]
+    ("*attention.frequency_mix", Sharding(tensor_dim=0)),  # [KV, G, modes, D, 2]
+    ("*.experts.input", Sharding(tensor_dim=2, expert_dim=0)),  # [E, 1 or 2, width, d_model]
+    ("*.experts.output", Sharding(tensor_dim=2, expert_dim=0)),  # [E, d_model, width]
+    ("*.router.*", REPLICATED),
+    ("*.feed_forward*.gate_value", Sharding(tensor_dim=1)),  # [2, width, d_model]
+    ("*.feed_forward*.input", Sharding(tensor_dim=0)),  # [width, d_model]
+    ("*.feed_forward*.output", Sharding(tensor_dim=1)),  # [d_model, width]
+    ("*_norm.*", REPLICATED),
+    ("*.input_projection.*", REPLICATED),
+    ("*.positions.table", REPLICATED),
+    ("*_embedding.weight", REPLICATED),
+    ("head.*", REPLICATED),
+)
+"""Patterns of global names, the first that fits counts. `feed_forward*` is a shared expert too."""
+
+
+def sharding(name: str) -> Sharding:
+    """Raises LookupError for a parameter that the table does not know."""
+    for pattern, found in TABLE:
+        if fnmatchcase(name, pattern):
+            return found
+    raise LookupError(f"{name} is not in the sharding table: how is it spread over ranks?")
+
+
+def part_of(name: str, whole: torch.Size, layout: Layout, here: Coordinates) -> Part:
+    """What the rank at `here` holds of a parameter or buffer of shape `whole`."""
+    dim, parts, index = _cut(name, layout, here)
+    if parts == 1:
+        return Part.all_of(whole)
+    size, rest = divmod(whole[dim], parts)
+    assert not rest, f"{name}: {whole[dim]} do not divide into {parts}"
+    return Part(tuple(whole), dim, index * size, size)
+
+
+def _cut(name: str, layout: Layout, here: Coordinates) -> tuple[int, int, int]:
+    """Dimension, number of parts, and which of them."""
+    how = sharding(name)
+    if how.expert_dim is not None and layout.expert > 1:
+        return how.expert_dim, layout.expert, here.expert
+    if how.tensor_dim is not None:
+        return how.tensor_dim, layout.tensor, here.tensor
+    return 0, 1, 0
+
+
+def is_split(name: str, layout: Layout) -> bool:
+    """Whether the ranks of one tensor group hold different parts of it."""
+    how = sharding(name)
+    if how.expert_dim is not None and layout.expert > 1:
+        return layout.tensor > 1
+    return how.tensor_dim is not None and layout.tensor > 1
+
+
+def is_expert(name: str) -> bool:
+    return sharding(name).expert_dim is not None
+
+
+def cut(network: nn.Module, layout: Layout, here: Coordinates) -> dict[str, Part]:
+    """Make every parameter of `network`, on the meta device, as large as its part.
+
+    Returns the parts by global name.
+    """
+    parts = {}
+    for prefix, module in network.named_modules():
+        for leaf, parameter in list(module.named_parameters(recurse=False)):
+            name = f"{prefix}.{leaf}"
+            part = part_of(name, parameter.shape, layout, here)
+            held = parameter.narrow(part.dim, part.start, part.size)
+            setattr(module, leaf, nn.Parameter(torch.empty_like(held)))
+            parts[name] = part
+    return parts

@@ -1,0 +1,152 @@
+"""Tensor parallelism, applied from outside: the model's code does not know of it.
+
+A module whose weights are cut (heads, or the hidden width of a feed-forward) computes its share
+from the whole input and answers a share of the sum. A wrapper around its forward completes both: in
+the forward pass the answers are summed, in the backward pass the gradients of the inputs (Shoeybi
+et al. 2019, Megatron-LM, fig. 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from model.attention import Attention
+from model.moe import Experts
+from parallel.layout import Layout
+from parallel.sharding import is_split
+
+
+class _Copy(torch.autograd.Function):
+    """Identity; the gradient is summed over the group."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient, group=ctx.group)
+        return gradient, None
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over the group; the gradient goes to all as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+class _Share(torch.autograd.Function):
+    """This rank's share of the rows [N / ranks, ...]; the gradients of all shares are gathered."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return x.chunk(group.size())[group.rank()].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _gathered(gradients[0], ctx.group), None
+
+
+class _Gather(torch.autograd.Function):
+    """The shares of all ranks, [N, ...]; the gradient is this rank's share of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _gathered(x, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].chunk(ctx.group.size())[ctx.group.rank()].clone(), None
+
+
+def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    whole = x.new_empty(len(x) * group.size(), *x.shape[1:])
+    dist.all_gather_into_tensor(whole, x.contiguous(), group=group)
+    return whole
+
+
+def make_tensor_parallel(network: nn.Module, layout: Layout, group: dist.ProcessGroup) -> None:
+    """Wrap each module of `network` whose own parameters are cut."""
+    for prefix, module in network.named_modules():
+        names = [f"{prefix}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)]
+        if not any(is_split(name, layout) for name in names):
+            continue
+        if isinstance(module, Experts) and layout.expert > 1:
+            _share_tokens(module, group)
+        else:
+            _share_sum(module, group)
+
+
+def _share_sum(module: nn.Module, group: dist.ProcessGroup) -> None:
+    """Each rank computes a share of every answer."""
+    forward = module.forward
+
+    def summed(*inputs: Any, **options: Any) -> Tensor:
+        inputs = tuple(
+            _Copy.apply(x, group) if isinstance(x, Tensor) and x.is_floating_point() else x
+            for x in inputs
+        )
+        drops = isinstance(module, Attention) and module.training and module.dropout > 0
+        with _own_dropout(group.rank(), inputs[0].device) if drops else nullcontext():
+            share = forward(*inputs, **options)
+        total: Tensor = _Sum.apply(share, group)
+        return total
+
+    module.forward = summed
+
+
+def _share_tokens(module: Experts, group: dist.ProcessGroup) -> None:
+    """Each rank brings a share of the tokens to the experts, which are whole.
+
+    The router saw all tokens on every rank, so its gradient is complete on each.
+    """
+    forward = module.forward
+
+    def shared(x_ND: Tensor, chosen_NK: Tensor, gates_NK: Tensor, complete: bool = True) -> Tensor:
+        tokens = len(x_ND)
+        missing = -tokens % group.size()
+        if missing:  # equal shares: rows are added that choose no expert
+            x_ND = F.pad(x_ND, (0, 0, 0, missing))
+            chosen_NK = F.pad(chosen_NK, (0, 0, 0, missing), value=module.count)
+            gates_NK = F.pad(gates_NK, (0, 0, 0, missing))
+        share = forward(
+            _Share.apply(x_ND, group), chosen_NK.chunk(group.size())[group.rank()],
+            _Share.apply(gates_NK, group), complete and not missing,
+        )  # fmt: skip
+        whole: Tensor = _Gather.apply(share, group)
+        return whole[:tokens]
+
+    module.forward = shared  # type: ignore[method-assign]
+
+
+@contextmanager
+def _own_dropout(rank: int, device: torch.device) -> Iterator[None]:
+    """Each rank drops other weights of its heads; what is replicated goes on alike after it."""
+    seed = int(torch.randint(2**62, ()))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed + rank)
+        yield
