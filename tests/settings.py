@@ -23,5 +23,5 @@ def train_rank(rank: int, world: int, run: Path, overrides: dict[str, Any]) -> l
 
     resume = overrides.pop("resume", "auto")
     configuration = load(TINY, overrides)
-    train(prepare(configuration, run_dir=run, resume=resume, world=world), rank, rank)
+    train(prepare(configuration, run_dir=run, resume=resume, world=world), rank, rank, world)
     return read_metrics(run / "metrics.jsonl") if rank == 0 else []

@@ -133,21 +133,45 @@ def test_a_wrong_override_is_named(override: str, message: str) -> None:
 
 @pytest.mark.parametrize(("world", "overrides", "message"), [
     (1, ["parallel.pipeline=2"],
-     "parallel.pipeline: 2 stages cannot be formed of 1 rank; start a multiple of 2 (--ranks 2), "
-     "or set parallel.pipeline=1"),
+     "parallel.pipeline: 1 rank cannot form 2 pipeline stages x 1 tensor ranks; start a multiple "
+     "of 2 (--ranks 2), or set parallel.pipeline=1 parallel.tensor=1"),
+    (6, ["parallel.pipeline=2", "parallel.tensor=2"],
+     "parallel.tensor: 6 ranks cannot form 2 pipeline stages x 2 tensor ranks; start a multiple "
+     "of 4 (--ranks 4), or set parallel.pipeline=2 parallel.tensor=1"),
     (8, ["parallel.pipeline=8"],
      "parallel.pipeline: 8 stages are more than the 4 transformer layers of this "
      "encoder_decoder; use at most 4"),
-    (2, ["parallel.pipeline=2", "model.share_layers=true"],
-     "model.share_layers: weights shared between pipeline stages are not available in this "
-     "version; use parallel.pipeline=1 and data parallelism, or model.share_layers=false"),
+    (2, ["parallel.pipeline=2", "parallel.zero_stage=2"],
+     "parallel.zero_stage: 2 sums gradients in every micro-batch, which pipeline stages cannot "
+     "wait for; use parallel.zero_stage=1, or parallel.pipeline=1"),
+    (2, ["parallel.expert=2", "parallel.zero_stage=3"],
+     "parallel.zero_stage: 3 spreads whole layers over all data-parallel ranks, which hold "
+     "different experts; use parallel.zero_stage=2, or parallel.expert=1"),
+    (8, ["parallel.tensor=8"],
+     "parallel.tensor: 8 ranks cannot share the 4 key/value heads (model.num_kv_heads or "
+     "model.nhead); use at most parallel.tensor=4"),
+    (4, ["parallel.tensor=4", "model.num_kv_heads=2"],
+     "parallel.tensor: 4 ranks cannot share the 2 key/value heads (model.num_kv_heads or "
+     "model.nhead); use at most parallel.tensor=2"),
+    (2, ["parallel.tensor=2", "model.use_swiglu=false", "model.dim_feedforward=63"],
+     "parallel.tensor: 2 ranks cannot share the 63 hidden units of the feed-forward "
+     "(model.dim_feedforward); use at most parallel.tensor=1"),
+    (3, ["parallel.expert=3", "train.global_batch_size=12"],
+     "parallel.expert: 3 ranks cannot share model.num_experts=4 evenly; use parallel.expert=1 or "
+     "2 or 4"),
+    (6, ["parallel.expert=4"],
+     "parallel.expert: groups of 4 cannot be formed of a stage's 6 ranks (data 6 x tensor 1); use "
+     "parallel.expert=1 or 2 or 3 or 6"),
+    (2, ["parallel.expert=2", "model.use_moe=false"],
+     "parallel.expert: there are no experts to spread over 2 ranks; set model.use_moe=true, or "
+     "parallel.expert=1"),
+    (1, ["model.max_seq_len=7"],
+     "model.max_seq_len: 7 is shorter than the 8 patches of context and future; use at least 8, "
+     "or a longer model.patch_length"),
     (1, ["train.global_batch_size=10"],
      "train.global_batch_size: 10 = micro_batch_size 4 x data-parallel ranks 1 x accumulation "
      "2.5, and accumulation must be whole; use train.global_batch_size=8 or 12 or "
      "train.micro_batch_size=2"),
-    (2, ["parallel.tensor=2"],
-     "parallel.tensor: tensor parallelism is not available in this version; use "
-     "parallel.tensor=1 and pipeline or data parallelism"),
     (1, ["deepspeed={zero_optimization: {stage: 2}}"],
      "deepspeed.zero_optimization.stage: this is set by parallel.zero_stage; remove it from "
      "deepspeed"),

@@ -51,7 +51,7 @@ def _train_and_signal(
 
     Engine.train_step = step  # type: ignore[method-assign]
     configuration = tiny(**{k.replace(".", "__"): v for k, v in overrides.items()})
-    return str(train(prepare(configuration, run_dir=run, world=world), rank, rank))
+    return str(train(prepare(configuration, run_dir=run, world=world), rank, rank, world))
 
 
 @pytest.mark.parametrize(("number", "world", "layout"), [

@@ -1,0 +1,93 @@
+"""The layouts that are held to plain torch: (name, ranks, changed settings)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Case = tuple[str, int, dict[str, Any]]
+
+AXES = {"pp": "parallel.pipeline", "tp": "parallel.tensor", "ep": "parallel.expert",
+        "zero": "parallel.zero_stage", "micro": "train.micro_batch_size",
+        "recompute": "parallel.activation_checkpointing",
+        "offload": "parallel.offload_optimizer"}  # fmt: skip
+
+DENSE = {"use_moe": False}
+SKEWED = {"num_experts": 16, "top_k": 1, "balance_loss": 0.001}
+"""Twice as many experts as a token may choose from evenly: some get no token at all."""
+CAPACITY = {"capacity_factor": 0.7, "shared_expert": True, "z_loss": 0.01, "loss": "student_t"}
+BIAS = {"router_score": "sigmoid", "balance_rate": 0.05, "position": "learned"}
+ENCODER = {"architecture": "encoder", "att_type": "flash", "position": "rotary"}
+DECODER = {"architecture": "decoder", "use_adaptive_ln": "layer", "norm_strategy": "post_norm"}
+GROUPED = {"num_kv_heads": 2, "att_type": "xformer", "use_adaptive_ln": "adaptive"}
+FREQUENCY = {"att_type": "frequency", "loss": "quantile", "channel_embedding": True}
+PLAIN_MLP = {"use_swiglu": False, "activation": "gelu", "shared_expert": True}
+TIED = {"share_layers": True}
+MIXED = {"channels": "mixed", "use_moe": False}
+
+
+def case(world: int, *, model: dict[str, Any] | None = None, **axes: Any) -> Case:
+    """`model` changes the network; the axes by their short names."""
+    changes = {AXES[axis]: value for axis, value in axes.items()}
+    changes |= {f"model.{key}": value for key, value in (model or {}).items()}
+    kind = next((name.lower() for name, value in globals().items() if value is model), "moe")
+    name = "-".join([str(world), *(f"{axis}{value}" for axis, value in axes.items()), kind])
+    return name, world, changes
+
+
+CASES: list[Case] = [
+    case(1),
+    case(1, micro=16, model=BIAS),
+    case(1, zero=3),
+    case(1, recompute="block", model=CAPACITY),
+    case(1, recompute="selective", micro=16),
+    # two ranks: each axis by itself, over the kinds of networks
+    case(2, micro=2),
+    case(2, zero=2),
+    case(2, zero=3, micro=8),
+    case(2, zero=3, recompute="block", model=DECODER),
+    case(2, offload="cpu"),
+    case(2, zero=3, offload="cpu", model=ENCODER),
+    case(2, model=TIED),
+    case(2, pp=2),
+    case(2, pp=2, model=DENSE),
+    case(2, pp=2, model=MIXED),
+    case(2, pp=2, model=TIED),
+    case(2, pp=2, recompute="block", model=ENCODER),
+    case(2, pp=2, micro=16, model=DECODER),
+    case(2, tp=2),
+    case(2, tp=2, model=DENSE),
+    case(2, tp=2, model=GROUPED),
+    case(2, tp=2, model=FREQUENCY),
+    case(2, tp=2, model=PLAIN_MLP),
+    case(2, tp=2, zero=3, recompute="selective", model=CAPACITY),
+    case(2, ep=2),
+    case(2, ep=2, model=SKEWED),
+    case(2, ep=2, recompute="block", model=CAPACITY),
+    case(2, ep=2, zero=2, model=BIAS),
+    case(2, tp=2, ep=2),
+    case(2, tp=2, ep=2, micro=16, model=SKEWED),
+    # four: products
+    case(4, micro=1),
+    case(4, pp=4),
+    case(4, pp=4, model=FREQUENCY),
+    case(4, pp=4, model=TIED),
+    case(4, pp=2, model=CAPACITY),
+    case(4, pp=2, model=DECODER),
+    case(4, pp=2, tp=2, model=ENCODER),
+    case(4, pp=2, tp=2, model=GROUPED),
+    case(4, pp=2, ep=2, model=SKEWED),
+    case(4, pp=2, tp=2, ep=2, model=BIAS),
+    case(4, tp=4, model=DENSE),
+    case(4, tp=2, zero=2, model=ENCODER),
+    case(4, tp=2, ep=4, zero=2),
+    case(4, ep=4, model=CAPACITY),
+    case(4, ep=2, zero=2),
+    # eight: all at once
+    case(8, micro=2),
+    case(8, pp=2, tp=2),
+    case(8, pp=2, tp=2, ep=4, recompute="block"),
+    case(8, pp=2, tp=2, ep=2, micro=2, model=CAPACITY),
+    case(8, pp=4, tp=2, ep=2, model=TIED),
+    case(8, pp=4, ep=2, model=BIAS),
+    case(8, tp=4, ep=8, zero=2, model=PLAIN_MLP | {"num_experts": 8}),
+]
