@@ -59,6 +59,18 @@ def show(path: Path) -> None:
     tell(path)
 
 
+@forescale.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--world", type=click.IntRange(1), required=True, help="Ranks.")
+@click.option("--node", type=click.IntRange(1), default=8, show_default=True, help="Ranks a node.")
+def plan(config: Path, overrides: Sequence[str], world: int, node: int) -> None:
+    """Explain CONFIG's layout on a number of ranks, without starting any."""
+    from launch.plan import explain
+
+    explain(config, overrides, world, node)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 2."""
     given = sys.argv[1:] if arguments is None else arguments

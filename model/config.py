@@ -197,6 +197,13 @@ class ModelConfig(TransformerConfig):
         both = self.architecture == "encoder_decoder"
         return self.num_layers + (self.decoder_layers if both else 0)
 
+    @property
+    def distinct_layers(self) -> int:
+        """Transformer layers with weights of their own."""
+        if not self.share_layers:
+            return self.transformer_layers
+        return 2 if self.architecture == "encoder_decoder" else 1
+
     def idle(self) -> list[str]:
         """Settings that were given and change nothing beside the others, each with the reason."""
         attention = (self.att_type, self.att_type_of_decoder)

@@ -30,6 +30,15 @@ def network_parameters(config: ModelConfig, shape: SeriesShape) -> int:
     return total + sum(shape.calendar) * config.d_model
 
 
+def active_parameters(config: ModelConfig, shape: SeriesShape) -> int:
+    """Of `TimeSeriesTransformer(config, shape)`, those that one token uses."""
+    if not config.use_moe:
+        return network_parameters(config, shape)
+    chosen = config.model_copy(update={"num_experts": config.top_k})
+    routers = (config.num_experts - config.top_k) * config.d_model * config.distinct_layers
+    return network_parameters(chosen, shape) + routers
+
+
 def stack_parameters(
     config: TransformerConfig, input_size: int, layer: int, layers: int | None = None
 ) -> int:

@@ -34,6 +34,8 @@ class Work:
     accumulation: int
     weight_bytes: int
     """Of one weight or activation as it is computed with: 4 for fp32, 2 for bf16."""
+    offloaded: bool = False
+    """The optimizer's states are in the host's memory."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def _stage(
         layers, sum(forward_flops(network, layer) for layer in layers), whole, dense, experts,
         weights=work.weight_bytes * (spread if work.zero_stage == 3 else held),
         gradients=FP32 * (spread if work.zero_stage >= 2 else held),
-        optimizer=3 * FP32 * spread,  # master weights and two moments
+        optimizer=0.0 if work.offloaded else 3 * FP32 * spread,  # master weights, two moments
     )  # fmt: skip
 
 
@@ -168,9 +170,13 @@ def _data(cost: StageCosts, work: Work) -> float:
     alike = ((cost.dense, layout.data), (cost.experts, layout.stage // layout.expert))
     total = 0.0
     for count, ranks in alike:
-        if ranks > 1:
-            reductions = work.accumulation if work.zero_stage >= 2 else 1
-            total += FP32 * count * reductions + work.weight_bytes * count / ranks
+        if ranks == 1:
+            continue
+        # Sums of gradients once a step, and weights once after it; ZeRO 2 sums in every
+        # micro-batch, and ZeRO 3 gathers weights for every forward and every backward pass.
+        reductions = 1 if work.zero_stage == 1 else work.accumulation
+        gatherings = 2 * work.accumulation if work.zero_stage == 3 else 1
+        total += FP32 * count * reductions + work.weight_bytes * count / ranks * gatherings
     return total
 
 

@@ -43,6 +43,10 @@ PASSED_TO_DEEPSPEED: dict[str, type] = {
     "zero_optimization.reduce_bucket_size": int,
     "zero_optimization.reduce_scatter": bool,
     "zero_optimization.round_robin_gradients": bool,
+    "zero_optimization.stage3_max_live_parameters": int,
+    "zero_optimization.stage3_max_reuse_distance": int,
+    "zero_optimization.stage3_param_persistence_threshold": int,
+    "zero_optimization.stage3_prefetch_bucket_size": int,
     "zero_optimization.use_multi_rank_bucket_allreduce": bool,
 }
 """What a configuration may add to it, and of what type: none changes a result."""

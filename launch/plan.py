@@ -1,0 +1,154 @@
+"""`forescale plan`: a layout explained, without starting a rank or holding a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from parallel.layout import Layout
+
+if TYPE_CHECKING:
+    from model.network import Layer
+    from parallel.costs import StageCosts
+
+GIB = 2**30
+SHOWN = 8
+"""Replicas that the grid shows of each stage; the others go on alike."""
+
+
+def explain(config: Path, overrides: Sequence[str], world: int, node: int) -> None:
+    """Print grid, stages, and what each rank holds and sends."""
+    from trainer.config import load
+    from trainer.config.load import parse_overrides
+    from trainer.prepare import prepare
+
+    plan = prepare(load(config, parse_overrides(overrides)), resume="never", world=world)
+    settings, layout = plan.configuration.settings, plan.layout
+
+    import torch
+
+    from model.network import TimeSeriesTransformer
+    from model.size import active_parameters, network_parameters
+    from parallel.costs import Work, stage_costs, traffic
+
+    with torch.device("meta"):
+        network = TimeSeriesTransformer(settings.model, plan.dataset.shape)
+    train = settings.train
+    work = Work(
+        layout, settings.parallel.zero_stage, train.micro_batch_size,
+        train.global_batch_size // (train.micro_batch_size * layout.data),
+        weight_bytes=2 if train.precision == "bf16" else 4,
+        offloaded=settings.parallel.offload_optimizer == "cpu",
+    )  # fmt: skip
+    console = Console(width=110)
+    total = network_parameters(settings.model, plan.dataset.shape)
+    active = active_parameters(settings.model, plan.dataset.shape)
+    console.print(
+        f"{plan.configuration.name}: {count(total)} parameters"
+        + (f", of which a token uses {count(active)}" if active < total else "")
+        + f", {train.precision}, on {world} ranks: {layout}"
+    )
+    console.print(
+        f"{train.global_batch_size} windows a step = micro-batch {work.micro_batch} x data "
+        f"{layout.data} x accumulation {work.accumulation}; ZeRO {work.zero_stage}, "
+        f"activation checkpointing {settings.parallel.activation_checkpointing}"
+    )
+    for line in across_nodes(layout, node):
+        console.print(line)
+    console.print(grid(layout))
+    costs = stage_costs(network, work)
+    console.print(_stages(costs))
+    console.print(_sent(traffic(network, work)))
+    console.print(
+        "Memory of a rank is that of weights, gradients and optimizer; activations of "
+        f"{work.micro_batch} windows at a time come on top, in a pipeline of several micro-batches."
+    )
+
+
+def grid(layout: Layout) -> Table:
+    """Which ranks share what."""
+    table = Table(title="Ranks", title_justify="left")
+    table.add_column("stage")
+    table.add_column("replica")
+    table.add_column("tensor ranks")
+    if layout.expert > 1:
+        table.add_column("part of the experts")
+    for stage in range(layout.pipeline):
+        for replica in range(min(layout.data, SHOWN)):
+            first = stage * layout.stage + replica * layout.tensor
+            ranks = range(first, first + layout.tensor)
+            cells = [str(stage), str(replica), " ".join(str(rank) for rank in ranks)]
+            if layout.expert > 1:
+                cells.append(" ".join(str(layout.coordinates(rank).expert) for rank in ranks))
+            table.add_row(*cells)
+        if layout.data > SHOWN:
+            last = (stage + 1) * layout.stage - 1
+            table.add_row(str(stage), f"... {layout.data - 1}", f"... {last}")
+    return table
+
+
+def across_nodes(layout: Layout, node: int) -> Iterator[str]:
+    """How the axes lie on nodes of `node` ranks."""
+    if layout.world <= node:
+        return
+    for axis, groups in (("tensor", layout.tensor_groups()), ("expert", layout.expert_groups())):
+        if len(groups[0]) == 1:
+            continue
+        split = sum(len({rank // node for rank in group}) > 1 for group in groups)
+        if split:
+            yield (
+                f"{split} of {len(groups)} {axis} groups reach over nodes of {node} ranks, their "
+                f"traffic over the network; a parallel.{axis} that divides {node} avoids it"
+            )
+        else:
+            yield f"{axis} groups stay inside nodes of {node} ranks"
+
+
+def _stages(costs: Sequence[StageCosts]) -> Table:
+    table = Table(title="Parameters, and GiB of a rank", title_justify="left")
+    for name in ("stage", "layers"):
+        table.add_column(name)
+    for name in ("FLOPs", "of the stage", "of a rank", "weights", "gradients", "optimizer", "all"):
+        table.add_column(name, justify="right")
+    all_flops = sum(cost.flops for cost in costs)
+    for number, cost in enumerate(costs):
+        sizes = (cost.weights, cost.gradients, cost.optimizer, cost.total)
+        table.add_row(
+            str(number), ", ".join(_summary(cost.layers)), f"{cost.flops / all_flops:.0%}",
+            count(cost.parameters), count(cost.dense + cost.experts),
+            *(f"{size / GIB:.2f}" for size in sizes),
+        )  # fmt: skip
+    return table
+
+
+def _summary(layers: Sequence[Layer]) -> Iterator[str]:
+    """Transformer layers by their number, other layers by their names."""
+    for is_block, some in groupby(layers, key=lambda layer: layer.is_block):
+        names = [layer.name for layer in some]
+        if is_block:
+            yield f"{len(names)} layer{'s' if len(names) > 1 else ''}"
+        else:
+            yield from names
+
+
+def _sent(sent: Sequence[dict[str, float]]) -> Table:
+    table = Table(title="What a rank hands to collectives in a step, GiB", title_justify="left")
+    table.add_column("stage")
+    for axis in sent[0]:
+        table.add_column(axis, justify="right")
+    for number, axes in enumerate(sent):
+        table.add_row(str(number), *(f"{size / GIB:.3f}" for size in axes.values()))
+    return table
+
+
+def count(number: float) -> str:
+    """1.03 B, 12.4 M, 810."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}"

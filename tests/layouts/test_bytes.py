@@ -1,0 +1,116 @@
+"""Bytes handed to collectives in a real step are those of the formulas in parallel.costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from model.network import TimeSeriesTransformer
+from parallel.costs import Work, stage_costs, traffic
+from parallel.layout import Layout
+from tests import ranks
+from tests.layouts.layouts import BIAS, CAPACITY, DECODER, DENSE, TIED, case
+from tests.settings import tiny, train_rank
+from trainer.data import Dataset
+from trainer.engine import Engine
+
+KINDS = {
+    "all_reduce": (0, "tensor"), "reduce": (0, "tensor"), "send": (0, "tensor"),
+    "isend": (0, "tensor"), "all_gather_into_tensor": (1, "input_tensor"),
+    "reduce_scatter_tensor": (1, "input"), "all_to_all_single": (1, "input"),
+}  # fmt: skip
+"""Collective -> the argument that a rank hands in."""
+
+SETTINGS: dict[str, Any] = {
+    "train.steps": 2, "train.warmup_steps": 1, "logging.tensorboard": False, "data.rows": 600,
+    # As if the network were large: ZeRO 3 keeps no weight from one pass to the next.
+    "deepspeed.zero_optimization.stage3_param_persistence_threshold": 0,
+    "deepspeed.zero_optimization.stage3_max_live_parameters": 0,
+    "deepspeed.zero_optimization.stage3_max_reuse_distance": 0,
+}  # fmt: skip
+
+
+def _counted(
+    rank: int, world: int, run: Path, changes: dict[str, Any]
+) -> tuple[dict[str, int], int]:
+    """Bytes of step 2 by collective, and the rank's parameters. Scalars (norms, flags), fp64
+    (statistics), masks and counts are left out, and groups of one rank, where nothing travels."""
+    sent: Counter[str] = Counter()
+    step, steps = Engine.train_step, []
+
+    def counting(kind: str, place: int, word: str) -> Callable[..., Any]:
+        function = getattr(dist, kind)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            tensor = options[word] if word in options else arguments[place]
+            is_data = tensor.is_floating_point() and tensor.dtype != torch.float64
+            if is_data and tensor.numel() > 8 and dist.get_world_size(options.get("group")) > 1:
+                sent[kind] += tensor.numel() * tensor.element_size()
+            return function(*arguments, **options)
+
+        return call
+
+    def counted(engine: Engine, number: int, batches: Any) -> Any:
+        sent.clear()
+        result = step(engine, number, batches)
+        held = sum(part.shape.numel() for part in engine._spread.parts.values())
+        steps.append((dict(sent), held))
+        return result
+
+    with ExitStack() as stack:
+        for kind, (place, word) in KINDS.items():
+            stack.enter_context(patch.object(dist, kind, counting(kind, place, word)))
+        stack.enter_context(patch.object(Engine, "train_step", counted))
+        train_rank(rank, world, run, SETTINGS | changes)
+    return steps[-1]
+
+
+@pytest.mark.parametrize(("name", "world", "changes"), [
+    case(2),
+    case(2, zero=2),
+    case(2, zero=3, model=DENSE),
+    case(2, tp=2, micro=16),
+    case(2, tp=2, model=CAPACITY),
+    case(2, tp=2, model=DECODER),
+    case(2, ep=2),
+    case(2, tp=2, ep=2),
+    case(2, pp=2),
+    case(2, pp=2, model=DECODER),
+    case(4, pp=4, model=TIED),
+    case(8, pp=2, tp=2, ep=2, model=BIAS),
+])  # fmt: skip
+def test_bytes_and_parameters_of_a_rank_are_the_formulas(
+    tmp_path: Path, name: str, world: int, changes: dict[str, Any]
+) -> None:
+    counted = ranks.run(_counted, world, tmp_path / "run", changes)
+    settings = tiny(**{k.replace(".", "__"): v for k, v in (SETTINGS | changes).items()}).settings
+    with torch.device("meta"):
+        network = TimeSeriesTransformer(settings.model, Dataset(settings.data).shape)
+    parallel, train = settings.parallel, settings.train
+    layout = Layout.of(world, pipeline=parallel.pipeline, tensor=parallel.tensor,
+                       expert=parallel.expert)  # fmt: skip
+    work = Work(
+        layout, parallel.zero_stage, train.micro_batch_size,
+        train.global_batch_size // train.micro_batch_size // layout.data, weight_bytes=4,
+    )  # fmt: skip
+    costs, expected = stage_costs(network, work), traffic(network, work)
+    # How many rows a rank sends to experts is up to the router; in sum they are all choices.
+    for stage, members in enumerate(layout.stage_groups()):
+        rows = sum(counted[rank][0].get("all_to_all_single", 0) for rank in members)
+        assert rows == len(members) * expected[stage]["expert"]
+    for rank, (sent, held) in enumerate(counted):
+        stage = layout.coordinates(rank).pipeline
+        formula = expected[stage]
+        assert held == costs[stage].dense + costs[stage].experts
+        assert sent.get("send", 0) + sent.get("isend", 0) == formula["pipeline"]
+        others = sum(n for kind, n in sent.items() if kind.startswith(("all_r", "all_g", "red")))
+        inside = formula["tensor"] + formula["data"] + formula["tied"]
+        assert others == pytest.approx(inside, rel=0.02), (sent, formula)
