@@ -37,7 +37,7 @@ class Outcome(StrEnum):
     """Stopped by a signal after a checkpoint, to be resumed."""
 
 
-START_SECONDS = float(os.environ.get("FORESCALE_START_SECONDS", "30"))
+START_SECONDS = float(os.environ.get("FORESCALE_START_SECONDS", "25"))
 """How long ranks wait for each other at the start."""
 
 

@@ -70,7 +70,7 @@ OWN_DATA = ["data.targets=null", "data.covariates=[]", "data.rows=null", "data.c
     (["model.nhead=5"], "model.nhead: 5 heads do not divide d_model=32"),
     (["parallel.pipeline=5", "--ranks", "5"],
      "parallel.pipeline: 5 stages are more than the 4 transformer layers"),
-    (["parallel.pipeline=2"], "parallel.pipeline: 2 stages cannot be formed of 1 rank"),
+    (["parallel.pipeline=2"], "parallel.pipeline: 1 rank cannot form 2 pipeline stages"),
     (["--run-dir", "/proc/run"], "--run-dir: cannot write in /proc"),
     (["--ranks", "0"], "Invalid value for '--ranks'"),
     (["--rank", "2"], "No such option"),
@@ -163,3 +163,21 @@ def test_show_and_evaluate_tell_what_a_run_holds(
     assert scores["scores"]["Forescale"] == pytest.approx(stored["scores"]["Forescale"], rel=1e-6)
     main(["evaluate", str(run), "--split", "validation"])
     assert "validation windows" in capsys.readouterr().out
+
+
+def test_plan_explains_a_layout_without_ranks(capsys: pytest.CaptureFixture[str]) -> None:
+    for config, world, size in (
+        ("large", 64, "large: 976 M parameters, bf16,"),
+        ("moe_large", 64, "moe_large: 31.1 B parameters, of which a token uses 2.77 B, bf16,"),
+        ("moe_large", 512, "moe_large: 31.1 B parameters, of which a token uses 2.77 B, bf16,"),
+    ):
+        main(["plan", f"configs/{config}.yaml", "--world", str(world)])
+        said = " ".join(capsys.readouterr().out.split())
+        assert said.startswith(f"{size} on {world} ranks: pipeline")
+        assert "tensor groups stay inside nodes of 8 ranks" in said
+    main(["plan", "configs/tiny.yaml", "parallel.tensor=4", "--world", "4", "--node", "2"])
+    assert "1 of 1 tensor groups reach over nodes of 2 ranks" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "configs/large.yaml", "--world", "63"])
+    assert ended.value.code == 2
+    assert "63 ranks cannot form 2 pipeline stages x 2 tensor ranks" in capsys.readouterr().err

@@ -165,3 +165,21 @@ def test_ctrl_c_ends_a_rank_that_waits_for_others(tmp_path: Path) -> None:
     time.sleep(1.0)
     waiting.send_signal(signal.SIGINT)
     assert waiting.wait(timeout=20) != 0
+
+
+def test_a_rank_whose_mate_dies_at_the_start_says_so_and_stops(tmp_path: Path) -> None:
+    """Rank 1 of 2 ends before it has met rank 0: as on a node without the package."""
+    mine = environment() | {
+        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "FORESCALE_START_SECONDS": "4",
+    }  # fmt: skip
+    command = [sys.executable, "launch/train.py", "configs/tiny.yaml", "--run-dir",
+               str(tmp_path / "run"), *QUICK]  # fmt: skip
+    began = time.monotonic()
+    ended = subprocess.run(
+        command, cwd=ROOT, env=mine, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 2
+    assert "rank 1 of 2 did not come within 4 s, and rank 0 did" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert time.monotonic() - began < 30

@@ -130,14 +130,39 @@ def test_a_broken_rule_is_seen(tmp_path: Path, broken: Callable[..., Any]) -> No
     assert max(seen["loss"], seen["grad_norm"], seen["weights"]) > 10 * TOLERANCE
 
 
-def test_two_runs_of_one_layout_are_bit_equal(tmp_path: Path) -> None:
-    changes = {**SETTINGS, "parallel.pipeline": 2, "model.dropout": 0.1}
-    losses = [
+@pytest.mark.parametrize("changes", [
+    {"parallel.pipeline": 2},
+    {"parallel.tensor": 2, "parallel.expert": 4, "parallel.zero_stage": 2},
+    {"parallel.tensor": 2, "parallel.zero_stage": 3, "parallel.activation_checkpointing": "block"},
+])  # fmt: skip
+def test_two_runs_of_one_layout_are_bit_equal(tmp_path: Path, changes: dict[str, Any]) -> None:
+    changes = {**SETTINGS, **changes, "model.dropout": 0.1, "model.attention_dropout": 0.1,
+               "model.router_noise": 0.1}  # fmt: skip
+    first, second = (
         [(row["loss"], row["grad_norm"])
          for row in ranks.run(train_rank, 4, tmp_path / name, changes)[0]]
         for name in ("first", "second")
-    ]  # fmt: skip
-    assert losses[0] == losses[1]
+    )  # fmt: skip
+    assert first == second
+
+
+def _masks(rank: int, world: int) -> list[list[bool]]:
+    """Which attention weights two tensor ranks drop, and which of the residual stream's."""
+    from parallel.tensor import _own_dropout
+
+    torch.manual_seed(7)
+    kept = []
+    for _ in range(2):
+        with _own_dropout(rank, torch.device("cpu")):
+            kept.append((torch.nn.functional.dropout(torch.ones(64), 0.5) > 0).tolist())
+        kept.append((torch.nn.functional.dropout(torch.ones(64), 0.5) > 0).tolist())
+    return kept
+
+
+def test_tensor_ranks_drop_other_heads_weights_and_the_same_of_what_they_share() -> None:
+    ours, theirs = ranks.run(_masks, 2)
+    assert ours[0] != theirs[0] and ours[2] != theirs[2] and ours[0] != ours[2]
+    assert ours[1] == theirs[1] and ours[3] == theirs[3] and ours[1] != ours[3]
 
 
 def test_bf16_differs_by_the_layout_as_by_the_order_of_one_process(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from model.errors import UserError
+from model.init import Part
 from tests import ranks
 from tests.settings import train_rank
 from trainer.checkpoint.fragments import Fragment, boxes
@@ -32,34 +33,53 @@ def test_boxes_cover_each_range_in_its_order(shape: tuple[int, ...]) -> None:
         assert len(parts) <= max(1, 2 * len(shape) - 1)
 
 
-def _save_ranges(rank: int, world: int, folder: Path, cuts: list[int]) -> None:
+WHOLE = torch.Size([6, 12, 4])
+DIVISIONS: dict[str, list[tuple[Part, int, int]]] = {
+    "whole": [(Part.all_of(WHOLE), 0, 288)],
+    "uneven ranges": [(Part.all_of(WHOLE), 0, 101), (Part.all_of(WHOLE), 101, 133),
+                      (Part.all_of(WHOLE), 133, 288)],
+    "experts": [(Part(WHOLE, 0, first, 2), 0, 96) for first in (0, 2, 4)],
+    "width, two ranges each": [
+        (Part(WHOLE, 1, first, 6), start, stop)
+        for first in (0, 6) for start, stop in ((0, 31), (31, 144))
+    ],
+    "last dimension": [(Part(WHOLE, 2, first, 1), 0, 72) for first in range(4)],
+}  # fmt: skip
+"""Of each rank: which part it holds, and which range of that part's elements."""
+
+
+def _save_division(rank: int, world: int, folder: Path, division: str) -> None:
     import torch.distributed as dist
 
     from trainer.checkpoint.storage import write
 
     dist.init_process_group("gloo")
-    whole = torch.arange(7 * 12 * 5, dtype=torch.float32)
-    start, stop = cuts[rank], cuts[rank + 1]
+    part, start, stop = DIVISIONS[division][rank]
+    whole = torch.arange(WHOLE.numel(), dtype=torch.float32).view(WHOLE)
+    held = whole.narrow(part.dim, part.start, part.size).flatten()[start:stop].clone()
     if rank == 0:
         folder.mkdir()
     dist.barrier()
-    write(folder, {"x": Fragment((7, 12, 5), start, whole[start:stop].clone())})
+    write(folder, {"x": Fragment(part, start, held)})
 
 
-def _load_ranges(rank: int, world: int, folder: Path, cuts: list[int]) -> list[float]:
+def _load_division(rank: int, world: int, folder: Path, division: str) -> bool:
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
-    fragment = Fragment((7, 12, 5), cuts[rank], torch.zeros(cuts[rank + 1] - cuts[rank]))
+    part, start, stop = DIVISIONS[division][rank]
+    fragment = Fragment(part, start, torch.zeros(stop - start))
     read(folder, {"x": fragment})
-    return fragment.data_1d.tolist()
+    whole = torch.arange(WHOLE.numel(), dtype=torch.float32).view(WHOLE)
+    expected = whole.narrow(part.dim, part.start, part.size).flatten()[start:stop]
+    return torch.equal(fragment.data_1d, expected)
 
 
-def test_one_division_of_a_tensor_is_read_by_any_other(tmp_path: Path) -> None:
-    ranks.run(_save_ranges, 3, tmp_path / "c", [0, 101, 233, 420])
-    for cuts in ([0, 420], [0, 7, 420], [0, 100, 200, 300, 420]):
-        parts = ranks.run(_load_ranges, len(cuts) - 1, tmp_path / "c", cuts)
-        assert [x for part in parts for x in part] == list(range(420))
+@pytest.mark.parametrize("saved", DIVISIONS)
+def test_one_division_of_a_tensor_is_read_by_any_other(tmp_path: Path, saved: str) -> None:
+    ranks.run(_save_division, len(DIVISIONS[saved]), tmp_path / "c", saved)
+    for division, members in DIVISIONS.items():
+        assert all(ranks.run(_load_division, len(members), tmp_path / "c", division)), division
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,10 @@ def test_naive_forecasts_use_the_context_alone(dataset: Dataset) -> None:
     (3, {"train.micro_batch_size": 1, "train.global_batch_size": 15}),
     (4, {"parallel.pipeline": 2, "train.micro_batch_size": 5, "train.global_batch_size": 10}),
     (4, {"parallel.pipeline": 2, "model.architecture": "decoder", "model.use_moe": False}),
+    (2, {"parallel.tensor": 2, "parallel.expert": 2, "train.micro_batch_size": 8}),
+    (3, {"parallel.zero_stage": 3, "train.micro_batch_size": 5, "train.global_batch_size": 15}),
+    (4, {"parallel.pipeline": 2, "parallel.tensor": 2, "parallel.expert": 2,
+         "model.architecture": "decoder", "model.capacity_factor": 0.8}),
 ])  # fmt: skip
 def test_a_layout_scores_what_one_process_scores(
     tmp_path: Path, world: int, changes: dict[str, Any]
