@@ -9,7 +9,7 @@ import torch
 
 from model.config import ModelConfig, SeriesShape
 from model.network import TimeSeriesTransformer
-from model.size import network_parameters
+from model.size import active_parameters, network_parameters
 
 
 def random_configuration(seed: int) -> tuple[ModelConfig, SeriesShape]:
@@ -50,3 +50,16 @@ def test_parameters_are_the_formulas(seed: int) -> None:
         network = TimeSeriesTransformer(config, shape)
     built = sum(parameter.numel() for parameter in network.parameters())
     assert network_parameters(config, shape) == built
+
+
+def test_active_parameters_leave_unchosen_experts_out() -> None:
+    for seed in range(100):
+        config, shape = random_configuration(seed)
+        whole, active = network_parameters(config, shape), active_parameters(config, shape)
+        if not config.use_moe:
+            assert active == whole
+            continue
+        network = TimeSeriesTransformer(config, shape)
+        experts = [m.experts for m in network.mixtures().values()]
+        one = sum(p.numel() for e in experts for p in e.parameters()) // config.num_experts
+        assert whole - active == (config.num_experts - config.top_k) * one

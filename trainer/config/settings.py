@@ -124,7 +124,8 @@ class ParallelConfig(Section):
     """Ranks that share a layer's experts."""
     zero_stage: Literal[1, 2, 3] = 1
     """What ZeRO spreads over the data-parallel ranks: 1 the optimizer's states, 2 the gradients
-    too, 3 the weights too."""
+    too, 3 the weights too. With 3, activation_checkpointing: block lets go of a layer's gathered
+    weights after its forward pass; without it they stay until its backward pass."""
     offload_optimizer: Annotated[Literal["none", "cpu"], OffIsNone] = "none"
     """Where the optimizer's states live and are updated; cpu frees the device of them."""
     activation_checkpointing: Annotated[Literal["none", "block", "selective"], OffIsNone] = "none"
