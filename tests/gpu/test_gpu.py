@@ -21,6 +21,7 @@ from model.moe import MixtureOfExperts, grouped_linear, looped_linear
 from model.norm import normalise
 from tests.conftest import ROOT
 from tests.formulas import attention, normalised
+from trainer.metrics import read_metrics
 
 pytestmark = [
     pytest.mark.gpu,
@@ -159,3 +160,19 @@ def test_the_demo_learns_in_bf16(tmp_path: Path) -> None:
     assert (
         json.loads((tmp_path / "evaluation.json").read_text())["scores"]["Forescale"]["mse"] < 0.2
     )
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("layout", [["train.micro_batch_size=8"], ["parallel.tensor=2"]])
+def test_two_ranks_share_the_gpu(tmp_path: Path, layout: list[str]) -> None:
+    """Over gloo, since NCCL wants a GPU for each rank."""
+    torchrun = Path(sys.executable).with_name("torchrun")
+    losses = []
+    for ranks, changes in ((1, []), (2, layout)):
+        run = tmp_path / str(ranks)
+        command = [torchrun, "--standalone", "--nproc-per-node", str(ranks), "launch/train.py",
+                   "configs/tiny.yaml", "--run-dir", run, *changes]  # fmt: skip
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+        losses.append([row["loss"] for row in read_metrics(run / "metrics.jsonl")])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
