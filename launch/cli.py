@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from model.errors import UserError
+from model.errors import SaidElsewhereError, UserError
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -78,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = [word for word in given if not word.startswith(("--local_rank=", "--local-rank="))]
     try:
         forescale.main(given, standalone_mode=False)
+    except SaidElsewhereError:
+        sys.exit(2)
     except UserError as error:
         _fail(str(error))
     except click.UsageError as error:

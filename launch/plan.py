@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from model.network import Layer
     from parallel.costs import StageCosts
 
-GIB = 2**30
-SHOWN = 8
-"""Replicas that the grid shows of each stage; the others go on alike."""
+SHOWN = 4
+"""Replicas that the grid shows of the first stage."""
 
 
 def explain(config: Path, overrides: Sequence[str], world: int, node: int) -> None:
@@ -44,6 +43,7 @@ def explain(config: Path, overrides: Sequence[str], world: int, node: int) -> No
         train.global_batch_size // (train.micro_batch_size * layout.data),
         weight_bytes=2 if train.precision == "bf16" else 4,
         offloaded=settings.parallel.offload_optimizer == "cpu",
+        recomputed=settings.parallel.activation_checkpointing != "none",
     )  # fmt: skip
     console = Console(width=110)
     total = network_parameters(settings.model, plan.dataset.shape)
@@ -63,32 +63,32 @@ def explain(config: Path, overrides: Sequence[str], world: int, node: int) -> No
     console.print(grid(layout))
     costs = stage_costs(network, work)
     console.print(_stages(costs))
-    console.print(_sent(traffic(network, work)))
+    if world > 1:
+        console.print(_sent(traffic(network, work)))
     console.print(
-        "Memory of a rank is that of weights, gradients and optimizer; activations of "
-        f"{work.micro_batch} windows at a time come on top, in a pipeline of several micro-batches."
+        f"Activations come on top: of {work.micro_batch} windows at a time, in a pipeline of up to "
+        f"{min(work.accumulation, layout.pipeline)} micro-batches; and DeepSpeed's buffers."
     )
 
 
 def grid(layout: Layout) -> Table:
-    """Which ranks share what."""
+    """Which ranks share what; the later of many stages and replicas go on alike."""
     table = Table(title="Ranks", title_justify="left")
-    table.add_column("stage")
-    table.add_column("replica")
-    table.add_column("tensor ranks")
-    if layout.expert > 1:
-        table.add_column("part of the experts")
+    for name in ("stage", "replica", "tensor ranks", "part of the experts")[
+        : 4 if layout.expert > 1 else 3
+    ]:
+        table.add_column(name)
     for stage in range(layout.pipeline):
-        for replica in range(min(layout.data, SHOWN)):
-            first = stage * layout.stage + replica * layout.tensor
-            ranks = range(first, first + layout.tensor)
+        first = stage * layout.stage
+        shown = min(layout.data, SHOWN if stage == 0 else 1)
+        for replica in range(shown):
+            ranks = range(first + replica * layout.tensor, first + (replica + 1) * layout.tensor)
             cells = [str(stage), str(replica), " ".join(str(rank) for rank in ranks)]
             if layout.expert > 1:
                 cells.append(" ".join(str(layout.coordinates(rank).expert) for rank in ranks))
             table.add_row(*cells)
-        if layout.data > SHOWN:
-            last = (stage + 1) * layout.stage - 1
-            table.add_row(str(stage), f"... {layout.data - 1}", f"... {last}")
+        if layout.data > shown:
+            table.add_row("", f"to {layout.data - 1}", f"to {first + layout.stage - 1}")
     return table
 
 
@@ -110,18 +110,19 @@ def across_nodes(layout: Layout, node: int) -> Iterator[str]:
 
 
 def _stages(costs: Sequence[StageCosts]) -> Table:
-    table = Table(title="Parameters, and GiB of a rank", title_justify="left")
+    table = Table(title="Parameters, and memory of a rank", title_justify="left")
     for name in ("stage", "layers"):
         table.add_column(name)
-    for name in ("FLOPs", "of the stage", "of a rank", "weights", "gradients", "optimizer", "all"):
+    memory = ["weights", "gradients", "optimizer", "all", *["host"][: costs[0].host > 0]]
+    for name in ("FLOPs", "of the stage", "of a rank", *memory):
         table.add_column(name, justify="right")
     all_flops = sum(cost.flops for cost in costs)
     for number, cost in enumerate(costs):
-        sizes = (cost.weights, cost.gradients, cost.optimizer, cost.total)
+        sizes = (cost.weights, cost.gradients, cost.optimizer, cost.total, cost.host)
         table.add_row(
             str(number), ", ".join(_summary(cost.layers)), f"{cost.flops / all_flops:.0%}",
             count(cost.parameters), count(cost.dense + cost.experts),
-            *(f"{size / GIB:.2f}" for size in sizes),
+            *(size_of(size) for size in sizes[: len(memory)]),
         )  # fmt: skip
     return table
 
@@ -137,13 +138,22 @@ def _summary(layers: Sequence[Layer]) -> Iterator[str]:
 
 
 def _sent(sent: Sequence[dict[str, float]]) -> Table:
-    table = Table(title="What a rank hands to collectives in a step, GiB", title_justify="left")
+    table = Table(title="What a rank hands to collectives in a step", title_justify="left")
     table.add_column("stage")
-    for axis in sent[0]:
+    axes = [axis for axis in sent[0] if any(stage[axis] for stage in sent)]
+    for axis in axes:
         table.add_column(axis, justify="right")
-    for number, axes in enumerate(sent):
-        table.add_row(str(number), *(f"{size / GIB:.3f}" for size in axes.values()))
+    for number, stage in enumerate(sent):
+        table.add_row(str(number), *(size_of(stage[axis]) for axis in axes))
     return table
+
+
+def size_of(number: float) -> str:
+    """1.03 GiB, 12.4 MiB, 810 B."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f} B"
 
 
 def count(number: float) -> str:

@@ -30,13 +30,16 @@ def discover(environment: Mapping[str, str] = os.environ) -> Rendezvous:
     Raises UserError under a launcher whose ranks would each train alone.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
-        world = int(environment["WORLD_SIZE"])
-        local = environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or world
+        world = _number(environment, "WORLD_SIZE", 1, None)
+        rank = _number(environment, "RANK", 0, world - 1)
+        local_world = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in environment else "LOCAL_SIZE"
+        if "MASTER_PORT" in environment:
+            _number(environment, "MASTER_PORT", 1, 65535)
         return Rendezvous(
-            rank=int(environment["RANK"]),
-            local_rank=int(environment.get("LOCAL_RANK", environment["RANK"])),
+            rank=rank,
+            local_rank=_number(environment, "LOCAL_RANK", 0, None, default=rank),
             world=world,
-            local_world=int(local),
+            local_world=_number(environment, local_world, 1, None, default=world),
         )
     for name, launcher in _UNREAD.items():
         if int(environment.get(name, "1")) > 1:
@@ -45,6 +48,19 @@ def discover(environment: Mapping[str, str] = os.environ) -> Rendezvous:
                 "start them through `deepspeed launch/train.py` or `torchrun launch/train.py`"
             )
     return Rendezvous(rank=0, local_rank=0, world=1, local_world=1)
+
+
+def _number(
+    environment: Mapping[str, str], name: str, least: int, most: int | None,
+    default: int | None = None,
+) -> int:  # fmt: skip
+    text = environment.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not text.isdigit() or not least <= int(text) <= (most or int(text)):
+        span = f"{least} or more" if most is None else f"{least} to {most}"
+        raise UserError(f"{name}: expected a whole number, {span}, got {text!r}")
+    return int(text)
 
 
 def announce(rendezvous: Rendezvous, environment: MutableMapping[str, str] = os.environ) -> None:

@@ -34,19 +34,28 @@ def start(
         configuration = load(config, parse_overrides(overrides))
         world = ranks or rendezvous.world
         plan = prepare(configuration, run_dir=run_dir, resume=resume, world=world)
-        if ranks is None or ranks == 1 or plan.is_done:
-            return _train(plan, rendezvous)
-        if plan.run.exists():
-            with plan.run.in_use():  # said here rather than by a rank
-                pass
-    except UserError:
-        if rendezvous.rank > 0:  # rank 0 says it
-            return 2
-        raise
+    except UserError as error:
+        if rendezvous.rank == 0:
+            raise
+        return _tell(rendezvous, error)
+    if ranks is None or ranks == 1 or plan.is_done:
+        return _train(plan, rendezvous)
+    if plan.run.exists():
+        with plan.run.in_use():  # said here rather than by a rank
+            pass
     from launch.ranks import launch
 
     options = ["--run-dir", str(plan.run.path), "--resume", resume]
     return launch(ranks, [str(config), *overrides, *options])
+
+
+def _tell(rendezvous: Rendezvous, error: UserError) -> int:
+    """Have rank 0 quote what went wrong here, unless it has ended by the same mistake."""
+    announce(rendezvous)
+    from parallel.agreement import tell_failure
+
+    tell_failure(rendezvous.rank, str(error))
+    return 2
 
 
 def _train(plan: Plan, rendezvous: Rendezvous) -> int:

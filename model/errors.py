@@ -17,6 +17,10 @@ class UserError(ValueError):
     """
 
 
+class SaidElsewhereError(UserError):
+    """A mistake that another rank tells: this one ends with code 2 and no word."""
+
+
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",

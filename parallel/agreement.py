@@ -6,22 +6,74 @@ each telling what it is about to do, and whoever is missing or differs is named.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import socket
 import time
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from model.errors import UserError
-from parallel.groups import Place
+from model.errors import SaidElsewhereError, UserError
+from parallel.groups import Place, any_rank, sum_over_ranks
 
 PAUSE = 0.2
 """Seconds between looks."""
+
+
+def meet(rank: int, world: int, facts: Mapping[str, Any], seconds: float) -> Store:
+    """The store at MASTER_ADDR:MASTER_PORT, once all ranks are there and agree."""
+    # torchrun's agent keeps a store there already.
+    hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
+        store = _store(hosts, seconds)
+    except (RuntimeError, OSError) as error:  # torch's own errors are RuntimeErrors
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"rank {rank} cannot {'open' if hosts else 'reach'} the meeting point "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} (MASTER_ADDR, MASTER_PORT) "
+            f"within {seconds:g} s: {reason}"
+        ) from None
+    try:
+        roll_call(PrefixStore(_name("roll call"), store), rank, world, facts, seconds)
+    except RuntimeError:  # the store went with rank 0
+        raise UserError(f"rank {rank} has lost rank 0 at the start, which may say why") from None
+    return PrefixStore(_name("run"), store)
+
+
+def _name(what: str) -> str:
+    """A restarted group of ranks meets anew."""
+    return f"{what} {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+def _store(hosts: bool, seconds: float) -> Store:
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    deadline = time.monotonic() + seconds
+    while not hosts:  # torch would try for twice the time
+        try:
+            socket.create_connection((host, port), timeout=1.0).close()
+            break
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(PAUSE)
+    return TCPStore(
+        host, port, is_master=hosts, timeout=timedelta(seconds=seconds), wait_for_workers=False
+    )
+
+
+def tell_failure(rank: int, sentence: str, seconds: float = 10.0) -> None:
+    """Leave word at the meeting point of a rank that cannot come; nothing where there is none."""
+    with contextlib.suppress(RuntimeError, OSError):
+        store = PrefixStore(_name("roll call"), _store(False, seconds))
+        store.set("failure", f"rank {rank}: {sentence}")
 
 
 def roll_call(
@@ -30,38 +82,56 @@ def roll_call(
     """Wait for all ranks, `seconds` at most, and compare what they tell with rank 0's.
 
     Raises UserError naming the ranks that have not come, or one that differs and in what; of
-    those who know, the first rank says it.
+    those who know, the first rank says it. What is sent grows with the world, not its square.
     """
     deadline = time.monotonic() + seconds
-    store.set(f"rank {rank}", json.dumps(dict(facts)))
-    missing = set(range(world))
-    while missing:
-        missing -= {other for other in missing if store.check([f"rank {other}"])}
-        if missing and time.monotonic() > deadline:
-            here = sorted(set(range(world)) - missing)
-            _say(rank == here[0], (
-                f"{_ranks(sorted(missing))} of {world} did not come within {seconds:g} s, and "
-                f"{_ranks(here)} did; look for what ended or delays them, or set "
-                "FORESCALE_START_SECONDS to wait longer"
-            ))  # fmt: skip
-        time.sleep(PAUSE if missing else 0)
-    told = [json.loads(store.get(f"rank {other}")) for other in range(world)]
-    for other, theirs in enumerate(told):
-        difference = first_difference(told[0], theirs)
-        if difference is not None:
-            _say(rank == 0, f"rank {other} differs from rank 0: {difference}; start all ranks "
-                            "alike, from the same configuration and installation")  # fmt: skip
-    # Nobody leaves, and with rank 0 the store, before all have read.
+    mine = json.dumps({"the number of ranks": world, **facts})
+    if rank == 0:
+        store.set("facts", mine)
+    store.set(f"rank {rank}", "")
+    difference = first_difference(store.get("facts"), mine, f"rank {rank}")
+    if difference is not None:
+        store.set("failure", f"{difference}; start all ranks alike, from the same configuration "
+                             "and installation")  # fmt: skip
+    if _all(store, world, deadline):
+        return
+    if store.check(["failure"]):
+        said = store.get("failure").decode()
+        _leave(store, rank)
+        _say(rank == 0, said)
+    missing = [other for other in range(world) if not store.check([f"rank {other}"])]
+    here = sorted(set(range(world)) - set(missing))
+    _leave(store, rank)
+    _say(rank == here[0], (
+        f"{_ranks(missing)} of {world} did not come within {seconds:g} s, and {_ranks(here)} did; "
+        "look for what ended or delays them, or set FORESCALE_START_SECONDS to wait longer"
+    ))  # fmt: skip
+
+
+def _all(store: Store, world: int, deadline: float) -> bool:
+    """Whether all ranks have come before the deadline, and none has failed."""
+    store.add("here", 1)
+    while not store.check(["failure"]):
+        if store.add("here", 0) >= world:
+            return not store.check(["failure"])
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(PAUSE)
+    return False
+
+
+def _leave(store: Store, rank: int) -> None:
+    """Rank 0 keeps the store until those who are here have read it, or for some seconds."""
     store.add("read", 1)
-    while int(store.add("read", 0)) < world and time.monotonic() < deadline:
+    deadline = time.monotonic() + 20 * PAUSE
+    while rank == 0 and store.add("read", 0) < store.add("here", 0):
+        if time.monotonic() > deadline:
+            return
         time.sleep(PAUSE)
 
 
 def _say(speaks: bool, sentence: str) -> None:
-    time.sleep(2 * PAUSE)  # the others still need the store
-    if speaks:
-        raise UserError(sentence)
-    raise SystemExit(2)
+    raise UserError(sentence) if speaks else SaidElsewhereError(sentence)
 
 
 def _ranks(numbers: list[int]) -> str:
@@ -69,12 +139,13 @@ def _ranks(numbers: list[int]) -> str:
     return f"rank{'s' if len(numbers) > 1 else ''} {shown}"
 
 
-def first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
-    """The first key whose values differ, in words."""
-    for key in sorted({*ours, *theirs}):
-        a, b = ours.get(key, "nothing"), theirs.get(key, "nothing")
+def first_difference(first: str | bytes, other: str, who: str, whose: str = "rank 0") -> str | None:
+    """Of two JSON objects, the first key whose values differ, in words."""
+    theirs, ours = json.loads(first), json.loads(other)
+    for key in dict.fromkeys([*theirs, *ours]):
+        a, b = theirs.get(key, "nothing"), ours.get(key, "nothing")
         if a != b:
-            return f"{key} is {b} there and {a} here"
+            return f"{who} differs from {whose}: {key} is {b} for {who} and {a} for {whose}"
     return None
 
 
@@ -83,30 +154,21 @@ def agree(place: Place, facts: Mapping[str, Any], among: list[int] | None = None
 
     Collective over all ranks. Raises RuntimeError naming the rank that differs, and in what.
     """
-    everyone: list[dict[str, Any]] = [{} for _ in range(place.layout.world)]
-    dist.all_gather_object(everyone, dict(facts))
-    ranks = range(place.layout.world) if among is None else among
+    mine = json.dumps(dict(facts))
+    digest = int.from_bytes(hashlib.sha256(mine.encode()).digest()[:6])  # exact in fp64
+    everyone = torch.zeros(place.layout.world, dtype=torch.float64)
+    everyone[place.rank] = digest
+    digests = sum_over_ranks(place, everyone)
+    ranks = list(range(place.layout.world)) if among is None else among
+    same = bool((digests[ranks] == digests[ranks[0]]).all())
+    if not any_rank(place, not same):
+        return
+    texts: list[str] = [""] * place.layout.world
+    dist.all_gather_object(texts, mine)
     for other in ranks:
-        difference = first_difference(everyone[ranks[0]], everyone[other])
-        if difference is not None:
-            raise RuntimeError(f"rank {other} differs from rank {ranks[0]}: {difference}")
-
-
-def meet(rank: int, world: int, facts: Mapping[str, Any], seconds: float) -> Store:
-    """The store at MASTER_ADDR:MASTER_PORT, once all ranks are there and agree."""
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    # torchrun's agent keeps a store there already.
-    hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    try:
-        store = TCPStore(
-            host, port, is_master=hosts, timeout=timedelta(seconds=seconds), wait_for_workers=False
+        difference = first_difference(
+            texts[ranks[0]], texts[other], f"rank {other}", f"rank {ranks[0]}"
         )
-    except (RuntimeError, TimeoutError) as error:  # torch's own errors are RuntimeErrors
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"rank {rank} cannot {'open' if hosts else 'reach'} the meeting point {host}:{port} "
-            f"(MASTER_ADDR, MASTER_PORT) within {seconds:g} s: {reason}"
-        ) from None
-    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    roll_call(PrefixStore(f"roll call {restart}", store), rank, world, facts, seconds)
-    return PrefixStore(f"run {restart}", store)
+        if difference is not None:
+            raise RuntimeError(difference)
+    raise RuntimeError("other ranks differ from each other, and say in what")

@@ -36,6 +36,8 @@ class Work:
     """Of one weight or activation as it is computed with: 4 for fp32, 2 for bf16."""
     offloaded: bool = False
     """The optimizer's states are in the host's memory."""
+    recomputed: bool = False
+    """The backward pass repeats layers' forward passes, with what they send."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,13 @@ class StageCosts:
     """Bytes of a rank."""
     gradients: float
     optimizer: float
+    """On the device."""
+    host: float
+    """Of the optimizer, in the host's memory."""
 
     @property
     def total(self) -> float:
+        """On the device."""
         return self.weights + self.gradients + self.optimizer
 
 
@@ -84,11 +90,14 @@ def _stage(
     alike = ((dense, layout.data), (experts, layout.stage // layout.expert))
     spread = sum(count / ranks for count, ranks in alike)
     held = dense + experts
+    states = 3 * FP32 * spread  # master weights and two moments
+    # DeepSpeed keeps bf16 gradients beside their fp32 sums where it does not spread them.
+    both = work.weight_bytes if work.weight_bytes < FP32 and work.zero_stage == 1 else 0
     return StageCosts(
         layers, sum(forward_flops(network, layer) for layer in layers), whole, dense, experts,
         weights=work.weight_bytes * (spread if work.zero_stage == 3 else held),
-        gradients=FP32 * (spread if work.zero_stage >= 2 else held),
-        optimizer=0.0 if work.offloaded else 3 * FP32 * spread,  # master weights, two moments
+        gradients=FP32 * (spread if work.zero_stage >= 2 else held) + both * held,
+        optimizer=0.0 if work.offloaded else states, host=states if work.offloaded else 0.0,
     )  # fmt: skip
 
 
@@ -107,8 +116,7 @@ def _size(part: Part) -> int:
 def traffic(network: TimeSeriesTransformer, work: Work) -> list[dict[str, float]]:
     """Of each stage, bytes that a rank hands to collectives in an optimizer step, by axis.
 
-    Recomputed activations send once more than counted here; evaluation and checkpoints are left
-    out.
+    Evaluation and checkpoints are left out.
     """
     stages = split_layers(network, work.layout.pipeline)
     costs = stage_costs(network, work)
@@ -119,7 +127,7 @@ def traffic(network: TimeSeriesTransformer, work: Work) -> list[dict[str, float]
         for layer in (layer for layer in layers if layer.is_block):
             block = network.get_submodule(layer.modules[0])
             tokens, memory = rows * layer.tokens[0], rows * layer.memory
-            for axis, elements in _block(network, block, tokens, memory, work.layout).items():
+            for axis, elements in _block(network, block, tokens, memory, work).items():
                 per_micro_batch[axis] += elements
         size = work.weight_bytes * work.accumulation
         sent.append({axis: size * elements for axis, elements in per_micro_batch.items()} | {
@@ -131,25 +139,38 @@ def traffic(network: TimeSeriesTransformer, work: Work) -> list[dict[str, float]
 
 
 def _block(
-    network: TimeSeriesTransformer, block: torch.nn.Module, tokens: int, memory: int, layout: Layout
+    network: TimeSeriesTransformer, block: torch.nn.Module, tokens: int, memory: int, work: Work
 ) -> dict[str, float]:
     """Elements of a transformer layer's collectives for `tokens` tokens."""
-    d, choices = network.config.d_model, network.config.top_k
-    sent = {"tensor": 0.0, "expert": 0.0}
-    experts = next((m for m in block.modules() if isinstance(m, MixtureOfExperts)), None)
+    layout, states = work.layout, tokens * network.config.d_model
+    choices = network.config.top_k
+    mixture = next((m for m in block.modules() if isinstance(m, MixtureOfExperts)), None)
+    forwards, backwards = {"tensor": 0.0, "expert": 0.0}, {"tensor": 0.0, "expert": 0.0}
+    last = 0.0
     if layout.tensor > 1:
-        sent["tensor"] += 2 * tokens * d  # self-attention: its answer, its input's gradient
-        if isinstance(block, DecoderLayer):
-            sent["tensor"] += 2 * tokens * d + memory * d
-        if experts is None or experts.shared is not None:
-            sent["tensor"] += 2 * tokens * d
-        if experts is not None:  # and the gates' gradient
-            sent["tensor"] += 2 * tokens * d + tokens * choices
-            if layout.expert > 1:  # gathered from shares, where the other sums whole tensors
-                sent["tensor"] -= (2 * tokens * d + tokens * choices) * (1 - 1 / layout.tensor)
-    if layout.expert > 1 and experts is not None:
-        sent["expert"] += 4 * choices * tokens * d / layout.tensor
-    return sent
+        attentions = 2 if isinstance(block, DecoderLayer) else 1
+        forwards["tensor"] += attentions * states
+        backwards["tensor"] += attentions * states
+        if attentions == 2:
+            backwards["tensor"] += memory * network.config.d_model
+        if mixture is None or mixture.shared is not None:
+            forwards["tensor"] += states
+            backwards["tensor"] += states
+        if mixture is None:
+            last = states
+        else:  # whole tensors are summed, or shares of the tokens gathered; and the gates' gradient
+            share = layout.tensor if layout.expert > 1 else 1
+            forwards["tensor"] += states / share
+            gates = tokens * choices * FP32 / work.weight_bytes  # in fp32 always
+            backwards["tensor"] += (states + gates) / share
+    if layout.expert > 1 and mixture is not None:
+        forwards["expert"] += 2 * choices * states / layout.tensor
+        backwards["expert"] += 2 * choices * states / layout.tensor
+    if work.recomputed:
+        # What comes last is not needed again; after a mixture its auxiliary loss comes last.
+        backwards = {axis: n + forwards[axis] for axis, n in backwards.items()}
+        backwards["tensor"] -= last
+    return {axis: forwards[axis] + backwards[axis] for axis in forwards}
 
 
 def _boundaries(network: TimeSeriesTransformer, rows: int, number: int, stages: int) -> float:

@@ -43,12 +43,19 @@ class Groups:
     tensor: dist.ProcessGroup
     data: dist.ProcessGroup
     expert: dist.ProcessGroup
+    replica: dist.ProcessGroup
+    """All stages and tensor ranks that compute the same samples."""
 
 
 def make_groups(place: Place) -> Groups:
     """Collective: all ranks make all groups, in one order."""
     layout = place.layout
-    axes = (layout.tensor_groups(), layout.data_groups(), layout.expert_groups())
+    axes = (
+        layout.tensor_groups(),
+        layout.data_groups(),
+        layout.expert_groups(),
+        layout.replica_groups(),
+    )
     return Groups(*(_own(axis, place.rank) for axis in axes))
 
 
@@ -90,7 +97,9 @@ def join(
 
 
 def leave() -> None:
+    """All ranks together: none takes its sockets from another that still needs them."""
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model.errors import UserError
-
 
 @dataclass(frozen=True)
 class Coordinates:
@@ -36,20 +34,11 @@ class Layout:
     def of(cls, world: int, *, pipeline: int, tensor: int = 1, expert: int = 1) -> Layout:
         """Data parallelism is what is left of `world`.
 
-        Raises UserError where the axes do not divide the world.
+        Raises ValueError where the axes do not divide the world.
         """
-        fixed = pipeline * tensor
-        if world % fixed:
-            raise UserError(
-                f"{world} ranks cannot form {pipeline} pipeline stages x {tensor} tensor ranks; "
-                f"the number of ranks must be a multiple of {fixed}"
-            )
-        layout = cls(pipeline=pipeline, data=world // fixed, tensor=tensor, expert=expert)
-        if layout.stage % expert:
-            raise UserError(
-                f"expert groups of {expert} ranks cannot be formed of the {layout.stage} ranks of "
-                f"a stage (data {layout.data} x tensor {tensor}); use a divisor of {layout.stage}"
-            )
+        layout = cls(pipeline, world // (pipeline * tensor), tensor, expert)
+        if layout.world != world or layout.stage % expert:
+            raise ValueError(f"{layout} does not divide {world} ranks")
         return layout
 
     @property
@@ -84,6 +73,14 @@ class Layout:
 
     def stage_groups(self) -> list[list[int]]:
         return _consecutive(self.world, self.stage)
+
+    def replica_groups(self) -> list[list[int]]:
+        """Ranks that compute the same samples between them."""
+        return [
+            [stage * self.stage + data * self.tensor + tensor
+             for stage in range(self.pipeline) for tensor in range(self.tensor)]
+            for data in range(self.data)
+        ]  # fmt: skip
 
     def sizes(self) -> dict[str, int]:
         """The world and each axis, as runs and checkpoints record them."""

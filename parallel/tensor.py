@@ -111,6 +111,9 @@ def _share_sum(module: nn.Module, group: dist.ProcessGroup) -> None:
             _Copy.apply(x, group) if isinstance(x, Tensor) and x.is_floating_point() else x
             for x in inputs
         )
+        assert not any(isinstance(x, Tensor) and x.requires_grad for x in options.values()), (
+            "a tensor by keyword would miss the sum of its gradient"
+        )
         drops = isinstance(module, Attention) and module.training and module.dropout > 0
         with _own_dropout(group.rank(), inputs[0].device) if drops else nullcontext():
             share = forward(*inputs, **options)

@@ -122,6 +122,7 @@ class Engine:
         if train.precision == "bf16":
             own["bf16"] = {"enabled": True}
             own["data_types"] = {"grad_accum_dtype": "fp32"}
+            own["communication_data_type"] = "fp32"  # of gradients
         if parallel.offload_optimizer == "cpu":
             own["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
             own["zero_force_ds_cpu_optimizer"] = False  # torch's AdamW needs no build
@@ -218,13 +219,9 @@ class Engine:
 
     def _tell(self, forecasts: list[Tensor], like: Tensor) -> Tensor:
         """The forecasts of this replica's last stage, on all of its ranks."""
-        if self.place.layout.world == 1:
-            return torch.stack(forecasts)
-        layout, here = self.place.layout, self.place.coordinates
-        all_replicas = like.new_zeros(layout.data, *like.shape)
-        if self.place.sees_output:
-            all_replicas[here.data] = torch.stack(forecasts)
-        return sum_over_ranks(self.place, all_replicas)[here.data].to(like.dtype)
+        told = torch.stack(forecasts) if self.place.sees_output else torch.zeros_like(like)
+        dist.all_reduce(told, group=self._groups.replica)
+        return told
 
     def _outputs(self, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
         """The network's outputs; [] on a rank that does not see them."""

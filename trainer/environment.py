@@ -16,7 +16,7 @@ def environment(layout: Layout, device: str) -> dict[str, Any]:
     """The content of environment.json."""
     return {
         "versions": versions(),
-        "commit": _commit(),
+        "commit": commit(),
         "layout": layout.sizes(),
         "device": device,
         "platform": platform.platform(),
@@ -37,7 +37,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The project's commit, where it runs from a git checkout."""
     try:
         answer = subprocess.run(

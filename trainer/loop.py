@@ -15,12 +15,13 @@ from pathlib import Path
 
 from parallel.agreement import meet
 from parallel.groups import Place, any_rank, is_joined, join, join_records
-from trainer.checkpoint import commit, storage
+from trainer.checkpoint import storage
+from trainer.checkpoint.commit import save
 from trainer.config.load import flat
 from trainer.data import Dataset, Split
 from trainer.data.dataset import WindowBatch
 from trainer.engine import Engine
-from trainer.environment import versions
+from trainer.environment import commit, versions
 from trainer.evaluate import Evaluation, evaluate
 from trainer.files import replace
 from trainer.metrics import MetricsLog, Row
@@ -75,6 +76,7 @@ def _join(plan: Plan, rank: int, local_rank: int, local_world: int) -> Place:
             "the run folder": str(plan.run.path.resolve()),
             "the data": plan.dataset.digest(),
             **versions(),
+            "forescale's commit": commit(),
             **flat(plan.configuration.settings.model_dump()),
         }
         store = meet(rank, plan.layout.world, facts, START_SECONDS)
@@ -204,7 +206,7 @@ class Trainer:
             "settings": self.settings.model_dump(),
         }
         store = self.plan.run.store
-        commit.save(store, self.steps_done, self.engine.state(), description,
+        save(store, self.steps_done, self.engine.state(), description,
                     is_main=self.place.is_main)  # fmt: skip
         if self.place.is_main:
             store.retain(self.settings.checkpoint.keep)

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from launch.rendezvous import free_port
+from launch.rendezvous import discover, free_port
+from model.errors import UserError
 from tests.conftest import ROOT
 from trainer.metrics import read_metrics
 
@@ -167,19 +168,44 @@ def test_ctrl_c_ends_a_rank_that_waits_for_others(tmp_path: Path) -> None:
     assert waiting.wait(timeout=20) != 0
 
 
-def test_a_rank_whose_mate_dies_at_the_start_says_so_and_stops(tmp_path: Path) -> None:
-    """Rank 1 of 2 ends before it has met rank 0: as on a node without the package."""
+def start_by_hand(rank: int, world: int, port: int, *settings: str) -> subprocess.Popen[str]:
+    """One rank, as a launcher that is not known here would start it."""
     mine = environment() | {
-        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "FORESCALE_START_SECONDS": "4",
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "FORESCALE_START_SECONDS": "8",
     }  # fmt: skip
-    command = [sys.executable, "launch/train.py", "configs/tiny.yaml", "--run-dir",
-               str(tmp_path / "run"), *QUICK]  # fmt: skip
+    command = [sys.executable, "launch/train.py", "configs/tiny.yaml", *QUICK, *settings]
+    return subprocess.Popen(command, cwd=ROOT, env=mine, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("present", [0, 1])
+def test_a_rank_whose_mate_does_not_come_says_so_and_stops(tmp_path: Path, present: int) -> None:
     began = time.monotonic()
-    ended = subprocess.run(
-        command, cwd=ROOT, env=mine, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert ended.returncode == 2
-    assert "rank 1 of 2 did not come within 4 s, and rank 0 did" in ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert time.monotonic() - began < 30
+    rank = start_by_hand(present, 2, free_port(), f"--run-dir={tmp_path / 'run'}")
+    said = rank.communicate(timeout=60)[1]
+    assert rank.returncode == 2 and time.monotonic() - began < 30
+    assert "Traceback" not in said and said.count("forescale: ") == 1
+    expected = ("rank 1 of 2 did not come within 8 s, and rank 0 did", "rank 1 cannot reach the")
+    assert expected[present] in said
+
+
+def test_a_rank_that_fails_alone_is_quoted_by_rank_0(tmp_path: Path) -> None:
+    port, run = free_port(), f"--run-dir={tmp_path / 'run'}"
+    first = start_by_hand(0, 2, port, run)
+    other = start_by_hand(1, 2, port, run, "data.source=/nowhere/x.csv")
+    said = first.communicate(timeout=60)[1]
+    assert other.wait(timeout=60) == first.returncode == 2
+    assert "forescale: rank 1: data.source: there is no file /nowhere/x.csv" in said
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), [
+    ("RANK", "x", "RANK: expected a whole number, 0 to 1, got 'x'"),
+    ("RANK", "5", "RANK: expected a whole number, 0 to 1, got '5'"),
+    ("WORLD_SIZE", "0", "WORLD_SIZE: expected a whole number, 1 or more, got '0'"),
+    ("MASTER_PORT", "abc", "MASTER_PORT: expected a whole number, 1 to 65535, got 'abc'"),
+])  # fmt: skip
+def test_a_launchers_wrong_variable_is_named(name: str, value: str, expected: str) -> None:
+    variables = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "29500", name: value}
+    with pytest.raises(UserError) as caught:
+        discover(variables)
+    assert str(caught.value) == expected

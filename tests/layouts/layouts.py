@@ -9,7 +9,8 @@ Case = tuple[str, int, dict[str, Any]]
 AXES = {"pp": "parallel.pipeline", "tp": "parallel.tensor", "ep": "parallel.expert",
         "zero": "parallel.zero_stage", "micro": "train.micro_batch_size",
         "recompute": "parallel.activation_checkpointing",
-        "offload": "parallel.offload_optimizer"}  # fmt: skip
+        "offload": "parallel.offload_optimizer", "batch": "train.global_batch_size",
+        "precision": "train.precision"}  # fmt: skip
 
 DENSE = {"use_moe": False}
 SKEWED = {"num_experts": 16, "top_k": 1, "balance_loss": 0.001}
@@ -22,6 +23,7 @@ GROUPED = {"num_kv_heads": 2, "att_type": "xformer", "use_adaptive_ln": "adaptiv
 FREQUENCY = {"att_type": "frequency", "loss": "quantile", "channel_embedding": True}
 PLAIN_MLP = {"use_swiglu": False, "activation": "gelu", "shared_expert": True}
 TIED = {"share_layers": True}
+SIX = {"num_experts": 6, "balance_loss": 0.02}
 MIXED = {"channels": "mixed", "use_moe": False}
 
 
@@ -52,6 +54,8 @@ CASES: list[Case] = [
     case(2, pp=2, model=DENSE),
     case(2, pp=2, model=MIXED),
     case(2, pp=2, model=TIED),
+    case(2, pp=2, offload="cpu", model=TIED),
+    case(2, zero=3, recompute="selective", model=TIED),
     case(2, pp=2, recompute="block", model=ENCODER),
     case(2, pp=2, micro=16, model=DECODER),
     case(2, tp=2),
@@ -82,6 +86,8 @@ CASES: list[Case] = [
     case(4, tp=2, ep=4, zero=2),
     case(4, ep=4, model=CAPACITY),
     case(4, ep=2, zero=2),
+    case(4, tp=4, ep=2),
+    case(6, tp=2, ep=3, micro=4, batch=12, model=SIX),
     # eight: all at once
     case(8, micro=2),
     case(8, pp=2, tp=2),

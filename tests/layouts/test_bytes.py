@@ -78,11 +78,18 @@ def _counted(
     case(2),
     case(2, zero=2),
     case(2, zero=3, model=DENSE),
+    case(2, precision="bf16"),
+    case(2, zero=2, precision="bf16"),
+    case(2, tp=2, ep=2, precision="bf16"),
     case(2, tp=2, micro=16),
     case(2, tp=2, model=CAPACITY),
     case(2, tp=2, model=DECODER),
     case(2, ep=2),
     case(2, tp=2, ep=2),
+    case(2, tp=2, recompute="block"),
+    case(2, tp=2, recompute="block", model=DENSE),
+    case(2, tp=2, recompute="selective", model=CAPACITY),
+    case(2, tp=2, ep=2, recompute="selective"),
     case(2, pp=2),
     case(2, pp=2, model=DECODER),
     case(4, pp=4, model=TIED),
@@ -100,7 +107,9 @@ def test_bytes_and_parameters_of_a_rank_are_the_formulas(
                        expert=parallel.expert)  # fmt: skip
     work = Work(
         layout, parallel.zero_stage, train.micro_batch_size,
-        train.global_batch_size // train.micro_batch_size // layout.data, weight_bytes=4,
+        train.global_batch_size // train.micro_batch_size // layout.data,
+        weight_bytes=2 if train.precision == "bf16" else 4,
+        recomputed=parallel.activation_checkpointing != "none",
     )  # fmt: skip
     costs, expected = stage_costs(network, work), traffic(network, work)
     for stage, members in enumerate(layout.stage_groups()):

@@ -136,9 +136,12 @@ def test_a_wrong_override_is_named(override: str, message: str) -> None:
     (1, ["parallel.pipeline=2"],
      "parallel.pipeline: 1 rank cannot form 2 pipeline stages x 1 tensor ranks; start a multiple "
      "of 2 (--ranks 2), or set parallel.pipeline=1 parallel.tensor=1"),
-    (6, ["parallel.pipeline=2", "parallel.tensor=2"],
-     "parallel.tensor: 6 ranks cannot form 2 pipeline stages x 2 tensor ranks; start a multiple "
-     "of 4 (--ranks 4), or set parallel.pipeline=2 parallel.tensor=1"),
+    (3, ["parallel.pipeline=2"],
+     "parallel.pipeline: 3 ranks cannot form 2 pipeline stages x 1 tensor ranks; start a multiple "
+     "of 2 (--ranks 4), or set parallel.pipeline=1 parallel.tensor=1"),
+    (6, ["parallel.tensor=4"],
+     "parallel.tensor: 6 ranks cannot form 1 pipeline stages x 4 tensor ranks; start a multiple "
+     "of 4 (--ranks 8), or set parallel.pipeline=1 parallel.tensor=2"),
     (8, ["parallel.pipeline=8"],
      "parallel.pipeline: 8 stages are more than the 4 transformer layers of this "
      "encoder_decoder; use at most 4"),
@@ -149,20 +152,27 @@ def test_a_wrong_override_is_named(override: str, message: str) -> None:
      "parallel.zero_stage: 3 spreads whole layers over all data-parallel ranks, which hold "
      "different experts; use parallel.zero_stage=2, or parallel.expert=1"),
     (8, ["parallel.tensor=8"],
-     "parallel.tensor: 8 ranks cannot share the 4 key/value heads (model.num_kv_heads or "
-     "model.nhead); use at most parallel.tensor=4"),
-    (4, ["parallel.tensor=4", "model.num_kv_heads=2"],
-     "parallel.tensor: 4 ranks cannot share the 2 key/value heads (model.num_kv_heads or "
-     "model.nhead); use at most parallel.tensor=2"),
+     "parallel.tensor: 8 ranks cannot share 4 key/value heads (model.num_kv_heads or model.nhead) "
+     "and 64 hidden units (model.dim_feedforward) evenly; use parallel.tensor=1 or 2 or 4"),
     (2, ["parallel.tensor=2", "model.use_swiglu=false", "model.dim_feedforward=63"],
-     "parallel.tensor: 2 ranks cannot share the 63 hidden units of the feed-forward "
-     "(model.dim_feedforward); use at most parallel.tensor=1"),
+     "parallel.tensor: 2 ranks cannot share 4 key/value heads (model.num_kv_heads or model.nhead) "
+     "and 63 hidden units (model.dim_feedforward) evenly; use parallel.tensor=1"),
     (3, ["parallel.expert=3", "train.global_batch_size=12"],
-     "parallel.expert: 3 ranks cannot share model.num_experts=4 evenly; use parallel.expert=1 or "
-     "2 or 4"),
+     "parallel.expert: 3 ranks cannot share model.num_experts=4 evenly in groups of a stage's 3 "
+     "ranks (data 3 x tensor 1); use parallel.expert=1"),
     (6, ["parallel.expert=4"],
-     "parallel.expert: groups of 4 cannot be formed of a stage's 6 ranks (data 6 x tensor 1); use "
-     "parallel.expert=1 or 2 or 3 or 6"),
+     "parallel.expert: 4 ranks cannot share model.num_experts=4 evenly in groups of a stage's 6 "
+     "ranks (data 6 x tensor 1); use parallel.expert=1 or 2"),
+    (2, ["parallel.pipeline=2", "model.share_layers=true", "train.precision=bf16",
+         "parallel.offload_optimizer=cpu"],
+     "parallel.offload_optimizer: in bf16 DeepSpeed does not sum the gradients of layers shared "
+     "between stages where the optimizer is offloaded; use parallel.offload_optimizer=none, "
+     "parallel.pipeline=1 or train.precision=fp32"),
+    (1, ["deepspeed.zero_optimization.offload_optimizer={device: cpu}"],
+     "deepspeed.zero_optimization.offload_optimizer: this is set by parallel.offload_optimizer; "
+     "remove it from deepspeed"),
+    (1, ["deepspeed.communication_data_type=bf16"],
+     "deepspeed.communication_data_type: this is set by train.precision; remove it from deepspeed"),
     (2, ["parallel.expert=2", "model.use_moe=false"],
      "parallel.expert: there are no experts to spread over 2 ranks; set model.use_moe=true, or "
      "parallel.expert=1"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from math import gcd
 
+from model.config import ModelConfig
 from parallel.layout import Layout
 from trainer.config.load import Configuration
 
@@ -19,7 +21,9 @@ OWNED_BY_FORESCALE = {
     "fp16": "train.precision",
     "amp": "train.precision",
     "data_types": "train.precision",
+    "communication_data_type": "train.precision",
     "zero_optimization.stage": "parallel.zero_stage",
+    "zero_optimization.offload_optimizer": "parallel.offload_optimizer",
     "pipeline": "parallel.pipeline",
     "activation_checkpointing": "parallel.activation_checkpointing",
     "checkpoint": "the section checkpoint",
@@ -29,7 +33,6 @@ OWNED_BY_FORESCALE = {
 """Keys of DeepSpeed's configuration -> what sets them."""
 
 PASSED_TO_DEEPSPEED: dict[str, type] = {
-    "communication_data_type": str,
     "comms_logger": dict,
     "dump_state": bool,
     "flops_profiler": dict,
@@ -58,7 +61,6 @@ def check(configuration: Configuration, world: int) -> Layout:
     _check_stages(configuration)
     _check_zero(configuration)
     _check_tensor(configuration)
-    _check_expert(configuration)
     _check_batches(configuration, layout)
     _check_lengths(configuration)
     _check_deepspeed(configuration)
@@ -66,33 +68,46 @@ def check(configuration: Configuration, world: int) -> Layout:
 
 
 def _layout(configuration: Configuration, world: int) -> Layout:
-    parallel = configuration.settings.parallel
+    model, parallel = configuration.settings.model, configuration.settings.parallel
     pipeline, tensor, expert = parallel.pipeline, parallel.tensor, parallel.expert
     fixed = pipeline * tensor
     if world % fixed:
         key = "pipeline" if world % pipeline else "tensor"
+        stages = max(n for n in divisors(world) if n <= min(pipeline, model.transformer_layers))
+        sharing = gcd(world // stages, _heads_and_width(model, expert))
+        split = max(n for n in divisors(sharing) if n <= tensor)
+        more = -(-world // fixed) * fixed
         raise configuration.error(
             f"parallel.{key}",
             f"{world} rank{'s' if world > 1 else ''} cannot form {pipeline} pipeline stages x "
-            f"{tensor} tensor ranks; start a multiple of {fixed} (--ranks {fixed}), or set "
-            f"{_nearest(world, pipeline, tensor)}",
+            f"{tensor} tensor ranks; start a multiple of {fixed} (--ranks {more}), or set "
+            f"parallel.pipeline={stages} parallel.tensor={split}",
         )
     stage = world // pipeline
-    if stage % expert:
+    if expert > 1 and not model.use_moe:
         raise configuration.error(
             "parallel.expert",
-            f"groups of {expert} cannot be formed of a stage's {stage} ranks (data "
-            f"{stage // tensor} x tensor {tensor}); use parallel.expert="
-            f"{' or '.join(str(n) for n in divisors(stage))}",
+            f"there are no experts to spread over {expert} ranks; set model.use_moe=true, or "
+            "parallel.expert=1",
+        )
+    if stage % expert or model.num_experts % expert:
+        raise configuration.error(
+            "parallel.expert",
+            f"{expert} ranks cannot share model.num_experts={model.num_experts} evenly in groups "
+            f"of a stage's {stage} ranks (data {stage // tensor} x tensor {tensor}); use "
+            f"parallel.expert={_or(divisors(gcd(stage, model.num_experts)))}",
         )
     return Layout.of(world, pipeline=pipeline, tensor=tensor, expert=expert)
 
 
-def _nearest(world: int, pipeline: int, tensor: int) -> str:
-    """The largest axes no larger than asked that divide the world."""
-    stages = max(n for n in divisors(world) if n <= pipeline)
-    split = max(n for n in divisors(world // stages) if n <= tensor)
-    return f"parallel.pipeline={stages} parallel.tensor={split}"
+def _heads_and_width(model: ModelConfig, expert: int) -> int:
+    """What tensor ranks must divide."""
+    only_experts = model.use_moe and expert > 1 and not model.shared_expert
+    return model.kv_heads if only_experts else gcd(model.kv_heads, model.feedforward_width)
+
+
+def _or(numbers: list[int]) -> str:
+    return " or ".join(str(n) for n in numbers)
 
 
 def divisors(number: int) -> list[int]:
@@ -145,6 +160,15 @@ def _check_zero(configuration: Configuration) -> None:
             f"{stage} sums gradients in every micro-batch, which pipeline stages cannot wait for; "
             "use parallel.zero_stage=1, or parallel.pipeline=1",
         )
+    settings = configuration.settings
+    tied = settings.model.share_layers and parallel.pipeline > 1
+    if tied and parallel.offload_optimizer == "cpu" and settings.train.precision == "bf16":
+        raise configuration.error(
+            "parallel.offload_optimizer",
+            "in bf16 DeepSpeed does not sum the gradients of layers shared between stages where "
+            "the optimizer is offloaded; use parallel.offload_optimizer=none, parallel.pipeline=1 "
+            "or train.precision=fp32",
+        )
     if stage == 3 and parallel.expert > 1:
         raise configuration.error(
             "parallel.zero_stage",
@@ -154,35 +178,15 @@ def _check_zero(configuration: Configuration) -> None:
 
 
 def _check_tensor(configuration: Configuration) -> None:
-    model, tensor = configuration.settings.model, configuration.settings.parallel.tensor
-    for what, size in (
-        ("key/value heads (model.num_kv_heads or model.nhead)", model.kv_heads),
-        ("hidden units of the feed-forward (model.dim_feedforward)", model.feedforward_width),
-    ):
-        if size % tensor:
-            fitting = [n for n in divisors(size) if n < tensor]
-            raise configuration.error(
-                "parallel.tensor",
-                f"{tensor} ranks cannot share the {size} {what}; use at most "
-                f"parallel.tensor={fitting[-1]}",
-            )
-
-
-def _check_expert(configuration: Configuration) -> None:
-    model, expert = configuration.settings.model, configuration.settings.parallel.expert
-    if expert == 1:
-        return
-    if not model.use_moe:
+    model, parallel = configuration.settings.model, configuration.settings.parallel
+    tensor, shared = parallel.tensor, _heads_and_width(model, parallel.expert)
+    if shared % tensor:
+        fitting = [n for n in divisors(shared) if n < tensor]
         raise configuration.error(
-            "parallel.expert",
-            f"there are no experts to spread over {expert} ranks; set model.use_moe=true, or "
-            "parallel.expert=1",
-        )
-    if model.num_experts % expert:
-        raise configuration.error(
-            "parallel.expert",
-            f"{expert} ranks cannot share model.num_experts={model.num_experts} evenly; use "
-            f"parallel.expert={' or '.join(str(n) for n in divisors(model.num_experts))}",
+            "parallel.tensor",
+            f"{tensor} ranks cannot share {model.kv_heads} key/value heads (model.num_kv_heads or "
+            f"model.nhead) and {model.feedforward_width} hidden units (model.dim_feedforward) "
+            f"evenly; use parallel.tensor={_or(fitting)}",
         )
 
 
