@@ -52,11 +52,12 @@ def evaluate(run: Path, split: str, as_json: bool) -> None:
 
 @forescale.command()
 @click.argument("path", type=click.Path(path_type=Path))
-def show(path: Path) -> None:
+@click.option("--verify", is_flag=True, help="Read every byte of checkpoints against its sum.")
+def show(path: Path, verify: bool) -> None:
     """Tell what a run folder or a checkpoint holds."""
     from launch.show import tell
 
-    tell(path)
+    tell(path, verify=verify)
 
 
 @forescale.command()

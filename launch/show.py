@@ -11,16 +11,17 @@ from rich.table import Table
 
 from model.errors import UserError
 from parallel.layout import describe
+from trainer.checkpoint.manifest import damage
 from trainer.checkpoint.store import Checkpoint
 from trainer.metrics import read_metrics
 from trainer.run import RunFolder
 
 
-def tell(path: Path) -> None:
+def tell(path: Path, *, verify: bool) -> None:
     if (path / "checkpoint.json").is_file():
-        _checkpoint(Checkpoint(path))
+        _checkpoint(Checkpoint(path), verify=verify)
     elif RunFolder(path).exists():
-        _run(RunFolder(path))
+        _run(RunFolder(path), verify=verify)
     else:
         raise UserError(f"{path} is neither a run folder nor a checkpoint")
 
@@ -32,7 +33,7 @@ def _print(rows: dict[str, str]) -> None:
     Console(width=100).print(table)
 
 
-def _run(run: RunFolder) -> None:
+def _run(run: RunFolder, *, verify: bool) -> None:
     settings = run.configuration().settings
     file = run.path / "environment.json"
     environment = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -56,6 +57,10 @@ def _run(run: RunFolder) -> None:
         )
     steps = [str(checkpoint.step) for checkpoint in run.store.committed()]
     shown["checkpoints"] = f"steps {', '.join(steps)}" if steps else "none"
+    wrong = {c.path.name: damage(c.path, contents=verify) for c in run.store.committed()}
+    for name, why in wrong.items():
+        if why is not None:
+            shown[name] = f"damaged: {why}"
     if (run.path / "evaluation.json").is_file():
         summary = json.loads((run.path / "evaluation.json").read_text(encoding="utf-8"))
         for name, scores in summary["scores"].items():
@@ -63,9 +68,12 @@ def _run(run: RunFolder) -> None:
     _print(shown)
 
 
-def _checkpoint(checkpoint: Checkpoint) -> None:
+def _checkpoint(checkpoint: Checkpoint, *, verify: bool) -> None:
     from trainer.checkpoint.storage import tensor_shapes
 
+    wrong = damage(checkpoint.path, contents=verify)
+    if wrong is not None:
+        raise UserError(f"{checkpoint.path} is damaged: {wrong}")
     description = checkpoint.description()
     shapes = tensor_shapes(checkpoint.path)
     weights = {n: s for n, s in shapes.items() if n.startswith("weights/")}
@@ -80,5 +88,8 @@ def _checkpoint(checkpoint: Checkpoint) -> None:
             "parameters": f"{parameters:,} in {len(weights)} tensors",
             "tensors": f"{len(shapes)}: weights in fp32 and AdamW's moments",
             "size": f"{size / 2**20:.1f} MiB",
+            "whole": "every byte by its sum"
+            if verify
+            else "by its files' sizes; --verify reads all",
         }
     )

@@ -103,6 +103,11 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def barrier() -> None:
+    """Until all ranks have come here."""
+    dist.barrier()
+
+
 def sum_over_ranks(place: Place, values: Tensor) -> Tensor:
     """The sum of `values` over all ranks, in fp64."""
     total = values.to(place.device, torch.float64)

@@ -13,10 +13,13 @@ from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 
+from model.errors import UserError
 from parallel.agreement import meet
-from parallel.groups import Place, any_rank, is_joined, join, join_records
+from parallel.groups import Place, any_rank, barrier, is_joined, join, join_records
 from trainer.checkpoint import storage
 from trainer.checkpoint.commit import save
+from trainer.checkpoint.manifest import damage
+from trainer.checkpoint.store import Checkpoint
 from trainer.config.load import flat
 from trainer.data import Dataset, Split
 from trainer.data.dataset import WindowBatch
@@ -98,12 +101,37 @@ class Trainer:
         self.steps_done = 0
         if place.is_main:
             plan.run.open(plan.configuration, plan.layout, str(place.device))
+        checkpoint = self._whole_checkpoint()
+        if checkpoint is not None:
+            self.steps_done = checkpoint.step
+        if place.is_main:
             self._introduce()
         self.engine = Engine(self.settings, self.dataset.shape, place)
-        if plan.resume_from is not None:
-            storage.read(plan.resume_from.path, self.engine.begin_load(plan.steps_done))
+        if checkpoint is not None:
+            storage.read(checkpoint.path, self.engine.begin_load(checkpoint.step))
             self.engine.end_load()
-            self.steps_done = plan.steps_done
+
+    def _whole_checkpoint(self) -> Checkpoint | None:
+        """The one to go on from, every byte of it verified by one rank or another. A damaged one
+        is put aside for the one before it, unless it was asked for by its name."""
+        plan, place = self.plan, self.place
+        checkpoint = plan.resume_from
+        while checkpoint is not None:
+            wrong = damage(checkpoint.path, part=place.rank, parts=place.layout.world)
+            found = join_records(place, {str(place.rank): wrong} if wrong else {})
+            if not found:
+                return checkpoint
+            sentence = f"{checkpoint.path} is damaged: {next(iter(found.values()))}"
+            if not plan.may_fall_back:
+                raise UserError(f"--resume: {sentence}; choose another one")
+            if place.is_main:
+                aside = plan.run.store.put_aside(checkpoint.path)
+                say(f"{sentence}; it is now {aside.name}, and the one before it is used")
+            barrier()
+            checkpoint = plan.run.store.newest()
+            if checkpoint is None:
+                raise UserError(f"{sentence}, and there is no whole one before it")
+        return None
 
     def _introduce(self) -> None:
         plan, train = self.plan, self.settings.train
@@ -115,7 +143,7 @@ class Trainer:
             say(f"train.warmup_steps={train.warmup_steps} is longer than the run")
         say(
             f"{plan.run.path}: {plan.layout} on {self.place.device.type}, steps "
-            f"{plan.steps_done + 1} to {train.steps} of {train.global_batch_size} windows each"
+            f"{self.steps_done + 1} to {train.steps} of {train.global_batch_size} windows each"
         )
 
     def run(self, stop: StopRequest) -> Outcome:
@@ -209,7 +237,7 @@ class Trainer:
         save(store, self.steps_done, self.engine.state(), description,
                     is_main=self.place.is_main)  # fmt: skip
         if self.place.is_main:
-            store.retain(self.settings.checkpoint.keep)
+            store.retain(self.settings.checkpoint.keep, self.settings.checkpoint.keep_every)
 
     def finish(self) -> None:
         """Score the test windows, show and keep the result."""

@@ -32,7 +32,7 @@ class Forecaster:
         """From a run folder's newest checkpoint, whatever layout wrote it."""
         folder = RunFolder(Path(run))
         settings = folder.configuration().settings
-        checkpoint = folder.store.newest()
+        checkpoint = folder.store.newest(contents=True)
         if checkpoint is None:
             raise UserError(f"{run} has no checkpoint yet; train it first")
         dataset = Dataset(settings.data)

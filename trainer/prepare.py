@@ -23,6 +23,8 @@ class Plan:
     dataset: Dataset
     run: RunFolder
     resume_from: Checkpoint | None
+    may_fall_back: bool
+    """On an older checkpoint, where this one is damaged: it was not asked for by its name."""
 
     @property
     def steps_done(self) -> int:
@@ -52,7 +54,8 @@ def prepare(
     except UserError as error:
         raise configuration.locate(error) from None
     run.check(configuration, resume)
-    plan = Plan(configuration, layout, dataset, run, run.resume_point(resume))
+    point = run.resume_point(resume)
+    plan = Plan(configuration, layout, dataset, run, point, may_fall_back=resume == "auto")
     if plan.resume_from is not None:
         _check_resume(plan, plan.resume_from)
     return plan

@@ -19,6 +19,7 @@ from trainer.checkpoint.store import Checkpoint, Store
 from trainer.config.load import Configuration, flat, load
 from trainer.environment import environment
 from trainer.files import replace
+from trainer.progress import say
 
 FREE_TO_CHANGE = ("parallel.", "checkpoint.", "logging.", "train.micro_batch_size", "train.steps")
 """Keys that a resumed run may change. All but train.steps leave every step's result as it is;
@@ -97,7 +98,14 @@ class RunFolder:
         if resume == "never":
             return None
         if resume == "auto":
-            return self.store.newest()
+            newest = self.store.newest()
+            if newest is None and self.store.committed():
+                path, why = next(iter(self.store.damaged().items()))
+                raise UserError(
+                    f"{self.path} has no whole checkpoint left: {path.name}: {why}; restore one, "
+                    "or choose another --run-dir to start anew"
+                )
+            return newest
         path = Path(resume)
         chosen = [c for c in Store(path.parent).committed() if c.path.name == path.name]
         if not chosen:
@@ -117,6 +125,9 @@ class RunFolder:
         replace(self.path / "environment.json", json.dumps(environment(layout, device), indent=1))
         self.store.folder.mkdir(exist_ok=True)
         self.store.remove_unfinished()
+        for path, why in self.store.damaged().items():
+            aside = self.store.put_aside(path)
+            say(f"{path} is damaged: {why}; it is now {aside.name}")
         for marker in ("done", "saved"):
             (self.path / marker).unlink(missing_ok=True)
 

@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,12 @@ from model.init import Part
 from tests import ranks
 from tests.settings import train_rank
 from trainer.checkpoint.fragments import Fragment, boxes
+from trainer.checkpoint.manifest import damage
 from trainer.checkpoint.storage import read, tensor_shapes
 from trainer.checkpoint.store import Checkpoint, Store
+from trainer.config import load
+from trainer.metrics import read_metrics
+from trainer.prepare import prepare
 
 
 @pytest.mark.parametrize("shape", [(), (7,), (3, 4), (2, 3, 4), (2, 1, 2, 3), (1, 5), (5, 1, 2)])
@@ -119,6 +124,7 @@ def test_what_is_half_written_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / ".step-00000009.partial" / "checkpoint.json").write_text("{}")
     (tmp_path / "step-00000008").mkdir()
     assert store.newest() is None
+    assert list(store.damaged()) == [tmp_path / "step-00000008"]
 
 
 def test_another_model_is_named(run_folder: Path) -> None:
@@ -154,3 +160,79 @@ def test_a_pickle_bomb_is_not_run(tmp_path: Path) -> None:
 def test_no_path_of_the_machine_is_stored(run_folder: Path) -> None:
     for file in (run_folder / "checkpoints" / "step-00000004").iterdir():
         assert str(run_folder).encode() not in file.read_bytes(), file.name
+
+
+def _flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def _cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+FILES = ["checkpoint.json", ".metadata", "__0_0.distcp", "__1_0.distcp", "manifest"]
+
+
+@pytest.mark.parametrize("harm", [_flip, _cut_short, Path.unlink, lambda file: file.write_text("")])
+@pytest.mark.parametrize("name", FILES)
+def test_harm_to_any_file_is_seen_and_the_one_before_is_used(
+    tmp_path: Path, run_folder: Path, name: str, harm: Any
+) -> None:
+    folder = shutil.copytree(run_folder / "checkpoints", tmp_path / "checkpoints")
+    store = Store(folder)
+    assert sorted(f.name for f in (folder / "step-00000004").iterdir()) == sorted(FILES)
+    newest = store.newest(contents=True)
+    assert newest is not None and newest.step == 4
+    harm(folder / "step-00000004" / name)
+    assert damage(folder / "step-00000004") is not None
+    before = store.newest(contents=True)
+    assert before is not None and before.step == 3
+
+
+def test_a_strange_file_is_seen(tmp_path: Path, run_folder: Path) -> None:
+    folder = shutil.copytree(run_folder / "checkpoints" / "step-00000004", tmp_path / "c")
+    (folder / "__2_0.distcp").write_text("")
+    assert damage(folder) == "__2_0.distcp is not in the manifest"
+
+
+@pytest.mark.parametrize(("harm", "word"), [(_flip, "does not match its sum"),
+                                             (_cut_short, "bytes instead of")])  # fmt: skip
+def test_a_run_goes_on_from_the_one_before_a_damaged_one(
+    tmp_path: Path, run_folder: Path, harm: Any, word: str
+) -> None:
+    """The end is bit for bit what it was, on the same layout."""
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    whole = read_metrics(run / "metrics.jsonl")
+    (run / "done").unlink()
+    harm(run / "checkpoints" / "step-00000004" / "__1_0.distcp")
+    changes = {"train.steps": 4, "checkpoint.every": 1, "checkpoint.keep": 2, "data.rows": 800,
+               "parallel.pipeline": 2}  # fmt: skip
+    ranks.run(train_rank, 2, run, changes)
+    again = read_metrics(run / "metrics.jsonl")
+    for ours, theirs in zip(again, whole, strict=True):
+        assert (ours["step"], ours["loss"], ours["grad_norm"]) == (
+            theirs["step"], theirs["loss"], theirs["grad_norm"])  # fmt: skip
+    assert word in (damage(run / "checkpoints" / "step-00000004.damaged") or "")
+    assert damage(run / "checkpoints" / "step-00000004") is None
+
+
+def test_every_so_many_steps_one_stays(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for step in range(1, 10):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    store.retain(2, 3)
+    assert [c.step for c in store.committed()] == [3, 6, 8, 9]
+
+
+def test_with_no_whole_checkpoint_left_a_run_does_not_start_over(
+    tmp_path: Path, run_folder: Path
+) -> None:
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    (run / "done").unlink()
+    for folder in (run / "checkpoints").glob("step-*"):
+        (folder / "manifest").unlink()
+    settings = load(run / "config.yaml")
+    with pytest.raises(UserError, match="has no whole checkpoint left: step-"):
+        prepare(settings, run_dir=run, world=2)

@@ -18,6 +18,7 @@ import pytest
 from model.errors import UserError
 from tests import ranks
 from tests.settings import tiny, train_rank
+from trainer.checkpoint.manifest import entry, read_manifest, write_manifest
 from trainer.config import Configuration
 from trainer.metrics import MetricsLog, Row, read_metrics
 from trainer.prepare import prepare
@@ -171,6 +172,9 @@ def test_changed_data_is_noticed(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, run)
     file = run / "checkpoints" / "step-00000008" / "checkpoint.json"
     file.write_text(file.read_text().replace(json.loads(file.read_text())["data"], "other"))
+    entries = read_manifest(file.parent) | {file.name: entry(file)}
+    (file.parent / "manifest").unlink()
+    write_manifest(file.parent, entries)
     with pytest.raises(UserError, match=r"data\.source: vic_elec has changed since"):
         prepare(configured(), run_dir=run)
 

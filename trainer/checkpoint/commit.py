@@ -11,6 +11,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from trainer.checkpoint.manifest import Entry, entry, write_manifest
 from trainer.checkpoint.storage import write
 from trainer.checkpoint.store import FORMAT, Checkpoint, Store, name_of
 from trainer.files import replace, sync_folder, write_synced
@@ -25,16 +26,21 @@ def save(
     is_main: bool,
 ) -> Checkpoint:
     """Called by all ranks, each with the parts of the state that it holds."""
+    rank = dist.get_rank()
     final, beside = store.folder / name_of(step), store.unfinished(step)
     if is_main:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
     dist.barrier()
     write(beside, state)
-    dist.barrier()
+    told: list[dict[str, Entry]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(told, {f.name: entry(f) for f in beside.glob(f"__{rank}_*")})
     if is_main:
         text = json.dumps({"format": FORMAT, "step": step, **description}, indent=1)
         write_synced(beside / "checkpoint.json", text)
+        sums = {name: one for own in told for name, one in own.items()}
+        sums |= {name: entry(beside / name) for name in ("checkpoint.json", ".metadata")}
+        write_manifest(beside, sums)
         sync_folder(beside)
         if final.exists():  # the same step again, after a resume from before it
             shutil.rmtree(final)

@@ -6,8 +6,10 @@
         checkpoint.json           format, step, samples, layout
         .metadata                 where each part of each global tensor lies
         __0_0.distcp              what rank 0 held of weights, exp_avg and exp_avg_sq
+        manifest                  every other file's size and sha256
 
-A reader trusts a folder named step-XXXXXXXX: a half-written one has another name.
+A reader trusts a folder named step-XXXXXXXX whose manifest holds: a half-written one has another
+name, and one that has been damaged since is put aside as step-XXXXXXXX.damaged.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
+from trainer.checkpoint.manifest import damage
 
 FORMAT = 1
 
@@ -67,17 +70,35 @@ class Store:
         found = [
             Checkpoint(folder)
             for folder in folders
-            if _NAME.fullmatch(folder.name) and (folder / "checkpoint.json").is_file()
+            if _NAME.fullmatch(folder.name) and folder.is_dir()
         ]
         return sorted(found, key=lambda checkpoint: checkpoint.step)
 
-    def newest(self) -> Checkpoint | None:
-        return next(reversed(self.committed()), None)
+    def newest(self, *, contents: bool = False) -> Checkpoint | None:
+        """The newest that is whole by its files' sizes, or by their contents too."""
+        for checkpoint in reversed(self.committed()):
+            if damage(checkpoint.path, contents=contents) is None:
+                return checkpoint
+        return None
 
-    def retain(self, keep: int) -> None:
-        """Remove all but the newest `keep` checkpoints."""
+    def damaged(self) -> dict[Path, str]:
+        """Those that are not whole by their files' sizes, and why."""
+        wrong = {c.path: damage(c.path, contents=False) for c in self.committed()}
+        return {path: why for path, why in wrong.items() if why is not None}
+
+    def put_aside(self, path: Path) -> Path:
+        """Out of the readers' way, for somebody to look at."""
+        aside = path.with_name(f"{path.name}.damaged")
+        if aside.exists():
+            shutil.rmtree(aside)
+        return path.rename(aside)
+
+    def retain(self, keep: int, keep_every: int) -> None:
+        """Remove all but the newest `keep` checkpoints and every one at a multiple of
+        `keep_every` steps; 0 for none of these."""
         for checkpoint in self.committed()[:-keep]:
-            shutil.rmtree(checkpoint.path)
+            if not keep_every or checkpoint.step % keep_every:
+                shutil.rmtree(checkpoint.path)
 
     def unfinished(self, step: int) -> Path:
         """Where a checkpoint is written before it is committed."""

@@ -171,6 +171,8 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; the last step always has one."""
     keep: PositiveInt = 3
     """Newest checkpoints that stay."""
+    keep_every: Annotated[int, Field(ge=0)] = 0
+    """Those at multiples of so many steps stay for good; 0: none does."""
 
 
 class LoggingConfig(Section):

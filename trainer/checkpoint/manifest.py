@@ -1,0 +1,71 @@
+"""A checkpoint's manifest: every file of it with its size and sha256. Imports no torch.
+
+The first line of `manifest` is the sha256 of the rest, a JSON object from file names to sizes and
+sums: a change to any byte of a checkpoint, the manifest's own included, is seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from trainer.files import write_synced
+
+NAME = "manifest"
+
+Entry = tuple[int, str]
+"""Bytes, and their sha256."""
+
+
+def entry(file: Path) -> Entry:
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256")
+    return file.stat().st_size, digest.hexdigest()
+
+
+def write_manifest(folder: Path, entries: Mapping[str, Entry]) -> None:
+    """Raises RuntimeError where a file lies in the folder that no rank has told of."""
+    found = {file.name for file in folder.iterdir()}
+    if found != set(entries):
+        strange = ", ".join(sorted(found ^ set(entries)))
+        raise RuntimeError(f"{folder}: written and told files differ: {strange}")
+    text = json.dumps({name: list(entries[name]) for name in sorted(entries)}, indent=1)
+    write_synced(folder / NAME, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+
+
+def read_manifest(folder: Path) -> dict[str, Entry]:
+    """Raises ValueError or OSError where there is no whole one."""
+    digest, _, text = (folder / NAME).read_text(encoding="utf-8").partition("\n")
+    if hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise ValueError("the manifest does not match its own sum")
+    return {name: (size, digest) for name, (size, digest) in json.loads(text).items()}
+
+
+def damage(folder: Path, *, contents: bool = True, part: int = 0, parts: int = 1) -> str | None:
+    """What is wrong with a checkpoint, in words; None if it is whole.
+
+    Sizes of all files are compared, and with `contents` the sums of every `parts`-th one, from
+    `part` on: ranks share the reading.
+    """
+    try:
+        entries = read_manifest(folder)
+    except (OSError, ValueError) as error:
+        return f"{NAME}: {error}"
+    found = {file.name for file in folder.iterdir()} - {NAME}
+    if found != set(entries):
+        names = sorted(found ^ set(entries))
+        return f"{names[0]} is {'not in the manifest' if names[0] in found else 'missing'}"
+    return _first_wrong(folder, entries, sorted(entries)[part::parts] if contents else ())
+
+
+def _first_wrong(folder: Path, entries: Mapping[str, Entry], read: Iterable[str]) -> str | None:
+    for name, (size, _) in entries.items():
+        held = (folder / name).stat().st_size
+        if held != size:
+            return f"{name} has {held} bytes instead of {size}"
+    for name in read:
+        if entry(folder / name) != entries[name]:
+            return f"{name} does not match its sum"
+    return None
