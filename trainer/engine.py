@@ -1,7 +1,7 @@
 """The adapter to DeepSpeed: one face for all layouts.
 
-Everything that knows DeepSpeed's engines is here, in `optimizer_state` and in
-`parallel.pipeline`.
+Everything that knows DeepSpeed's engines is here, in `optimizer_state`, and in
+`parallel.pipeline` and `parallel.deepspeed_view`.
 """
 
 from __future__ import annotations
