@@ -13,7 +13,6 @@ from math import prod
 import torch
 
 from model.flops import forward_flops
-from model.init import Part
 from model.moe import MixtureOfExperts
 from model.network import Layer, TimeSeriesTransformer
 from model.transformer import DecoderLayer
@@ -80,15 +79,13 @@ def _stage(
     here = layout.coordinates(number * layout.stage)
     whole = dense = experts = 0
     for name, shape in _parameters(network, layers):
-        held = _size(part_of(name, shape, layout, here))
+        held = part_of(name, shape, layout, here).shape.numel()
         whole += prod(shape)
         if is_expert(name) and layout.expert > 1:
             experts += held
         else:
             dense += held
-    # ZeRO spreads over the ranks that hold the same parameters.
-    alike = ((dense, layout.data), (experts, layout.stage // layout.expert))
-    spread = sum(count / ranks for count, ranks in alike)
+    spread = sum(count / ranks for count, ranks in _alike(dense, experts, layout))
     held = dense + experts
     states = 3 * FP32 * spread  # master weights and two moments
     # DeepSpeed keeps bf16 gradients beside their fp32 sums where it does not spread them.
@@ -109,8 +106,10 @@ def _parameters(
             yield f"{module}.{leaf}", parameter.shape
 
 
-def _size(part: Part) -> int:
-    return part.shape.numel()
+def _alike(dense: int, experts: int, layout: Layout) -> tuple[tuple[int, int], tuple[int, int]]:
+    """A rank's parameters of each kind, and how many ranks hold the same: ZeRO spreads over
+    these."""
+    return (dense, layout.data), (experts, layout.stage // layout.expert)
 
 
 def traffic(network: TimeSeriesTransformer, work: Work) -> list[dict[str, float]]:
@@ -187,10 +186,8 @@ def _boundaries(network: TimeSeriesTransformer, rows: int, number: int, stages: 
 
 def _data(cost: StageCosts, work: Work) -> float:
     """ZeRO: gradients are reduced, weights gathered."""
-    layout = work.layout
-    alike = ((cost.dense, layout.data), (cost.experts, layout.stage // layout.expert))
     total = 0.0
-    for count, ranks in alike:
+    for count, ranks in _alike(cost.dense, cost.experts, work.layout):
         if ranks == 1:
             continue
         # Sums of gradients once a step, and weights once after it; ZeRO 2 sums in every
@@ -210,5 +207,6 @@ def _tied(
     for name, holders in tied_modules(stages).items():
         if number in holders:
             for leaf, parameter in network.get_submodule(name).named_parameters():
-                total += _size(part_of(f"{name}.{leaf}", parameter.shape, layout, here))
+                part = part_of(f"{name}.{leaf}", parameter.shape, layout, here)
+                total += part.shape.numel()
     return float(FP32 * total)

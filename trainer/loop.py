@@ -77,7 +77,7 @@ def _join(plan: Plan, rank: int, local_rank: int, local_world: int) -> Place:
         facts = {
             "the step to go on from": plan.steps_done,
             "the run folder": str(plan.run.path.resolve()),
-            "the data": plan.dataset.digest(),
+            "the data": plan.dataset.digest,
             **versions(),
             "forescale's commit": commit(),
             **flat(plan.configuration.settings.model_dump()),
@@ -97,7 +97,6 @@ class Trainer:
         self.plan, self.place = plan, place
         self.settings = plan.configuration.settings
         self.dataset: Dataset = plan.dataset
-        self._data = plan.dataset.digest()
         self.steps_done = 0
         if place.is_main:
             plan.run.open(plan.configuration, plan.layout, str(place.device))
@@ -230,7 +229,7 @@ class Trainer:
         description = {
             "samples": self.steps_done * self.settings.train.global_batch_size,
             "layout": self.plan.layout.sizes(),
-            "data": self._data,
+            "data": self.dataset.digest,
             "settings": self.settings.model_dump(),
         }
         store = self.plan.run.store

@@ -65,7 +65,7 @@ def _check_resume(plan: Plan, checkpoint: Checkpoint) -> None:
     """Refuse to go on from what was computed from something else."""
     made_from = checkpoint.description()
     check_same(plan.configuration, made_from["settings"], f"{checkpoint.path} is of other settings")
-    if made_from["data"] != plan.dataset.digest():
+    if made_from["data"] != plan.dataset.digest:
         raise UserError(
             f"data.source: {plan.configuration.settings.data.source} has changed since "
             f"{checkpoint.path} was written; choose another --run-dir to start on the new data"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -126,6 +127,7 @@ class Dataset:
             return "the source's units"
         return "units of the training part's deviation"
 
+    @cached_property
     def digest(self) -> str:
         """Changes with any value, timestamp, channel or window of the data."""
         total = hashlib.sha256(repr((self.channels, self._bounds, self.shape)).encode())
