@@ -14,6 +14,8 @@ if __name__ == "__main__":
 
 from launch.rendezvous import Rendezvous, announce, discover
 from model.errors import UserError
+from trainer.failures import RunFailedError
+from trainer.signals import LASTING, StopRequest, stop_on_signal
 
 if TYPE_CHECKING:
     from trainer.prepare import Plan
@@ -25,24 +27,25 @@ def start(
     """Check everything, then train as this rank or through `ranks` new ones; the exit code."""
     from trainer.config import load
     from trainer.config.load import parse_overrides
+    from trainer.ownership import Incarnation, refuse_if_taken
     from trainer.prepare import prepare
 
     rendezvous = discover()
     if ranks is not None and rendezvous.world > 1:
         raise UserError("--ranks: a launcher has started the ranks already; leave it out")
-    try:
-        configuration = load(config, parse_overrides(overrides))
-        world = ranks or rendezvous.world
-        plan = prepare(configuration, run_dir=run_dir, resume=resume, world=world)
-    except UserError as error:
-        if rendezvous.rank == 0:
-            raise
-        return _tell(rendezvous, error)
-    if ranks is None or ranks == 1 or plan.is_done:
-        return _train(plan, rendezvous)
+    with stop_on_signal(signals=LASTING) as stop:
+        try:
+            configuration = load(config, parse_overrides(overrides))
+            world = ranks or rendezvous.world
+            plan = prepare(configuration, run_dir=run_dir, resume=resume, world=world)
+        except UserError as error:
+            if rendezvous.rank == 0:
+                raise
+            return _tell(rendezvous, error)
+        if ranks is None or ranks == 1 or plan.is_done:
+            return _train(plan, rendezvous, stop)
     if plan.run.exists():
-        with plan.run.in_use():  # said here rather than by a rank
-            pass
+        refuse_if_taken(plan.run.path, Incarnation.here())  # said here rather than by a rank
     from launch.ranks import launch
 
     options = ["--run-dir", str(plan.run.path), "--resume", resume]
@@ -58,15 +61,15 @@ def _tell(rendezvous: Rendezvous, error: UserError) -> int:
     return 2
 
 
-def _train(plan: Plan, rendezvous: Rendezvous) -> int:
+def _train(plan: Plan, rendezvous: Rendezvous, stop: StopRequest) -> int:
     use_processors(rendezvous)
     announce(rendezvous)
     from parallel.groups import leave
-    from trainer.loop import DivergedError, train
+    from trainer.loop import train
 
     try:
-        train(plan, rendezvous.rank, rendezvous.local_rank, rendezvous.local_world)
-    except DivergedError as error:
+        train(plan, rendezvous.rank, rendezvous.local_rank, rendezvous.local_world, stop)
+    except RunFailedError as error:
         if rendezvous.rank == 0:
             print(f"forescale: {error}", file=sys.stderr)
         return 1

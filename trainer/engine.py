@@ -31,6 +31,7 @@ from parallel.pipeline import pipeline_module, tied_modules
 from parallel.sharding import is_split
 from parallel.spread import spread
 from trainer import optimizer_state, routing
+from trainer.checkpoint.fragments import elements
 from trainer.config.settings import Settings
 from trainer.data.dataset import WindowBatch
 from trainer.optimizer import learning_rate, make_optimizer
@@ -38,6 +39,10 @@ from trainer.routing import LayerRouting
 
 MicroBatch = tuple[Inputs, tuple[Tensor, Tensor]]
 """The network's inputs, and labels: target and context."""
+
+
+CHUNK = 32
+"""Micro-batches that `predict` takes through the network at once."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,8 @@ class Engine:
         with torch.device("meta"):
             self.network = TimeSeriesTransformer(settings.model, shape)
         self.tokens_per_sample = self.network.tokens_per_sample
+        self.shapes = optimizer_state.shapes(self.network)
+        """Of all tensors that the ranks' states hold between them."""
         self._mixtures = list(self.network.mixtures())
         self.network.recompute = settings.parallel.activation_checkpointing
         self._groups = make_groups(place)
@@ -192,7 +199,7 @@ class Engine:
         """
         self._engine.eval()
         batches = iter(batches)
-        while chunk := list(islice(batches, 32)):
+        while chunk := list(islice(batches, CHUNK)):
             for batch, forecast in zip(chunk, self._forecasts(chunk), strict=False):
                 yield batch, forecast.cpu()
 
@@ -264,7 +271,17 @@ class Engine:
     def begin_load(self, steps_done: int) -> dict[str, Tensor]:
         """Tensors for a checkpoint's contents; `end_load` puts them in force."""
         optimizer_state.allocate(self._engine.optimizer, steps_done)
+        self._check_coverage()
         return {**self._fragments(), **self._buffers()}
+
+    def _check_coverage(self) -> None:
+        """What is not held by any rank would keep its first value, silently."""
+        state = self.state()
+        held = [elements(state[name]) if name in state else 0 for name in self.shapes]
+        counts = sum_over_ranks(self.place, torch.tensor(held, dtype=torch.float64)).tolist()
+        for (name, shape), count in zip(self.shapes.items(), counts, strict=True):
+            if count != math.prod(shape):
+                raise RuntimeError(f"{name} of {shape}: {count:.0f} elements are held by the ranks")
 
     def _fragments(self) -> dict[str, Tensor]:
         return dict(optimizer_state.fragments(

@@ -8,29 +8,29 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
 from enum import StrEnum
 from pathlib import Path
 
-from model.errors import UserError
 from parallel.agreement import meet
-from parallel.groups import Place, any_rank, barrier, is_joined, join, join_records
+from parallel.groups import Place, any_rank, is_joined, join, join_records
 from trainer.checkpoint import storage
-from trainer.checkpoint.commit import save
-from trainer.checkpoint.manifest import damage
-from trainer.checkpoint.store import Checkpoint
+from trainer.checkpoint.saver import Saver
 from trainer.config.load import flat
 from trainer.data import Dataset, Split
 from trainer.data.dataset import WindowBatch
-from trainer.engine import Engine
+from trainer.engine import CHUNK, Engine
 from trainer.environment import commit, versions
 from trainer.evaluate import Evaluation, evaluate
+from trainer.failures import DivergedError, TakenOverError
 from trainer.files import replace
 from trainer.metrics import MetricsLog, Row
+from trainer.ownership import Incarnation, Ownership, own
 from trainer.prepare import Plan
 from trainer.progress import TrainingProgress, say
 from trainer.report import draw, pictured_windows, print_table
+from trainer.resume import whole_checkpoint
 from trainer.signals import StopRequest, ended_by_signal, stop_on_signal
 
 
@@ -45,27 +45,31 @@ START_SECONDS = float(os.environ.get("FORESCALE_START_SECONDS", "25"))
 """How long ranks wait for each other at the start."""
 
 
-def train(plan: Plan, rank: int = 0, local_rank: int = 0, local_world: int = 1) -> Outcome:
+def train(
+    plan: Plan, rank: int = 0, local_rank: int = 0, local_world: int = 1,
+    stop: StopRequest | None = None,
+) -> Outcome:  # fmt: skip
     """Run `plan` on this rank, from its resume point to its last step or to a signal.
 
-    `local_world` counts the ranks on this machine.
+    `local_world` counts the ranks on this machine; `stop` may have been asked for already.
     """
     if plan.is_done:
         if rank == 0:
             say(f"{plan.run.path} is done: {plan.steps_done} steps; nothing is left to do")
         return Outcome.DONE
     with ExitStack() as stack:
+        ownership = None
         if rank == 0:
             plan.run.path.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(plan.run.in_use())
+            ownership = stack.enter_context(own(plan.run.path, Incarnation.here()))
         with ended_by_signal():
             place = _join(plan, rank, local_rank, local_world)
-        stop = stack.enter_context(stop_on_signal())
-        trainer = Trainer(plan, place)
-        outcome = trainer.run(stop)
-        if outcome is Outcome.DONE:
-            trainer.finish()
-        if place.is_main:
+        stop = stack.enter_context(stop_on_signal(stop))
+        trainer = Trainer(plan, place, stop, ownership)
+        outcome = trainer.run()
+        if ownership is not None:
+            if not ownership.lasts():
+                raise TakenOverError(f"a newer start of this job has taken {plan.run.path} over")
             plan.run.mark(outcome, trainer.steps_done)
     return outcome
 
@@ -86,21 +90,23 @@ def _join(plan: Plan, rank: int, local_rank: int, local_world: int) -> Place:
     return join(plan.layout, rank, local_rank, local_world, store)
 
 
-class DivergedError(RuntimeError):
-    """The loss or the gradient is no number any more; nothing after the last checkpoint counts."""
+class _StoppedError(Exception):
+    """Some rank has been asked to stop while windows were evaluated; raised on all of them."""
 
 
 class Trainer:
     """A run on one rank."""
 
-    def __init__(self, plan: Plan, place: Place) -> None:
-        self.plan, self.place = plan, place
+    def __init__(
+        self, plan: Plan, place: Place, stop: StopRequest, ownership: Ownership | None
+    ) -> None:
+        self.plan, self.place, self.stop = plan, place, stop
         self.settings = plan.configuration.settings
         self.dataset: Dataset = plan.dataset
         self.steps_done = 0
         if place.is_main:
             plan.run.open(plan.configuration, plan.layout, str(place.device))
-        checkpoint = self._whole_checkpoint()
+        checkpoint = whole_checkpoint(plan, place)
         if checkpoint is not None:
             self.steps_done = checkpoint.step
         if place.is_main:
@@ -109,28 +115,9 @@ class Trainer:
         if checkpoint is not None:
             storage.read(checkpoint.path, self.engine.begin_load(checkpoint.step))
             self.engine.end_load()
-
-    def _whole_checkpoint(self) -> Checkpoint | None:
-        """The one to go on from, every byte of it verified by one rank or another. A damaged one
-        is put aside for the one before it, unless it was asked for by its name."""
-        plan, place = self.plan, self.place
-        checkpoint = plan.resume_from
-        while checkpoint is not None:
-            wrong = damage(checkpoint.path, part=place.rank, parts=place.layout.world)
-            found = join_records(place, {str(place.rank): wrong} if wrong else {})
-            if not found:
-                return checkpoint
-            sentence = f"{checkpoint.path} is damaged: {next(iter(found.values()))}"
-            if not plan.may_fall_back:
-                raise UserError(f"--resume: {sentence}; choose another one")
-            if place.is_main:
-                aside = plan.run.store.put_aside(checkpoint.path)
-                say(f"{sentence}; it is now {aside.name}, and the one before it is used")
-            barrier()
-            checkpoint = plan.run.store.newest()
-            if checkpoint is None:
-                raise UserError(f"{sentence}, and there is no whole one before it")
-        return None
+        self.saver = Saver(
+            plan.run.store, place, self.settings.checkpoint, self.engine.shapes, ownership
+        )
 
     def _introduce(self) -> None:
         plan, train = self.plan, self.settings.train
@@ -145,39 +132,53 @@ class Trainer:
             f"{self.steps_done + 1} to {train.steps} of {train.global_batch_size} windows each"
         )
 
-    def run(self, stop: StopRequest) -> Outcome:
-        """Train to the last step, or to the first step after a signal on any rank."""
-        train, is_main = self.settings.train, self.place.is_main
-        logging = self.settings.logging
+    def run(self) -> Outcome:
+        """Train to the last step and score the result, or save at the first step after a signal
+        on any rank."""
         with ExitStack() as stack:
-            shown = TrainingProgress(train.steps, self.steps_done, logging.every, shown=is_main)
-            progress = stack.enter_context(shown)
+            stack.callback(self.saver.close)
             log = None
-            if is_main:
-                path, done = self.plan.run.path, self.steps_done
-                log = stack.enter_context(MetricsLog(path, done, tensorboard=logging.tensorboard))
-            first = self.steps_done + 1
-            while self.steps_done < train.steps:
+            if self.place.is_main:
+                path, board = self.plan.run.path, self.settings.logging.tensorboard
+                log = stack.enter_context(MetricsLog(path, self.steps_done, tensorboard=board))
+            stopped = not self._catch_up(log) or self._train(log)
+            if not stopped:
+                with suppress(_StoppedError):
+                    self._finish()
+                    return Outcome.DONE
+        if self.place.is_main:
+            say(f"saved at step {self.steps_done}; the same command goes on from there")
+        return Outcome.SAVED
+
+    def _train(self, log: MetricsLog | None) -> bool:
+        """Make the steps that are left; whether a signal stopped it before the last."""
+        train, logging = self.settings.train, self.settings.logging
+        shown = TrainingProgress(
+            train.steps, self.steps_done, logging.every, shown=self.place.is_main
+        )
+        first = self.steps_done + 1
+        stopping = False
+        with shown as progress:
+            while self.steps_done < train.steps and not stopping:
                 row = self._step(self.steps_done + 1)
                 if self.steps_done == first:
-                    kernels = join_records(self.place, self.engine.network.kernels())
-                    if is_main:
-                        self.plan.run.record(kernels=kernels, idle=self.settings.model.idle())
+                    self._record_kernels()
+                self._validate(row)
                 if log is not None:
                     log.write(row)
                 progress.step(row)
-                stopping = any_rank(self.place, bool(stop))
+                stopping = any_rank(self.place, bool(self.stop))
                 if self._is_checkpoint_due() or stopping:
-                    if log is not None:
-                        log.sync()
-                    self._save()
-                if stopping and self.steps_done < train.steps:
-                    break
-        if self.steps_done < train.steps:
-            if is_main:
-                say(f"saved at step {self.steps_done}; the same command goes on from there")
-            return Outcome.SAVED
-        return Outcome.DONE
+                    self._save(log)
+        if not self.saver.wait():  # the last one failed: once more, or it is said why not
+            self._save(log)
+            self.saver.wait()
+        return self.steps_done < train.steps
+
+    def _record_kernels(self) -> None:
+        kernels = join_records(self.place, self.engine.network.kernels())
+        if self.place.is_main:
+            self.plan.run.record(kernels=kernels, idle=self.settings.model.idle())
 
     def _step(self, step: int) -> Row:
         train, shape = self.settings.train, self.dataset.shape
@@ -206,11 +207,26 @@ class Trainer:
             row[f"{name}/load"] = layer.load
             row[f"{name}/entropy"] = layer.entropy
             row[f"{name}/drop_rate"] = layer.drop_rate
+        return row
+
+    def _validate(self, row: Row) -> None:
+        """Add the validation score of the steps done, where one is due and no signal comes."""
         every = self.settings.logging.validate_every
-        if every and step % every == 0 and self.dataset.windows(Split.VALIDATION):
+        if not every or self.steps_done % every or not self.dataset.windows(Split.VALIDATION):
+            return
+        with suppress(_StoppedError):
             scores = self._evaluate(Split.VALIDATION).scores()
             row["validation_mse"] = next(iter(scores.values()))["mse"]
-        return row
+
+    def _catch_up(self, log: MetricsLog | None) -> bool:
+        """Validate where a signal kept the last run from it; False where one does so again."""
+        row = dict(log.last) if log is not None and log.last is not None else {}
+        if not any_rank(self.place, bool(row) and "validation_mse" not in row):
+            return True
+        self._validate(row)
+        if log is not None and "validation_mse" in row:
+            log.complete(row)
+        return not any_rank(self.place, bool(self.stop))
 
     def _micro_batches(self, step: int) -> Iterator[WindowBatch]:
         """This replica's part of the step's samples; the parts of all replicas are the batch."""
@@ -225,20 +241,22 @@ class Trainer:
         every, last = self.settings.checkpoint.every, self.settings.train.steps
         return self.steps_done % every == 0 or self.steps_done == last
 
-    def _save(self) -> None:
+    def _save(self, log: MetricsLog | None) -> None:
         description = {
             "samples": self.steps_done * self.settings.train.global_batch_size,
             "layout": self.plan.layout.sizes(),
             "data": self.dataset.digest,
             "settings": self.settings.model_dump(),
         }
-        store = self.plan.run.store
-        save(store, self.steps_done, self.engine.state(), description,
-                    is_main=self.place.is_main)  # fmt: skip
-        if self.place.is_main:
-            store.retain(self.settings.checkpoint.keep, self.settings.checkpoint.keep_every)
+        hindrance = None
+        try:
+            if log is not None:
+                log.sync()
+        except OSError as error:
+            hindrance = f"metrics.jsonl: {error.strerror}"
+        self.saver.save(self.steps_done, self.engine.state(), description, hindrance)
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """Score the test windows, show and keep the result."""
         if not self.dataset.windows(Split.TEST):
             return
@@ -257,11 +275,19 @@ class Trainer:
             )
 
     def _evaluate(self, split: Split, *, pictured: bool = False) -> Evaluation:
+        """Raises _StoppedError where a signal comes."""
         return evaluate(
-            self.dataset, split, self.engine.predict,
+            self.dataset, split, lambda batches: self.engine.predict(self._until_stopped(batches)),
             batch_size=self.settings.train.micro_batch_size, place=self.place,
             keep=pictured_windows(self.dataset, split) if pictured else (),
         )  # fmt: skip
+
+    def _until_stopped(self, batches: Iterable[WindowBatch]) -> Iterator[WindowBatch]:
+        """All ranks ask for equally many batches, and so look together."""
+        for number, batch in enumerate(batches):
+            if number % CHUNK == 0 and any_rank(self.place, bool(self.stop)):
+                raise _StoppedError
+            yield batch
 
 
 def _beside_python(command: str) -> str:

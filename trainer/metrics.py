@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from trainer.progress import say
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -28,15 +31,21 @@ def read_metrics(path: Path) -> list[Row]:
 
 
 class MetricsLog:
-    """Appends rows; a resumed run goes on with no step missing and none twice."""
+    """Appends rows; a resumed run goes on with no step missing and none twice.
+
+    Rows that a full disk does not take wait for it, and no checkpoint is committed before them.
+    """
 
     def __init__(self, run: Path, steps_done: int, *, tensorboard: bool) -> None:
-        path = run / "metrics.jsonl"
-        kept = [row for row in read_metrics(path) if row["step"] <= steps_done]
-        beside = path.with_name(".metrics.jsonl.partial")
-        beside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        os.replace(beside, path)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the run
+        self._path = run / "metrics.jsonl"
+        kept = [row for row in read_metrics(self._path) if row["step"] <= steps_done]
+        self.last: Row | None = kept[-1] if kept else None
+        beside = self._path.with_name(".metrics.jsonl.partial")
+        beside.write_text("".join(map(_line, kept)), encoding="utf-8")
+        os.replace(beside, self._path)
+        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        self._whole = os.fstat(self._file).st_size
+        self._waiting: list[Row] = []
         self._board: SummaryWriter | None = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -50,22 +59,69 @@ class MetricsLog:
         self.close()
 
     def write(self, row: Row) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in row.items():
-                parts = {name: value}
-                if isinstance(value, list):
-                    parts = {f"{name}/{index}": part for index, part in enumerate(value)}
-                for part, number in parts.items():
-                    if part != "step":
-                        self._board.add_scalar(part, number, int(row["step"]))
+        self._append(row)
+        self._draw(row)
+
+    def complete(self, row: Row) -> None:
+        """Write the last row anew, with more in it."""
+        before = read_metrics(self._path)[-1]
+        assert before["step"] == row["step"]
+        self._whole -= len(_line(before).encode())
+        os.ftruncate(self._file, self._whole)
+        self._append(row)
+        self._draw({"step": row["step"]} | {k: v for k, v in row.items() if k not in before})
+
+    def _append(self, row: Row) -> None:
+        self.last = row
+        first_to_wait = not self._waiting
+        self._waiting.append(row)
+        try:
+            self._flush()
+        except OSError as error:
+            if first_to_wait:
+                say(f"{self._path}: {error.strerror}; rows are kept in memory until it can be "
+                    "written, and no checkpoint is committed before")  # fmt: skip
+
+    def _flush(self) -> None:
+        """Whole lines only: what did not fit is taken back."""
+        while self._waiting:
+            line = _line(self._waiting[0]).encode()
+            try:
+                if os.write(self._file, line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                os.ftruncate(self._file, self._whole)
+                raise
+            self._whole += len(line)
+            del self._waiting[0]
 
     def sync(self) -> None:
-        """To disk, before a checkpoint is: a committed step has its row."""
-        os.fsync(self._file.fileno())
+        """To disk, before a checkpoint is: a committed step has its row. Raises OSError."""
+        self._flush()
+        os.fsync(self._file)
 
     def close(self) -> None:
-        self._file.close()
+        os.close(self._file)
         if self._board is not None:
-            self._board.close()
+            self._to_board(self._board.close)
+
+    def _draw(self, row: Row) -> None:
+        for name, value in row.items():
+            parts = {name: value}
+            if isinstance(value, list):
+                parts = {f"{name}/{index}": part for index, part in enumerate(value)}
+            for part, number in parts.items():
+                if part != "step" and self._board is not None:
+                    self._to_board(self._board.add_scalar, part, number, int(row["step"]))
+
+    def _to_board(self, action: Any, *arguments: Any) -> None:
+        try:
+            action(*arguments)
+        except OSError as error:
+            say(f"TensorBoard's files cannot be written: {error.strerror}; "
+                "metrics.jsonl has all numbers")  # fmt: skip
+            self._board = None
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row) + "\n"

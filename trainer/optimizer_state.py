@@ -50,6 +50,16 @@ Held = tuple[int, Callable[[str | None], Tensor]]
 """Of a parameter's flattened part, where what this rank holds begins, and the kinds of it."""
 
 
+def shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Of all that is kept of a whole network, by `kind/global.name`."""
+    kept = {
+        f"{kind}/{name}": tuple(parameter.shape)
+        for name, parameter in network.named_parameters()
+        for kind in KINDS
+    }
+    return kept | {f"buffers/{name}": tuple(b.shape) for name, b in network.named_buffers()}
+
+
 def fragments(
     network: nn.Module, optimizer: Any, parts: Mapping[str, Part], rank: int
 ) -> dict[str, Fragment]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from trainer.metrics import Row
+if TYPE_CHECKING:
+    from trainer.metrics import Row
 
 
 def say(sentence: str) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,19 +76,6 @@ class RunFolder:
             raise UserError(
                 f"--run-dir: cannot write in {existing}: {error.strerror}; choose another folder"
             ) from None
-
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Hold the folder against a second run; raises UserError where another holds it."""
-        with open(self.path / ".lock", "w", encoding="utf-8") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(
-                    f"--run-dir: another process is training in {self.path}; "
-                    "wait for it, stop it, or choose another folder"
-                ) from None
-            yield
 
     def resume_point(self, resume: str) -> Checkpoint | None:
         """The checkpoint to go on from: `auto`, `never`, or a checkpoint's path."""

@@ -6,11 +6,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+LASTING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""What a scheduler sends once: kept in mind from the first moment on."""
+SIGNALS = (signal.SIGINT, *LASTING)
 PARENT = "FORESCALE_PARENT"
 """Environment variable with the process that started the ranks and passes signals on to them."""
 
@@ -47,16 +49,18 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[StopRequest]:
-    """Within, SIGNALS set the request instead of ending the process.
+def stop_on_signal(
+    request: StopRequest | None = None, signals: Sequence[signal.Signals] = SIGNALS
+) -> Iterator[StopRequest]:
+    """Within, `signals` set the request instead of ending the process.
 
     Python handles signals in the main thread only: elsewhere none is caught.
     """
-    request = StopRequest()
+    request = request or StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, request) for number in SIGNALS}
+    before = {number: signal.signal(number, request) for number in signals}
     try:
         yield request
     finally:

@@ -158,9 +158,9 @@ def test_ctrl_c_ends_a_rank_that_waits_for_others(tmp_path: Path) -> None:
         env={**environment(), "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0",
              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())},
     )  # fmt: skip
-    lock = tmp_path / "run" / ".lock"
+    owner = tmp_path / "run" / ".owner"
     deadline = time.monotonic() + 60
-    while not lock.exists():
+    while not owner.exists():
         assert time.monotonic() < deadline and waiting.poll() is None
         time.sleep(0.1)
     time.sleep(1.0)

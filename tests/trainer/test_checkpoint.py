@@ -65,7 +65,7 @@ def _save_division(rank: int, world: int, folder: Path, division: str) -> None:
     if rank == 0:
         folder.mkdir()
     dist.barrier()
-    write(folder, {"x": Fragment(part, start, held)})
+    write(folder, {"x": Fragment(part, start, held)}, {"x": tuple(WHOLE)}, None)
 
 
 def _load_division(rank: int, world: int, folder: Path, division: str) -> bool:
@@ -129,11 +129,12 @@ def test_what_is_half_written_is_no_checkpoint(tmp_path: Path) -> None:
 
 def test_another_model_is_named(run_folder: Path) -> None:
     path = run_folder / "checkpoints" / "step-00000004"
-    with pytest.raises(UserError, match=r"is of another model: weights/x, .* is not in it"):
-        read(path, {"weights/x": torch.zeros(2)}, alone=True)
     name = "weights/encoder.input_projection.bias"
-    with pytest.raises(UserError, match=r"here of shape \(2,\), has shape \(32,\) in it"):
-        read(path, {name: torch.zeros(2)}, alone=True)
+    with pytest.raises(UserError) as caught:
+        read(path, {name: torch.zeros(2), "weights/x": torch.zeros(2)}, alone=True)
+    assert str(caught.value).endswith(
+        f"is of another model: {name} is (32,) in it and (2,) here; weights/x (2,) is not in it"
+    )
 
 
 def test_a_future_format_is_refused(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from tests.settings import tiny, train_rank
 from trainer.checkpoint.manifest import entry, read_manifest, write_manifest
 from trainer.config import Configuration
 from trainer.metrics import MetricsLog, Row, read_metrics
+from trainer.ownership import Incarnation, own
 from trainer.prepare import prepare
 from trainer.run import RunFolder
 
@@ -81,11 +82,11 @@ def _train_and_die(
     rank: int, world: int, run: Path, overrides: dict[str, Any], where: str, at: int
 ) -> None:
     """Train; every rank is killed when it calls `where` for the time number `at`."""
-    import trainer.checkpoint.commit
+    import trainer.checkpoint.saver
     from trainer.engine import Engine
 
-    owner: Any = {"train_step": Engine, "write": trainer.checkpoint.commit,
-                  "sync_folder": trainer.checkpoint.commit}[where]  # fmt: skip
+    owner: Any = {"train_step": Engine, "write": trainer.checkpoint.saver,
+                  "sync_folder": trainer.checkpoint.saver}[where]  # fmt: skip
     original = getattr(owner, where)
     calls = 0
 
@@ -109,7 +110,8 @@ def _train_and_die(
 def test_after_a_kill_the_run_goes_on_from_its_last_commit(
     tmp_path: Path, where: str, at: int, steps_seen: int, resumes_at: int
 ) -> None:
-    settings = {**QUICK, "checkpoint.every": 3, "parallel.pipeline": 2}
+    settings = {**QUICK, "checkpoint.every": 3, "parallel.pipeline": 2,
+                "checkpoint.asynchronous": False}  # fmt: skip
     with pytest.raises(ranks.RanksFailedError):
         ranks.run(_train_and_die, 2, tmp_path / "cut", settings, where, at)
     run = RunFolder(tmp_path / "cut")
@@ -191,7 +193,10 @@ def test_two_runs_cannot_share_a_folder(finished: Path) -> None:
     from trainer.loop import train
 
     plan = prepare(configured(**{"train.steps": 9}), run_dir=finished)
-    with plan.run.in_use(), pytest.raises(UserError, match="another process is training"):
+    with (
+        own(plan.run.path, Incarnation("", ())),
+        pytest.raises(UserError, match="another process is training"),
+    ):
         train(plan)
 
 
@@ -202,7 +207,7 @@ def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
 
 
 def _diverge(rank: int, world: int, run: Path, overrides: dict[str, Any]) -> str:
-    from trainer.loop import DivergedError
+    from trainer.failures import DivergedError
 
     try:
         train_rank(rank, world, run, overrides)

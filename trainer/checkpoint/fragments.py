@@ -59,6 +59,8 @@ class Fragment(torch.Tensor):
     torch.distributed.checkpoint asks a tensor for its chunks by the three methods below.
     """
 
+    part: Part
+    start: int
     data_1d: Tensor
     chunks: dict[torch.Size, Tensor]
     """By their offsets in the whole."""
@@ -68,7 +70,7 @@ class Fragment(torch.Tensor):
         fragment = torch.Tensor._make_wrapper_subclass(
             cls, torch.Size(part.whole), dtype=data.dtype, device=data.device
         )
-        fragment.data_1d = data
+        fragment.part, fragment.start, fragment.data_1d = part, start, data
         fragment.chunks, position = {}, 0
         for offsets, sizes in boxes(part.shape, start, start + data.numel()):
             count = math.prod(sizes)
@@ -77,6 +79,10 @@ class Fragment(torch.Tensor):
             fragment.chunks[torch.Size(place)] = data[position : position + count].view(sizes)
             position += count
         return fragment
+
+    def holding(self, data: Tensor) -> Fragment:
+        """The same range, held by other memory."""
+        return Fragment(self.part, self.start, data)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -104,3 +110,8 @@ class Fragment(torch.Tensor):
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
         assert index.offset is not None
         return self.chunks[torch.Size(index.offset)]
+
+
+def elements(tensor: Tensor) -> int:
+    """That are held here of a global tensor."""
+    return tensor.data_1d.numel() if isinstance(tensor, Fragment) else tensor.numel()

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadPlan, SavePlan
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from model.errors import UserError
+from trainer.checkpoint.fragments import Fragment
+
+Shapes = dict[str, tuple[int, ...]]
+"""Of whole tensors, by their global names."""
 
 _ALLOWED = {
     ("torch.distributed.checkpoint.metadata", name)
@@ -60,11 +75,15 @@ def read_metadata(folder: Path) -> Metadata:
     return metadata
 
 
-def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(folder: Path) -> Shapes:
     """Global names of the tensors in a checkpoint, and their shapes."""
+    return {name: tuple(entry.size) for name, entry in _tensors(read_metadata(folder)).items()}
+
+
+def _tensors(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
     return {
-        name: tuple(entry.size)
-        for name, entry in read_metadata(folder).state_dict_metadata.items()
+        name: entry
+        for name, entry in metadata.state_dict_metadata.items()
         if isinstance(entry, TensorStorageMetadata)
     }
 
@@ -75,23 +94,85 @@ class _Writer(FileSystemWriter):
         return None
 
 
-def write(folder: Path, state: Mapping[str, Tensor]) -> None:
-    """Collective: each rank writes its parts, synced to disk."""
-    save(dict(state), storage_writer=_Writer(folder, sync_files=True))
+class _SavePlanner(DefaultSavePlanner):
+    """Refuses a plan by which some element of the state would be written twice or not at all."""
+
+    def __init__(self, shapes: Shapes) -> None:
+        super().__init__()
+        self._shapes = shapes
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        plans, metadata = super().create_global_plan(all_plans)  # overlaps are refused there
+        planned = _tensors(metadata)
+        for name in sorted(self._shapes.keys() | planned.keys()):
+            if name not in planned or self._shapes.get(name) != tuple(planned[name].size):
+                raise RuntimeError(f"{name} is not written as a whole of {self._shapes.get(name)}")
+            count = sum(math.prod(chunk.sizes) for chunk in planned[name].chunks)
+            if count != math.prod(self._shapes[name]):
+                raise RuntimeError(f"{name}: {count} of {self._shapes[name]} are written")
+        return plans, metadata
+
+
+class _LoadPlanner(DefaultLoadPlanner):
+    """Refuses a checkpoint that does not hold every element of what is read, once."""
+
+    def create_local_plan(self) -> LoadPlan:
+        plan = super().create_local_plan()
+        read: Counter[MetadataIndex] = Counter()
+        for item in plan.items:
+            read[item.dest_index] += math.prod(item.lengths)
+        for name, tensor in self.state_dict.items():
+            for index, size in _chunks(name, tensor):
+                if read[index] != math.prod(size):
+                    raise RuntimeError(f"{name}: {read[index]} of {math.prod(size)} were written")
+        return plan
+
+
+def _chunks(name: str, tensor: Tensor) -> Iterator[tuple[MetadataIndex, Sequence[int]]]:
+    if isinstance(tensor, Fragment):
+        for offsets, chunk in tensor.chunks.items():
+            yield MetadataIndex(name, offsets), chunk.shape
+    else:
+        yield MetadataIndex(name, torch.Size([0] * tensor.ndim)), tensor.shape
+
+
+def write(
+    folder: Path, state: Mapping[str, Tensor], shapes: Shapes, group: dist.ProcessGroup | None
+) -> None:
+    """Collective over `group`: each rank writes its parts, synced to disk.
+
+    `shapes` are those of all tensors of the whole state: every element of each is written once,
+    or CheckpointException is raised.
+    """
+    save(dict(state), storage_writer=_Writer(folder, sync_files=True),
+         planner=_SavePlanner(shapes), process_group=group)  # fmt: skip
 
 
 def read(folder: Path, state: Mapping[str, Tensor], *, alone: bool = False) -> None:
     """Fill `state` in place; `alone` needs no process group.
 
-    Raises UserError naming the tensors that the checkpoint lacks or holds in another shape.
+    Raises UserError naming the tensors that the checkpoint lacks or holds in another shape, and
+    CheckpointException where it does not hold every element of them once.
     """
-    held = tensor_shapes(folder)
-    for name, tensor in state.items():
-        if held.get(name) != tuple(tensor.shape):
-            found = f"has shape {held[name]} in it" if name in held else "is not in it"
-            here = f"{name}, here of shape {tuple(tensor.shape)}"
-            raise UserError(f"{folder} is of another model: {here}, {found}")
+    compare(folder, tensor_shapes(folder), {k: tuple(t.shape) for k, t in state.items()})
     with warnings.catch_warnings():
         if alone:
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        load(dict(state), storage_reader=_Reader(folder), no_dist=alone)
+        load(dict(state), storage_reader=_Reader(folder), planner=_LoadPlanner(), no_dist=alone)
+
+
+MOST_NAMED = 8
+
+
+def compare(source: Path, held: Shapes, wanted: Shapes) -> None:
+    """Raises UserError naming the tensors that a source lacks or holds in another shape."""
+    wrong = [
+        f"{name} is {held[name]} in it and {shape} here"
+        if name in held
+        else f"{name} {shape} is not in it"
+        for name, shape in sorted(wanted.items())
+        if held.get(name) != shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
+        raise UserError(f"{source} is of another model: {'; '.join(wrong[:MOST_NAMED])}{more}")

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,9 +101,12 @@ class Store:
             if not keep_every or checkpoint.step % keep_every:
                 shutil.rmtree(checkpoint.path)
 
-    def unfinished(self, step: int) -> Path:
-        """Where a checkpoint is written before it is committed."""
-        return self.folder / f".{name_of(step)}.partial"
+    def begin(self, step: int) -> Path:
+        """A folder to write a checkpoint in before it is committed; no other process has it."""
+        self.folder.mkdir(exist_ok=True)
+        beside = self.folder / f".{name_of(step)}.{uuid.uuid4().hex}.partial"
+        beside.mkdir()
+        return beside
 
     def remove_unfinished(self) -> None:
         """What a killed save has left."""

@@ -173,6 +173,8 @@ class CheckpointConfig(Section):
     """Newest checkpoints that stay."""
     keep_every: Annotated[int, Field(ge=0)] = 0
     """Those at multiples of so many steps stay for good; 0: none does."""
+    asynchronous: bool = True
+    """Write while training goes on, from a copy of the state in the host's memory."""
 
 
 class LoggingConfig(Section):

@@ -1,0 +1,217 @@
+"""Saves checkpoints: written beside, synced, summed, and committed by one rename.
+
+This goes on in a thread and on a process group of its own while training goes on. Each phase is
+made by all ranks together: where one fails, on whichever rank, all know it before the next,
+nothing is committed, and nobody waits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+from parallel.groups import Place
+from trainer.checkpoint.manifest import Entry, entry, write_manifest
+from trainer.checkpoint.staging import Staging
+from trainer.checkpoint.storage import Shapes, write
+from trainer.checkpoint.store import FORMAT, Store, name_of
+from trainer.config.settings import CheckpointConfig
+from trainer.failures import SaveFailedError, TakenOverError
+from trainer.files import replace, sync_folder, write_synced
+from trainer.ownership import Ownership
+from trainer.progress import say
+
+T = TypeVar("T")
+
+
+class Phase(StrEnum):
+    """What a save is at, in this order. Between WRITING and RENAMING a kill leaves files that are
+    no checkpoint yet."""
+
+    COPYING = "copying the state"
+    OPENING = "making its folder"
+    WRITING = "writing the tensors"
+    SUMMING = "summing the files"
+    SEALING = "writing the manifest"
+    RENAMING = "the rename"
+    TIDYING = "removing older ones"
+
+
+class _FailedError(Exception):
+    """A phase failed on some rank."""
+
+
+class Saver:
+    """The checkpoints of one run, as its ranks write them. Made by all ranks together.
+
+    `shapes` are those of all tensors of the whole state, `ownership` the main rank's right to
+    write in the run folder.
+    """
+
+    def __init__(
+        self, store: Store, place: Place, config: CheckpointConfig, shapes: Shapes,
+        ownership: Ownership | None,
+    ) -> None:  # fmt: skip
+        self._store, self._place, self._config, self._shapes = store, place, config, shapes
+        self._ownership = ownership
+        self._staging = Staging(place.device)
+        self._group = dist.new_group(backend="gloo")
+        self._in_flight: Future[None] | None = None
+        self._failures = 0
+        self.phase: Phase | None = None
+
+    def save(
+        self, step: int, state: Mapping[str, Tensor], description: dict[str, Any],
+        hindrance: str | None = None,
+    ) -> None:  # fmt: skip
+        """Returns once the state is copied, or committed where saving is not asynchronous.
+
+        `hindrance`: why this rank cannot let the checkpoint be committed. Raises SaveFailedError
+        at the second failure in a row; the first one is only told. Raises TakenOverError where
+        the run folder belongs to a newer incarnation.
+        """
+        self.wait()
+        if self._config.asynchronous:
+            self._enter(Phase.COPYING)
+            state = self._staging.copy(state)
+        self._in_flight = Future()
+        threading.Thread(
+            target=self._run, args=(self._in_flight, step, state, description, hindrance),
+            name="checkpoint", daemon=True,
+        ).start()  # fmt: skip
+        if not self._config.asynchronous:
+            self.wait()
+
+    def wait(self) -> bool:
+        """Until nothing is in flight; whether the last checkpoint was committed."""
+        if self._in_flight is not None:
+            running, self._in_flight = self._in_flight, None
+            try:
+                running.result()
+                self._failures = 0
+            except _FailedError as error:
+                self._failures += 1
+                if self._failures > 1:
+                    raise SaveFailedError(
+                        f"{error}, as did the one before; the run stops"
+                    ) from None
+        return self._failures == 0
+
+    def close(self) -> None:
+        """Let what is in flight end, whatever comes of it."""
+        if self._in_flight is not None:
+            self._in_flight.exception()
+
+    def _run(self, done: Future[None], *what: Any) -> None:
+        try:
+            self._write(*what)
+            done.set_result(None)
+        except BaseException as error:
+            if self._place.is_main and isinstance(error, _FailedError):
+                say(f"{error}; the checkpoints before it are as they were")
+            done.set_exception(error)
+        finally:
+            self.phase = None
+
+    def _write(
+        self, step: int, state: Mapping[str, Tensor], description: dict[str, Any],
+        hindrance: str | None,
+    ) -> None:  # fmt: skip
+        what = f"the checkpoint of step {step}"
+
+        def opened() -> str:
+            if hindrance is not None:
+                raise OSError(hindrance)
+            return str(self._store.begin(step)) if self._place.is_main else ""
+
+        told = self._together(what, Phase.OPENING, opened)
+        beside = Path(told[0])
+        try:
+            self._together(
+                what, Phase.WRITING, lambda: write(beside, state, self._shapes, self._group)
+            )
+            mine = f"__{self._place.rank}_*"
+            sums = self._together(
+                what, Phase.SUMMING, lambda: {f.name: entry(f) for f in beside.glob(mine)}
+            )
+            self._together(what, Phase.SEALING, lambda: self._seal(beside, step, description, sums))
+            self._together(what, Phase.RENAMING, lambda: self._commit(beside, step))
+        except _FailedError:
+            if self._place.is_main:
+                shutil.rmtree(beside, ignore_errors=True)  # a full disk needs the room
+            raise
+        self._together(what, Phase.TIDYING, self._tidy)
+
+    def _seal(
+        self, beside: Path, step: int, description: dict[str, Any], sums: list[dict[str, Entry]]
+    ) -> None:
+        if not self._place.is_main:
+            return
+        text = json.dumps({"format": FORMAT, "step": step, **description}, indent=1)
+        write_synced(beside / "checkpoint.json", text)
+        entries = {name: one for told in sums for name, one in told.items()}
+        entries |= {name: entry(beside / name) for name in ("checkpoint.json", ".metadata")}
+        write_manifest(beside, entries)
+        sync_folder(beside)
+
+    def _commit(self, beside: Path, step: int) -> None:
+        """From here on it counts."""
+        if self._ownership is None:
+            return
+        if not self._ownership.lasts():
+            raise TakenOverError
+        final = self._store.folder / name_of(step)
+        if final.exists():  # the same step again, after a resume from before it
+            shutil.rmtree(final)
+        os.rename(beside, final)
+        sync_folder(self._store.folder)
+
+    def _tidy(self) -> None:
+        if self._place.is_main:
+            newest = self._store.committed()[-1]
+            replace(self._store.folder / "latest", newest.path.name)
+            self._store.retain(self._config.keep, self._config.keep_every)
+
+    def _together(self, what: str, phase: Phase, action: Callable[[], T]) -> list[T]:
+        """The results of all ranks; raises on all where one failed."""
+        self._enter(phase)
+        mine: tuple[T | None, str | None]
+        try:
+            mine = action(), None
+        except TakenOverError:
+            mine = None, ""
+        except Exception as error:  # whatever a disk or a library comes up with
+            mine = None, _sentence(error)
+        told: list[Any] = [None] * self._place.layout.world
+        dist.all_gather_object(told, mine, group=self._group)
+        wrong = {rank: text for rank, (_, text) in enumerate(told) if text is not None}
+        if "" in wrong.values():
+            raise TakenOverError(
+                f"a newer start of this job writes in {self._store.folder.parent}; this one ends"
+            )
+        if wrong:
+            rank, text = next(iter(wrong.items()))
+            raise _FailedError(f"{what} failed at {phase} on rank {rank}: {text}")
+        return [result for result, _ in told]
+
+    def _enter(self, phase: Phase) -> None:
+        self.phase = phase
+
+
+def _sentence(error: BaseException) -> str:
+    """The first line of what went wrong first."""
+    if isinstance(error, CheckpointException) and error.failures:
+        return _sentence(next(iter(error.failures.values()))[0])
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,38 @@
+"""Copies of a state in the host's memory, written to disk while training changes the state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from trainer.checkpoint.fragments import Fragment
+
+
+class Staging:
+    """Its memory, as much as this rank's part of a checkpoint, is kept from one copy to the next:
+    to fault it in again would take longer than to fill it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._pinned = device.type == "cuda"
+        self._held: dict[str, Tensor] = {}
+
+    def copy(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Good until the next call."""
+        copies = {}
+        for name, tensor in state.items():
+            source = tensor.data_1d if isinstance(tensor, Fragment) else tensor.detach()
+            into = self._memory(name, source)
+            into.copy_(source, non_blocking=True)
+            copies[name] = tensor.holding(into) if isinstance(tensor, Fragment) else into
+        if self._pinned:
+            torch.cuda.synchronize()
+        return copies
+
+    def _memory(self, name: str, like: Tensor) -> Tensor:
+        held = self._held.get(name)
+        if held is None or held.shape != like.shape or held.dtype != like.dtype:
+            held = torch.empty(like.shape, dtype=like.dtype, pin_memory=self._pinned)
+            self._held[name] = held
+        return held
