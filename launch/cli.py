@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -44,17 +45,35 @@ def train(
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 def evaluate(run: Path, split: str, as_json: bool) -> None:
-    """Score RUN's newest checkpoint on every window of a split, beside naive forecasts."""
+    """Score RUN's newest checkpoint on every window of a split, beside naive forecasts.
+
+    RUN may be a checkpoint or an export too.
+    """
     from launch.evaluate import score
 
     score(run, split, as_json=as_json)
 
 
 @forescale.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
+    help="Of the weights that are written.",
+)  # fmt: skip
+def export(source: Path, out: Path, precision: Literal["fp32", "bf16"]) -> None:
+    """Write the weights of SOURCE, a run or a checkpoint, to the folder OUT for others to use."""
+    from trainer.export.write import export as write
+    from trainer.source import find
+
+    write(find(source), out, precision=precision)
+
+
+@forescale.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--verify", is_flag=True, help="Read every byte of checkpoints against its sum.")
 def show(path: Path, verify: bool) -> None:
-    """Tell what a run folder or a checkpoint holds."""
+    """Tell what a run folder, a checkpoint or an export holds."""
     from launch.show import tell
 
     tell(path, verify=verify)

@@ -1,4 +1,4 @@
-"""`forescale show PATH`: what a run folder or a checkpoint holds."""
+"""`forescale show PATH`: what a run folder, a checkpoint or an export holds."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from trainer.checkpoint.manifest import damage
 from trainer.checkpoint.store import Checkpoint
 from trainer.metrics import read_metrics
 from trainer.run import RunFolder
+from trainer.source import Source, find
 
 
 def tell(path: Path, *, verify: bool) -> None:
@@ -23,7 +24,7 @@ def tell(path: Path, *, verify: bool) -> None:
     elif RunFolder(path).exists():
         _run(RunFolder(path), verify=verify)
     else:
-        raise UserError(f"{path} is neither a run folder nor a checkpoint")
+        _weights(find(path))
 
 
 def _print(rows: dict[str, str]) -> None:
@@ -91,5 +92,24 @@ def _checkpoint(checkpoint: Checkpoint, *, verify: bool) -> None:
             "whole": "every byte by its sum"
             if verify
             else "by its files' sizes; --verify reads all",
+        }
+    )
+
+
+def _weights(source: Source) -> None:
+    wrong = source.damage()
+    if wrong is not None:
+        raise UserError(f"{source.path} is damaged: {wrong}")
+    shapes = {n: s for n, s in source.shapes().items() if n.startswith("weights/")}
+    facts = source.facts
+    _print(
+        {
+            "export": str(source.path),
+            "step": str(source.step),
+            "architecture": source.settings.model.architecture,
+            "forecasts": f"{facts.shape.prediction_length} points of {', '.join(facts.channels)} "
+            f"from {facts.shape.context_length}",
+            "parameters": f"{sum(map(math.prod, shapes.values())):,} in {len(shapes)} tensors",
+            "size": f"{sum(f.stat().st_size for f in source.path.iterdir()) / 2**20:.1f} MiB",
         }
     )

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 
@@ -30,8 +31,9 @@ from trainer.ownership import Incarnation, Ownership, own
 from trainer.prepare import Plan
 from trainer.progress import TrainingProgress, say
 from trainer.report import draw, pictured_windows, print_table
-from trainer.resume import whole_checkpoint
+from trainer.resume import take_over, whole_checkpoint
 from trainer.signals import StopRequest, ended_by_signal, stop_on_signal
+from trainer.source import Source
 
 
 class Outcome(StrEnum):
@@ -80,6 +82,7 @@ def _join(plan: Plan, rank: int, local_rank: int, local_world: int) -> Place:
     if not is_joined():
         facts = {
             "the step to go on from": plan.steps_done,
+            "the weights to start from": str(plan.start_from and plan.start_from.path.resolve()),
             "the run folder": str(plan.run.path.resolve()),
             "the data": plan.dataset.digest,
             **versions(),
@@ -115,9 +118,17 @@ class Trainer:
         if checkpoint is not None:
             storage.read(checkpoint.path, self.engine.begin_load(checkpoint.step))
             self.engine.end_load()
+        elif plan.start_from is not None:
+            self._take_over(plan.start_from)
         self.saver = Saver(
             plan.run.store, place, self.settings.checkpoint, self.engine.shapes, ownership
         )
+
+    def _take_over(self, source: Source) -> None:
+        taken = take_over(self.engine, source, self.place)
+        if self.place.is_main:
+            say(taken.sentence())
+            self.plan.run.record(init_from=asdict(taken))
 
     def _introduce(self) -> None:
         plan, train = self.plan, self.settings.train
@@ -246,6 +257,7 @@ class Trainer:
             "samples": self.steps_done * self.settings.train.global_batch_size,
             "layout": self.plan.layout.sizes(),
             "data": self.dataset.digest,
+            "series": self.dataset.facts.content(),
             "settings": self.settings.model_dump(),
         }
         hindrance = None

@@ -12,6 +12,7 @@ from trainer.config import Configuration
 from trainer.config.rules import check
 from trainer.data import Dataset
 from trainer.run import RunFolder, check_same
+from trainer.source import Source, find
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Plan:
     dataset: Dataset
     run: RunFolder
     resume_from: Checkpoint | None
+    start_from: Source | None
+    """Whose weights a new run starts with."""
     may_fall_back: bool
     """On an older checkpoint, where this one is damaged: it was not asked for by its name."""
 
@@ -55,10 +58,21 @@ def prepare(
         raise configuration.locate(error) from None
     run.check(configuration, resume)
     point = run.resume_point(resume)
-    plan = Plan(configuration, layout, dataset, run, point, may_fall_back=resume == "auto")
+    source = _start_from(configuration) if point is None else None
+    plan = Plan(configuration, layout, dataset, run, point, source, may_fall_back=resume == "auto")
     if plan.resume_from is not None:
         _check_resume(plan, plan.resume_from)
     return plan
+
+
+def _start_from(configuration: Configuration) -> Source | None:
+    path = configuration.settings.model.init_from
+    if path is None:
+        return None
+    try:
+        return find(Path(path))
+    except UserError as error:
+        raise configuration.error("model.init_from", str(error)) from None
 
 
 def _check_resume(plan: Plan, checkpoint: Checkpoint) -> None:

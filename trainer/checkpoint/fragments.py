@@ -115,3 +115,13 @@ class Fragment(torch.Tensor):
 def elements(tensor: Tensor) -> int:
     """That are held here of a global tensor."""
     return tensor.data_1d.numel() if isinstance(tensor, Fragment) else tensor.numel()
+
+
+def fill(tensor: Tensor, whole: Any) -> None:
+    """From a whole tensor that is read where it is indexed, no more of it than is held here."""
+    if not isinstance(tensor, Fragment):
+        tensor.copy_(whole[...])
+        return
+    for offsets, chunk in tensor.chunks.items():
+        region = tuple(slice(o, o + s) for o, s in zip(offsets, chunk.shape, strict=True))
+        chunk.copy_(whole[region] if region else whole[...])

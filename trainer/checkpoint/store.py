@@ -3,7 +3,7 @@
     checkpoints/
       latest                      the newest committed checkpoint's name
       step-00000200/
-        checkpoint.json           format, step, samples, layout
+        checkpoint.json           format, step, samples, layout, settings, facts of the series
         .metadata                 where each part of each global tensor lies
         __0_0.distcp              what rank 0 held of weights, exp_avg and exp_avg_sq
         manifest                  every other file's size and sha256
@@ -25,7 +25,7 @@ from typing import Any
 from model.errors import UserError
 from trainer.checkpoint.manifest import damage
 
-FORMAT = 1
+FORMAT = 2
 
 _NAME = re.compile(r"step-(\d{8,})")
 

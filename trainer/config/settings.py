@@ -14,6 +14,14 @@ OffIsNone = BeforeValidator(lambda value: "none" if value is False else value)
 """YAML reads a bare `off` as false."""
 
 
+class NetworkConfig(ModelConfig):
+    """The network, and where its first weights come from."""
+
+    init_from: str | None = None
+    """A run folder, a checkpoint or an export whose weights a new run starts from, as far as
+    names and shapes are the same; what is not taken over is told. Default: drawn by train.seed."""
+
+
 class DataConfig(Section):
     """What is forecast, from what, and how the series are cut."""
 
@@ -191,7 +199,7 @@ class LoggingConfig(Section):
 class Settings(Section):
     """A whole configuration."""
 
-    model: ModelConfig = ModelConfig()
+    model: NetworkConfig = NetworkConfig()
     data: DataConfig = DataConfig()
     parallel: ParallelConfig = ParallelConfig()
     train: TrainConfig = TrainConfig()

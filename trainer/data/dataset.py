@@ -14,6 +14,7 @@ import pandas as pd
 from model.config import CALENDAR_SIZES, SeriesShape
 from model.errors import UserError
 from trainer.config.settings import DataConfig
+from trainer.data.facts import SeriesFacts
 from trainer.data.tables import Doubles, Floats, Series, Table, read_table
 
 Indices = npt.NDArray[np.int64]
@@ -137,6 +138,13 @@ class Dataset:
             if one.times is not None:
                 total.update(one.times.asi8.tobytes())
         return total.hexdigest()
+
+    @property
+    def facts(self) -> SeriesFacts:
+        return SeriesFacts(
+            self.shape, tuple(self.channels), tuple(self.mean.tolist()),
+            tuple(self.deviation.tolist()),
+        )  # fmt: skip
 
     def _count(self, split: Split) -> Windows:
         length, horizon = self.config.context_length, self.config.prediction_length

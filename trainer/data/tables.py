@@ -68,7 +68,7 @@ def read_table(config: DataConfig) -> Table:
             f"data.calendar: {name} has no column of timestamps; "
             "name it as data.time_column or set data.calendar=[]"
         )
-    known = _known(config, times, covariates.astype(np.float32))
+    features = known(config, times, covariates.astype(np.float32))
     notes = _columns_left_out(frame, config, time_column, targets)
     series = []
     for item_id, rows in _groups(frame, config, name):
@@ -76,12 +76,12 @@ def read_table(config: DataConfig) -> Table:
         if times is not None:
             _check_order(times[rows], rows, item_id, name, notes)
         series.append(
-            Series(item_id, values[rows], known[rows], None if times is None else times[rows])
+            Series(item_id, values[rows], features[rows], None if times is None else times[rows])
         )
     return Table(series, targets, _interval(series), notes + _missing(series, targets))
 
 
-def _known(config: DataConfig, times: pd.DatetimeIndex | None, columns: Floats) -> Floats:
+def known(config: DataConfig, times: pd.DatetimeIndex | None, columns: Floats) -> Floats:
     """[T, F]: waves of the calendar, columns, then the calendar's values to embed."""
     if times is None or not config.calendar:
         return columns

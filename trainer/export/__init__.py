@@ -1,0 +1,1 @@
+"""Exports: weights for others, in the shape that model hubs take."""

@@ -1,0 +1,116 @@
+"""An export's folder, and what is read of it.
+
+    config.json                          what the network is: settings, channels, scaling
+    model-00001-of-00002.safetensors     its weights by global names (model.safetensors if one)
+    model.safetensors.index.json         which file has which (if several)
+    README.md                            a model card
+
+Plain torch reads it, and nothing in it can run. Finding and describing one imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.checkpoint.storage import Shapes
+
+MODEL_TYPE = "forescale"
+FORMAT = 1
+ONE_FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def exported_name(name: str) -> str:
+    """`weights/encoder.x` and `buffers/encoder.x` are `encoder.x` in an export."""
+    return name.partition("/")[2]
+
+
+@dataclass(frozen=True)
+class Export:
+    """A folder."""
+
+    path: Path
+
+    def exists(self) -> bool:
+        return (self.path / "config.json").is_file()
+
+    def description(self) -> dict[str, Any]:
+        """config.json; raises UserError where it is of something else."""
+        content = self._json("config.json")
+        if content.get("model_type") != MODEL_TYPE:
+            raise UserError(f"{self.path} is an export of something else than Forescale")
+        if content.get("format") != FORMAT:
+            raise UserError(
+                f"{self.path} has format {content.get('format')}; this version reads {FORMAT}"
+            )
+        return content
+
+    def shapes(self) -> Shapes:
+        buffers = set(self.description()["buffers"])
+        return {
+            f"{'buffers' if name in buffers else 'weights'}/{name}": tuple(
+                file.get_slice(name).get_shape()
+            )
+            for file, names in self._files()
+            for name in names
+        }
+
+    def read(self, state: Mapping[str, Tensor]) -> None:
+        """Fill tensors or fragments in place, reading no more than they hold.
+
+        Raises UserError naming the tensors that the export lacks or holds in another shape.
+        """
+        from trainer.checkpoint.fragments import fill
+        from trainer.checkpoint.storage import compare
+
+        compare(self.path, self.shapes(), {k: tuple(t.shape) for k, t in state.items()})
+        wanted = {exported_name(name): tensor for name, tensor in state.items()}
+        for file, names in self._files():
+            for name in names & wanted.keys():
+                fill(wanted[name], file.get_slice(name))
+
+    def damage(self) -> str | None:
+        try:
+            for _ in self._files():
+                pass
+        except UserError as error:
+            return str(error)
+        return None
+
+    def _files(self) -> Iterator[tuple[Any, set[str]]]:
+        """Each weights file, opened, and the names of its tensors."""
+        from safetensors import SafetensorError, safe_open
+
+        for name in self._file_names():
+            try:
+                with safe_open(self.path / name, "pt") as file:
+                    yield file, set(file.keys())
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"{self.path}: {name}: {error}") from None
+
+    def _file_names(self) -> list[str]:
+        if not (self.path / INDEX).is_file():
+            return [ONE_FILE]
+        names = sorted(set(self._json(INDEX).get("weight_map", {}).values()))
+        strange = [name for name in names if Path(name).name != name]
+        if strange:  # an index that somebody sent may name any file of this machine
+            raise UserError(f"{self.path}: {INDEX} names {strange[0]}, which is not in the folder")
+        return names
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path} is no export: {name}: {error}") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{self.path} is no export: {name} is no JSON object")
+        return content
