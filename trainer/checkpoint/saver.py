@@ -147,7 +147,7 @@ class Saver:
             )
             self._together(what, Phase.SEALING, lambda: self._seal(beside, step, description, sums))
             self._together(what, Phase.RENAMING, lambda: self._commit(beside, step))
-        except _FailedError:
+        except (_FailedError, TakenOverError):
             if self._place.is_main:
                 shutil.rmtree(beside, ignore_errors=True)  # a full disk needs the room
             raise
@@ -191,27 +191,27 @@ class Saver:
             mine = action(), None
         except TakenOverError:
             mine = None, ""
-        except Exception as error:  # whatever a disk or a library comes up with
-            mine = None, _sentence(error)
+        except (Exception, CheckpointException) as error:  # whatever a disk or a library brings
+            mine = None, _sentence(error, self._place.rank)
         told: list[Any] = [None] * self._place.layout.world
         dist.all_gather_object(told, mine, group=self._group)
-        wrong = {rank: text for rank, (_, text) in enumerate(told) if text is not None}
-        if "" in wrong.values():
+        wrong = [text for _, text in told if text is not None]
+        if "" in wrong:
             raise TakenOverError(
                 f"a newer start of this job writes in {self._store.folder.parent}; this one ends"
             )
         if wrong:
-            rank, text = next(iter(wrong.items()))
-            raise _FailedError(f"{what} failed at {phase} on rank {rank}: {text}")
+            raise _FailedError(f"{what} failed at {phase}: {wrong[0]}")
         return [result for result, _ in told]
 
     def _enter(self, phase: Phase) -> None:
         self.phase = phase
 
 
-def _sentence(error: BaseException) -> str:
-    """The first line of what went wrong first."""
+def _sentence(error: BaseException, rank: int) -> str:
+    """The rank on which something went wrong first, and the first line of what."""
     if isinstance(error, CheckpointException) and error.failures:
-        return _sentence(next(iter(error.failures.values()))[0])
+        rank, (cause, _) = next(iter(error.failures.items()))
+        return _sentence(cause, rank)
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"rank {rank}: {type(error).__name__}{f': {lines[0]}' if lines else ''}"
