@@ -78,6 +78,52 @@ def test_a_signal_on_any_rank_saves_and_the_run_goes_on_bit_for_bit(
     assert scores[0] == scores[1]
 
 
+def _signal_while_evaluating(
+    rank: int, world: int, run: Path, overrides: dict[str, Any], split: str
+) -> str:
+    """The last rank gets SIGUSR1 at the fifth batch of `split` that it evaluates."""
+    import trainer.loop
+    from trainer.data import Dataset
+
+    trainer.loop.CHUNK = 2
+    original, seen = Dataset.batch, 0
+
+    def batch(self: Dataset, of: Any, *arguments: Any) -> Any:
+        nonlocal seen
+        seen += str(of) == split
+        if seen == 5 and rank == world - 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return original(self, of, *arguments)
+
+    Dataset.batch = batch  # type: ignore[method-assign]
+    plan = prepare(configured(**overrides), run_dir=run, world=world)
+    return str(trainer.loop.train(plan, rank, rank, world))
+
+
+@pytest.mark.parametrize(("split", "steps"), [("validation", 2), ("test", 8)])
+@pytest.mark.parametrize("layout", [{}, {"parallel.pipeline": 2}])
+def test_a_signal_while_evaluating_is_heard(
+    tmp_path: Path, split: str, steps: int, layout: dict[str, Any]
+) -> None:
+    """What was not scored is scored after the resume: no number is lost."""
+    settings = {**QUICK, "logging.validate_every": 2, "train.micro_batch_size": 2, **layout}
+    run = tmp_path / "cut"
+    outcomes = ranks.run(_signal_while_evaluating, 2, run, settings, split)
+    assert outcomes == ["saved", "saved"]
+    assert (run / "saved").read_text() == f"step {steps}\n"
+    rows = read_metrics(run / "metrics.jsonl")
+    assert len(rows) == steps and ("validation_mse" in rows[-1]) == (split == "test")
+    assert not (run / "evaluation.json").exists()
+    resumed = ranks.run(train_rank, 2, run, settings)[0]
+    straight = ranks.run(train_rank, 2, tmp_path / "straight", settings)[0]
+    assert told(resumed) == told(straight)
+    scores = [[row.get("validation_mse") for row in rows] for rows in (resumed, straight)]
+    assert scores[0] == scores[1] and sum(s is not None for s in scores[0]) == 4
+    evaluations = [(r / "evaluation.json").read_text() for r in (run, tmp_path / "straight")]
+    assert evaluations[0] == evaluations[1]
+    assert (run / "done").exists() and not (run / "saved").exists()
+
+
 def _train_and_die(
     rank: int, world: int, run: Path, overrides: dict[str, Any], where: str, at: int
 ) -> None:

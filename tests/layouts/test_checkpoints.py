@@ -1,0 +1,224 @@
+"""Any checkpoint loads on any layout, and the same layout goes on bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import ranks
+from tests.layouts.conftest import note
+from tests.layouts.layouts import AXES, BIAS, TIED
+from tests.settings import tiny, train_rank
+from trainer.checkpoint.storage import read, tensor_shapes
+from trainer.metrics import Row
+
+SAVED, STEPS = 2, 4
+
+SETTINGS: dict[str, Any] = {
+    "train.steps": STEPS, "train.warmup_steps": 1, "train.learning_rate": 1e-3, "data.rows": 600,
+    "checkpoint.every": SAVED, "checkpoint.keep": 9, "logging.tensorboard": False,
+}  # fmt: skip
+
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "one": (1, {}),
+    "one, micro 16": (1, {"micro": 16}),
+    "dp2": (2, {}),
+    "dp2 zero2": (2, {"zero": 2}),
+    "dp2 zero3": (2, {"zero": 3}),
+    "dp2 offloaded": (2, {"offload": "cpu"}),
+    "pp2": (2, {"pp": 2}),
+    "tp2": (2, {"tp": 2}),
+    "ep2": (2, {"ep": 2}),
+    "tp2 zero3": (2, {"tp": 2, "zero": 3}),
+    "dp3": (3, {"micro": 4, "batch": 12}),
+    "pp4": (4, {"pp": 4}),
+    "tp4": (4, {"tp": 4}),
+    "ep4 zero2": (4, {"ep": 4, "zero": 2}),
+    "pp2 tp2 ep2": (4, {"pp": 2, "tp": 2, "ep": 2}),
+    "dp4 zero3": (4, {"zero": 3}),
+    "pp2 tp2 ep4 dp2": (8, {"pp": 2, "tp": 2, "ep": 4}),
+    "pp4 dp2 ep2": (8, {"pp": 4, "ep": 2}),
+    "tp2 dp4 zero2 ep8": (8, {"tp": 2, "ep": 4, "zero": 2, "micro": 2}),
+}
+
+PAIRS: list[tuple[str, str, dict[str, Any]]] = [
+    # one axis at a time, there and back
+    *((a, b, {}) for layout in ("dp2", "dp2 zero2", "dp2 zero3", "dp2 offloaded", "pp2", "tp2",
+                                "ep2", "pp4", "tp4", "ep4 zero2")
+      for a, b in (("one", layout), (layout, "one, micro 16"))),
+    ("dp2", "dp2 zero3", {}),
+    ("dp2 zero3", "dp2 zero2", {}),
+    ("dp4 zero3", "dp2 zero3", {}),
+    ("pp2", "pp4", {}),
+    ("pp4", "pp2", {}),
+    ("tp4", "tp2", {}),
+    ("ep4 zero2", "ep2", {}),
+    # all at once
+    ("pp2 tp2 ep4 dp2", "dp4 zero3", {}),
+    ("dp4 zero3", "pp2 tp2 ep4 dp2", {}),
+    ("pp4 dp2 ep2", "tp2 dp4 zero2 ep8", {}),
+    ("tp2 dp4 zero2 ep8", "pp4 dp2 ep2", {}),
+    ("tp2 zero3", "pp2 tp2 ep2", {}),
+    ("pp2 tp2 ep2", "one", {}),
+    # what has buffers, and layers that several stages hold
+    ("pp2 tp2 ep2", "dp2 zero3", BIAS),
+    ("one", "pp4 dp2 ep2", BIAS),
+    ("pp4", "dp2", TIED),
+    ("dp2 zero3", "pp2", TIED),
+    ("pp2", "pp4", TIED),
+]  # fmt: skip
+
+
+def changes(layout: str, model: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    world, axes = LAYOUTS[layout]
+    moved = {AXES[axis]: value for axis, value in axes.items()}
+    return world, SETTINGS | moved | {f"model.{key}": value for key, value in model.items()}
+
+
+@cache
+def saved(folder: Path, layout: str, model: tuple[tuple[str, Any], ...]) -> tuple[Path, list[Row]]:
+    """A checkpoint of step SAVED, and the rows of the run that goes on on the layout."""
+    world, settings = changes(layout, dict(model))
+    run = folder / f"{layout}{len(model)}"
+    rows = ranks.run(train_rank, world, run, settings)[0]
+    return run / "checkpoints" / f"step-{SAVED:08d}", rows
+
+
+def _load(rank: int, world: int, settings: dict[str, Any], source: Path, run: Path) -> list[Row]:
+    """Load `source`, write what has been loaded to `run/again`, go on to the last step."""
+    from parallel.groups import join
+    from trainer.checkpoint.saver import Saver
+    from trainer.checkpoint.store import Checkpoint, Store
+    from trainer.loop import Trainer
+    from trainer.metrics import read_metrics
+    from trainer.ownership import Incarnation, own
+    from trainer.prepare import prepare
+    from trainer.signals import StopRequest
+
+    configuration = tiny(**{key.replace(".", "__"): value for key, value in settings.items()})
+    plan = prepare(configuration, run_dir=run, resume="never", world=world)
+    plan = replace(plan, resume_from=Checkpoint(source))  # whatever settings it is of
+    torch.distributed.init_process_group("gloo")
+    place = join(plan.layout, rank, rank, world, None)
+    if rank > 0:
+        return _go_on(Trainer(plan, place, StopRequest(), None), None)
+    run.mkdir()
+    with own(run, Incarnation("", ())) as ownership:
+        trainer = Trainer(plan, place, StopRequest(), ownership)
+        assert isinstance(trainer.saver, Saver) and Store is not None
+        _go_on(trainer, ownership)
+        return read_metrics(run / "metrics.jsonl")
+
+
+def _go_on(trainer: Any, ownership: Any) -> list[Row]:
+    from trainer.checkpoint.saver import Saver
+    from trainer.checkpoint.store import Store
+
+    store = Store(trainer.plan.run.path / "again")
+    engine, config = trainer.engine, trainer.settings.checkpoint
+    again = Saver(store, trainer.place, config, engine.shapes, ownership)
+    again.save(SAVED, engine.state(), {})
+    assert again.wait()
+    trainer.run()
+    return []
+
+
+def everything(checkpoint: Path) -> dict[str, torch.Tensor]:
+    state = {name: torch.zeros(shape) for name, shape in tensor_shapes(checkpoint).items()}
+    read(checkpoint, state, alone=True)
+    return state
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("saved")
+
+
+@pytest.mark.parametrize(("source", "target", "model"), PAIRS,
+                         ids=[f"{a} -> {b}{' +' * bool(m)}" for a, b, m in PAIRS])  # fmt: skip
+def test_what_one_layout_saves_another_loads_and_goes_on_with(
+    tmp_path: Path, folder: Path, source: str, target: str, model: dict[str, Any]
+) -> None:
+    checkpoint, straight = saved(folder, source, tuple(model.items()))
+    world, settings = changes(target, model)
+    rows = ranks.run(_load, world, settings, checkpoint, tmp_path / "run")[0]
+    before, after = (everything(path) for path in (
+        checkpoint, tmp_path / "run" / "again" / checkpoint.name))  # fmt: skip
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), name
+        assert tensor.abs().max() > 0 or "bias" in name, name
+    assert [row["step"] for row in rows] == [3, 4]
+    for ours, theirs in zip(rows, straight[SAVED:], strict=True):
+        difference = abs(ours["loss"] - theirs["loss"]) / theirs["loss"]
+        note("loss after loading", difference, f"{source} -> {target}")
+        assert difference < 1e-6
+
+
+@pytest.mark.parametrize(("source", "target"), [("pp2", "dp2 zero3"), ("dp2 zero2", "pp2 tp2 ep2")])
+@pytest.mark.parametrize("precisions", [("fp32", "bf16"), ("bf16", "fp32"), ("bf16", "bf16")])
+def test_weights_of_either_precision_load_into_the_other(
+    tmp_path: Path, source: str, target: str, precisions: tuple[str, str]
+) -> None:
+    """What is kept is fp32 on both sides, so it is bit-equal."""
+    world, settings = changes(source, {})
+    settings = {**settings, "train.precision": precisions[0], "train.steps": SAVED}
+    ranks.run(train_rank, world, tmp_path / "first", settings)
+    checkpoint = tmp_path / "first" / "checkpoints" / f"step-{SAVED:08d}"
+    world, settings = changes(target, {})
+    settings = {**settings, "train.precision": precisions[1]}
+    rows = ranks.run(_load, world, settings, checkpoint, tmp_path / "run")[0]
+    before, after = (everything(path) for path in (
+        checkpoint, tmp_path / "run" / "again" / checkpoint.name))  # fmt: skip
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert all(0.0 < row["loss"] < 2.0 for row in rows)
+
+
+def _die_at(rank: int, world: int, run: Path, settings: dict[str, Any], step: int) -> None:
+    import os
+    import signal
+
+    from trainer.engine import Engine
+
+    steps = Engine.train_step
+
+    def until(self: Engine, number: int, batches: Any) -> Any:
+        if number == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return steps(self, number, batches)
+
+    Engine.train_step = until  # type: ignore[method-assign]
+    train_rank(rank, world, run, settings)
+
+
+@pytest.mark.parametrize(("world", "layout"), [
+    (1, {}),
+    (2, {"parallel.pipeline": 2, "train.precision": "bf16"}),
+    (2, {"parallel.zero_stage": 3, "parallel.activation_checkpointing": "block"}),
+    (4, {"parallel.tensor": 2, "parallel.expert": 4, "parallel.zero_stage": 2}),
+    (4, {"parallel.pipeline": 2, "parallel.tensor": 2, "train.precision": "bf16",
+         "model.share_layers": True, "model.num_layers": 4}),
+])  # fmt: skip
+def test_20_steps_after_a_kill_are_bit_equal(
+    tmp_path: Path, world: int, layout: dict[str, Any]
+) -> None:
+    """With experts, dropout, router noise and a bias that balances; saved asynchronously."""
+    settings = {**SETTINGS, **layout, "train.steps": 28, "checkpoint.every": 4,
+                "model.dropout": 0.1, "model.attention_dropout": 0.1, "model.router_noise": 0.1,
+                "model.balance_rate": 0.05, "model.router_score": "sigmoid"}  # fmt: skip
+    with pytest.raises(ranks.RanksFailedError):
+        ranks.run(_die_at, world, tmp_path / "cut", settings, 12)
+    newest = max((tmp_path / "cut" / "checkpoints").glob("step-*"))
+    assert newest.name in ("step-00000004", "step-00000008")
+    resumed = ranks.run(train_rank, world, tmp_path / "cut", settings)[0]
+    straight = ranks.run(train_rank, world, tmp_path / "straight", settings)[0]
+    keys = [k for k in straight[0] if "second" not in k]
+    assert len(straight) == 28
+    assert [[row[k] for k in keys] for row in resumed] == [
+        [row[k] for k in keys] for row in straight
+    ]
