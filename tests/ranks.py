@@ -14,8 +14,9 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -37,19 +38,10 @@ def run(function: Callable[..., T], world: int, *arguments: Any, timeout: float 
 
     `function` must be importable: it is named to the ranks, not sent.
     """
-    port = free_port()
     with TemporaryDirectory(prefix="ranks-") as folder:
         logs = [Path(folder) / f"rank-{rank}.log" for rank in range(world)]
         pipes = [_server.Pipe(duplex=False) for _ in range(world)]
-        processes = [
-            _server.Process(
-                target=_rank,
-                args=(function, rank, world, port, arguments, pipes[rank][1], logs[rank]),
-            )
-            for rank in range(world)
-        ]
-        for process in processes:
-            process.start()
+        processes = start(function, arguments, [writing for _, writing in pipes], logs)
         for _, writing in pipes:
             writing.close()
         results, failures = _collect([reading for reading, _ in pipes], timeout)
@@ -65,6 +57,23 @@ def run(function: Callable[..., T], world: int, *arguments: Any, timeout: float 
         if hung or failures:
             raise RanksFailedError(_story(hung, failures, logs))
         return [results[rank] for rank in range(world)]
+
+
+def start(
+    function: Callable[..., Any], arguments: tuple[Any, ...], pipes: Sequence[Connection],
+    logs: Sequence[Path],
+) -> list[ForkServerProcess]:  # fmt: skip
+    """One rank for each pipe, which takes its result, and log."""
+    port = free_port()
+    processes = [
+        _server.Process(
+            target=_rank, args=(function, rank, len(pipes), port, arguments, pipe, logs[rank])
+        )
+        for rank, pipe in enumerate(pipes)
+    ]
+    for process in processes:
+        process.start()
+    return processes
 
 
 def _collect(pipes: list[Connection], timeout: float) -> tuple[dict[int, Any], dict[int, str]]:

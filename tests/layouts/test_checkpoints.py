@@ -21,6 +21,7 @@ SAVED, STEPS = 2, 4
 
 SETTINGS: dict[str, Any] = {
     "train.steps": STEPS, "train.warmup_steps": 1, "train.learning_rate": 1e-3, "data.rows": 600,
+    "data.split": [0.9, 0.1, 0.0],
     "checkpoint.every": SAVED, "checkpoint.keep": 9, "logging.tensorboard": False,
 }  # fmt: skip
 
@@ -200,9 +201,12 @@ def _die_at(rank: int, world: int, run: Path, settings: dict[str, Any], step: in
     (1, {}),
     (2, {"parallel.pipeline": 2, "train.precision": "bf16"}),
     (2, {"parallel.zero_stage": 3, "parallel.activation_checkpointing": "block"}),
-    (4, {"parallel.tensor": 2, "parallel.expert": 4, "parallel.zero_stage": 2}),
-    (4, {"parallel.pipeline": 2, "parallel.tensor": 2, "train.precision": "bf16",
-         "model.share_layers": True, "model.num_layers": 4}),
+    pytest.param(
+        4, {"parallel.tensor": 2, "parallel.expert": 4, "parallel.zero_stage": 2},
+        marks=pytest.mark.slow),
+    pytest.param(
+        4, {"parallel.pipeline": 2, "parallel.tensor": 2, "train.precision": "bf16",
+            "model.share_layers": True, "model.num_layers": 4}, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_20_steps_after_a_kill_are_bit_equal(
     tmp_path: Path, world: int, layout: dict[str, Any]

@@ -173,7 +173,7 @@ class Saver:
             raise TakenOverError
         final = self._store.folder / name_of(step)
         if final.exists():  # the same step again, after a resume from before it
-            shutil.rmtree(final)
+            self._store.remove(final)
         os.rename(beside, final)
         sync_folder(self._store.folder)
 

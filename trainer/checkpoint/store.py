@@ -99,16 +99,23 @@ class Store:
         `keep_every` steps; 0 for none of these."""
         for checkpoint in self.committed()[:-keep]:
             if not keep_every or checkpoint.step % keep_every:
-                shutil.rmtree(checkpoint.path)
+                self.remove(checkpoint.path)
+
+    def remove(self, path: Path) -> None:
+        """Out of the readers' sight at once: a kill leaves no half of it that looks whole."""
+        shutil.rmtree(path.rename(self._hidden(path.name)))
 
     def begin(self, step: int) -> Path:
         """A folder to write a checkpoint in before it is committed; no other process has it."""
         self.folder.mkdir(exist_ok=True)
-        beside = self.folder / f".{name_of(step)}.{uuid.uuid4().hex}.partial"
+        beside = self._hidden(name_of(step))
         beside.mkdir()
         return beside
 
+    def _hidden(self, name: str) -> Path:
+        return self.folder / f".{name}.{uuid.uuid4().hex}.partial"
+
     def remove_unfinished(self) -> None:
-        """What a killed save has left."""
+        """What a killed save has left, of the new checkpoint or of old ones."""
         for folder in self.folder.glob(".step-*.partial"):
             shutil.rmtree(folder)
