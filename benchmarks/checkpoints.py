@@ -44,7 +44,7 @@ LARGE = {"model.d_model": 1024, "model.nhead": 16, "model.num_layers": 16,
          "model.dim_feedforward": 4096}  # fmt: skip
 SMALL = {"model.d_model": 64, "model.num_layers": 2, "model.dim_feedforward": 256}
 COMMON = {"model.architecture": "encoder", "model.use_moe": False, "data.rows": 600,
-          "train.steps": 100, "train.global_batch_size": 4, "train.micro_batch_size": 2}  # fmt: skip
+          "train.global_batch_size": 4, "train.micro_batch_size": 2}  # fmt: skip
 
 STEP = 1
 

@@ -87,6 +87,73 @@ def test_one_division_of_a_tensor_is_read_by_any_other(tmp_path: Path, saved: st
         assert all(ranks.run(_load_division, len(members), tmp_path / "c", division)), division
 
 
+RANGES = {"a hole": [(0, 100), (110, 288)], "an overlap": [(0, 100), (90, 288)],
+          "twice": [(0, 288), (0, 288)], "a hole at the end": [(0, 100), (100, 280)]}  # fmt: skip
+
+
+def _save_ranges(rank: int, world: int, folder: Path, ranges: list[tuple[int, int]]) -> str:
+    import torch.distributed as dist
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    from trainer.checkpoint.storage import write
+
+    dist.init_process_group("gloo")
+    start, stop = ranges[rank]
+    fragment = Fragment(Part.all_of(WHOLE), start, torch.ones(stop - start))
+    try:
+        write(folder, {"x": fragment}, {"x": tuple(WHOLE)}, None)
+    except CheckpointException as error:
+        return str(error)
+    return "written"
+
+
+@pytest.mark.parametrize("what", RANGES)
+def test_every_element_is_written_once(tmp_path: Path, what: str) -> None:
+    said = ranks.run(_save_ranges, 2, tmp_path / "c", RANGES[what])
+    if what == "twice":  # the same box of two ranks is written by one of them
+        assert said == ["written", "written"]
+        x = torch.zeros(WHOLE)
+        read(tmp_path / "c", {"x": x}, alone=True)
+        assert bool((x == 1).all())
+    else:
+        assert all("x" in text and "written" not in text[:7] for text in said)
+        assert not (tmp_path / "c" / ".metadata").exists()
+
+
+def _save_other_names(rank: int, world: int, folder: Path) -> str:
+    from trainer.checkpoint.storage import write
+
+    try:
+        write(folder, {"x": torch.zeros(2)}, {"x": (2,), "y": (3,)}, None)
+    except BaseException as error:
+        return str(error)
+    return "written"
+
+
+def test_a_tensor_that_nobody_writes_is_noticed(tmp_path: Path) -> None:
+    said = ranks.run(_save_other_names, 1, tmp_path / "c")
+    assert "y is not written as a whole of (3,)" in said[0]
+
+
+def _save_a_hole(rank: int, world: int, folder: Path) -> None:
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    from trainer.checkpoint.storage import _Writer
+
+    part = Fragment(Part.all_of(WHOLE), 0, torch.ones(200))
+    save({"x": part}, storage_writer=_Writer(folder))
+
+
+def test_every_element_that_is_read_must_have_been_written(tmp_path: Path) -> None:
+    """torch itself would leave what is missing as it was."""
+    ranks.run(_save_a_hole, 1, tmp_path / "c")
+    with pytest.raises(BaseException, match="x: 200 of 288 were written"):
+        read(tmp_path / "c", {"x": torch.zeros(WHOLE)}, alone=True)
+    half = Fragment(Part.all_of(WHOLE), 50, torch.zeros(100))
+    read(tmp_path / "c", {"x": half}, alone=True)
+    assert bool((half.data_1d == 1).all())
+
+
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
