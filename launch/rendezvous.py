@@ -1,16 +1,18 @@
-"""From whichever launcher's environment to rank, local rank and world."""
+"""From whichever launcher's environment to rank, local rank, world and meeting point."""
 
 from __future__ import annotations
 
 import os
+import re
 import socket
+import zlib
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from model.errors import UserError
 
-_UNREAD = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun"}
-"""Launchers whose environment is not read: the variable with the number of processes."""
+FIRST_PORT, PORTS = 20000, 10000
+"""Where nobody names a port, all ranks of a job derive the same one from the job's name."""
 
 
 @dataclass(frozen=True)
@@ -22,32 +24,115 @@ class Rendezvous:
     world: int
     local_world: int
     """Ranks on this machine."""
+    master: tuple[str, int] | None = None
+    """Host and port to meet at; None where MASTER_ADDR and MASTER_PORT say it."""
 
 
 def discover(environment: Mapping[str, str] = os.environ) -> Rendezvous:
-    """Of `deepspeed` or torchrun, which set RANK and WORLD_SIZE; without them, one process.
+    """Of torchrun and `deepspeed` (RANK, WORLD_SIZE), mpirun, or srun; else one process.
 
-    Raises UserError under a launcher whose ranks would each train alone.
+    MASTER_ADDR and MASTER_PORT count more than what is derived here. Raises UserError where a
+    variable is no number, or where there are more tasks than GPUs.
     """
+    if "MASTER_PORT" in environment:
+        _number(environment, "MASTER_PORT", 1, 65535)
     if "RANK" in environment and "WORLD_SIZE" in environment:
-        world = _number(environment, "WORLD_SIZE", 1, None)
-        rank = _number(environment, "RANK", 0, world - 1)
-        local_world = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in environment else "LOCAL_SIZE"
-        if "MASTER_PORT" in environment:
-            _number(environment, "MASTER_PORT", 1, 65535)
-        return Rendezvous(
-            rank=rank,
-            local_rank=_number(environment, "LOCAL_RANK", 0, None, default=rank),
-            world=world,
-            local_world=_number(environment, local_world, 1, None, default=world),
-        )
-    for name, launcher in _UNREAD.items():
-        if int(environment.get(name, "1")) > 1:
-            raise UserError(
-                f"{launcher} started {environment[name]} processes, and each would train alone; "
-                "start them through `deepspeed launch/train.py` or `torchrun launch/train.py`"
-            )
+        return _of_torchrun(environment)
+    if "OMPI_COMM_WORLD_SIZE" in environment:  # before Slurm: mpirun's daemons are Slurm's tasks
+        return _of_mpirun(environment)
+    if "SLURM_STEP_NUM_TASKS" in environment:
+        return _of_srun(environment)
     return Rendezvous(rank=0, local_rank=0, world=1, local_world=1)
+
+
+def _of_torchrun(environment: Mapping[str, str]) -> Rendezvous:
+    world = _number(environment, "WORLD_SIZE", 1, None)
+    rank = _number(environment, "RANK", 0, world - 1)
+    local_world = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in environment else "LOCAL_SIZE"
+    return Rendezvous(
+        rank=rank,
+        local_rank=_number(environment, "LOCAL_RANK", 0, None, default=rank),
+        world=world,
+        local_world=_number(environment, local_world, 1, None, default=world),
+    )
+
+
+def _of_mpirun(environment: Mapping[str, str]) -> Rendezvous:
+    world = _number(environment, "OMPI_COMM_WORLD_SIZE", 1, None)
+    local_world = _number(environment, "OMPI_COMM_WORLD_LOCAL_SIZE", 1, world)
+    rank = _number(environment, "OMPI_COMM_WORLD_RANK", 0, world - 1)
+    master: tuple[str, int] | None = None
+    if local_world == world:
+        master = "127.0.0.1", _port(environment.get("PMIX_NAMESPACE", str(os.getppid())))
+    elif "MASTER_ADDR" not in environment:
+        master = _ask_mpi(rank)
+    return Rendezvous(
+        rank, _number(environment, "OMPI_COMM_WORLD_LOCAL_RANK", 0, local_world - 1), world,
+        local_world, master,
+    )  # fmt: skip
+
+
+def _ask_mpi(rank: int) -> tuple[str, int]:
+    """Rank 0's host and a free port there, told by MPI itself."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            "mpirun: over several machines the ranks need a place to meet: name it (mpirun -x "
+            "MASTER_ADDR=HOST -x MASTER_PORT=29500) or install mpi4py (pip install "
+            f"'forescale[mpi]'): {error}"
+        ) from None
+    mine = (socket.gethostname(), free_port()) if rank == 0 else None
+    told: tuple[str, int] = MPI.COMM_WORLD.bcast(mine)
+    return told
+
+
+def _of_srun(environment: Mapping[str, str]) -> Rendezvous:
+    world = _number(environment, "SLURM_STEP_NUM_TASKS", 1, None)
+    counts = _tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", str(world)))
+    node = _number(environment, "SLURM_NODEID", 0, len(counts) - 1, default=0)
+    local_world = counts[node]
+    gpus = environment.get("SLURM_GPUS_ON_NODE", "")
+    if gpus.isdigit() and local_world > int(gpus):
+        raise UserError(
+            f"srun: {local_world} tasks on this node and {gpus} GPUs: start one task for each GPU, "
+            f"with --ntasks-per-node={gpus} or --gres=gpu:{local_world}"
+        )
+    first = first_host(environment.get("SLURM_STEP_NODELIST", "localhost"))
+    # A requeued job does not meet what is left of its older start; nor do steps side by side.
+    names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")
+    job = "/".join(environment.get(name, "0") for name in names)
+    return Rendezvous(
+        _number(environment, "SLURM_PROCID", 0, world - 1),
+        _number(environment, "SLURM_LOCALID", 0, local_world - 1), world, local_world,
+        ("127.0.0.1" if len(counts) == 1 else first, _port(job)),
+    )  # fmt: skip
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """Slurm's `4(x2),3` is [4, 4, 3]."""
+    counts: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
+            raise UserError(f"SLURM_STEP_TASKS_PER_NODE: cannot read {text!r}")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
+
+
+def first_host(nodes: str) -> str:
+    """Of Slurm's `rack[1-2]-node[01-16,20],login`: rack1-node01."""
+    first, depth = "", 0
+    for letter in nodes:
+        if letter == "," and depth == 0:
+            break
+        depth += (letter == "[") - (letter == "]")
+        first += letter
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
+
+
+def _port(job: str) -> int:
+    return FIRST_PORT + zlib.crc32(job.encode()) % PORTS
 
 
 def _number(
@@ -57,7 +142,8 @@ def _number(
     text = environment.get(name)
     if text is None and default is not None:
         return default
-    if text is None or not text.isdigit() or not least <= int(text) <= (most or int(text)):
+    highest = float("inf") if most is None else most
+    if text is None or not text.isdigit() or not least <= int(text) <= highest:
         span = f"{least} or more" if most is None else f"{least} to {most}"
         raise UserError(f"{name}: expected a whole number, {span}, got {text!r}")
     return int(text)
@@ -65,8 +151,9 @@ def _number(
 
 def announce(rendezvous: Rendezvous, environment: MutableMapping[str, str] = os.environ) -> None:
     """Set what torch and DeepSpeed read, where no launcher did."""
-    environment.setdefault("MASTER_ADDR", "127.0.0.1")
-    environment.setdefault("MASTER_PORT", str(free_port()))
+    host, port = rendezvous.master or ("127.0.0.1", 0)
+    environment.setdefault("MASTER_ADDR", host)
+    environment.setdefault("MASTER_PORT", str(port or free_port()))
     environment["RANK"] = str(rendezvous.rank)
     environment["LOCAL_RANK"] = str(rendezvous.local_rank)
     environment["WORLD_SIZE"] = str(rendezvous.world)

@@ -12,8 +12,10 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -28,8 +30,31 @@ PAUSE = 0.2
 """Seconds between looks."""
 
 
-def meet(rank: int, world: int, facts: Mapping[str, Any], seconds: float) -> Store:
-    """The store at MASTER_ADDR:MASTER_PORT, once all ranks are there and agree."""
+@dataclass(frozen=True)
+class Meeting:
+    """Of all ranks, who agree on what they are about to do."""
+
+    store: Store
+    hosts: dict[str, list[int]]
+    """Ranks by machine; known to rank 0."""
+
+    def __str__(self) -> str:
+        where = ", ".join(f"{host} {spans(ranks)}" for host, ranks in self.hosts.items())
+        return (
+            f"ranks by machine: {where}; they met at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        )
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """0-3, 8: ascending numbers, runs of them shortened."""
+    groups = groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
+    runs = [[number for _, number in group] for _, group in groups]
+    return ", ".join(f"{run[0]}-{run[-1]}" if run[1:] else str(run[0]) for run in runs)
+
+
+def meet(rank: int, world: int, facts: Mapping[str, Any], seconds: float) -> Meeting:
+    """At MASTER_ADDR:MASTER_PORT, once all ranks are there and agree."""
     # torchrun's agent keeps a store there already.
     hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
@@ -42,10 +67,19 @@ def meet(rank: int, world: int, facts: Mapping[str, Any], seconds: float) -> Sto
             f"within {seconds:g} s: {reason}"
         ) from None
     try:
-        roll_call(PrefixStore(_name("roll call"), store), rank, world, facts, seconds)
+        called = PrefixStore(_name("roll call"), store)
+        roll_call(called, rank, world, facts, seconds)
+        machines = _hosts(called, world) if rank == 0 else {}
     except RuntimeError:  # the store went with rank 0
         raise UserError(f"rank {rank} has lost rank 0 at the start, which may say why") from None
-    return PrefixStore(_name("run"), store)
+    return Meeting(PrefixStore(_name("run"), store), machines)
+
+
+def _hosts(store: Store, world: int) -> dict[str, list[int]]:
+    hosts: dict[str, list[int]] = {}
+    for rank in range(world):
+        hosts.setdefault(store.get(f"rank {rank}").decode(), []).append(rank)
+    return hosts
 
 
 def _name(what: str) -> str:
@@ -88,7 +122,7 @@ def roll_call(
     mine = json.dumps({"the number of ranks": world, **facts})
     if rank == 0:
         store.set("facts", mine)
-    store.set(f"rank {rank}", "")
+    store.set(f"rank {rank}", socket.gethostname())
     difference = first_difference(store.get("facts"), mine, f"rank {rank}")
     if difference is not None:
         store.set("failure", f"{difference}; start all ranks alike, from the same configuration "

@@ -89,7 +89,10 @@ def _join(plan: Plan, rank: int, local_rank: int, local_world: int) -> Place:
             "forescale's commit": commit(),
             **flat(plan.configuration.settings.model_dump()),
         }
-        store = meet(rank, plan.layout.world, facts, START_SECONDS)
+        meeting = meet(rank, plan.layout.world, facts, START_SECONDS)
+        store = meeting.store
+        if rank == 0 and plan.layout.world > 1:
+            say(str(meeting))
     return join(plan.layout, rank, local_rank, local_world, store)
 
 

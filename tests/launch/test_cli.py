@@ -11,8 +11,6 @@ import pandas as pd
 import pytest
 
 from launch.cli import main
-from launch.rendezvous import discover
-from model.errors import UserError
 from tests.conftest import ROOT
 
 TRAIN = ["train", "configs/tiny.yaml"]
@@ -119,23 +117,6 @@ def test_help_imports_no_torch() -> None:
     )
     assert answer.returncode == 0, answer.stderr
     assert "--ranks" in answer.stdout and "local_rank" not in answer.stdout
-
-
-def test_ranks_are_read_from_the_launchers_environment() -> None:
-    deepspeed = discover({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_SIZE": "2"})
-    assert (deepspeed.rank, deepspeed.local_rank, deepspeed.world, deepspeed.local_world) == (
-        3,
-        1,
-        4,
-        2,
-    )
-    torchrun = discover(
-        {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}
-    )
-    assert torchrun.local_world == 4
-    assert discover({}).world == 1
-    with pytest.raises(UserError, match="srun started 4 processes, and each would train alone"):
-        discover({"SLURM_STEP_NUM_TASKS": "4"})
 
 
 def test_show_and_evaluate_tell_what_a_run_holds(

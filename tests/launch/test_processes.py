@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from launch.rendezvous import discover, free_port
-from model.errors import UserError
+from launch.rendezvous import free_port
 from tests.conftest import ROOT
 from trainer.metrics import read_metrics
 
@@ -196,16 +195,3 @@ def test_a_rank_that_fails_alone_is_quoted_by_rank_0(tmp_path: Path) -> None:
     said = first.communicate(timeout=60)[1]
     assert other.wait(timeout=60) == first.returncode == 2
     assert "forescale: rank 1: data.source: there is no file /nowhere/x.csv" in said
-
-
-@pytest.mark.parametrize(("name", "value", "expected"), [
-    ("RANK", "x", "RANK: expected a whole number, 0 to 1, got 'x'"),
-    ("RANK", "5", "RANK: expected a whole number, 0 to 1, got '5'"),
-    ("WORLD_SIZE", "0", "WORLD_SIZE: expected a whole number, 1 or more, got '0'"),
-    ("MASTER_PORT", "abc", "MASTER_PORT: expected a whole number, 1 to 65535, got 'abc'"),
-])  # fmt: skip
-def test_a_launchers_wrong_variable_is_named(name: str, value: str, expected: str) -> None:
-    variables = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "29500", name: value}
-    with pytest.raises(UserError) as caught:
-        discover(variables)
-    assert str(caught.value) == expected
