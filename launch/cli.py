@@ -13,6 +13,14 @@ from model.errors import SaidElsewhereError, UserError
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
+run_dir_option = click.option(
+    "--run-dir", type=click.Path(path_type=Path), help="Default: runs/NAME_OF_CONFIG."
+)
+resume_option = click.option(
+    "--resume", default="auto", show_default=True, metavar="auto|never|CHECKPOINT",
+    help="Go on from the run folder's newest checkpoint, start anew, or from a given one.",
+)  # fmt: skip
+
 
 @click.group(context_settings=HELP)
 @click.version_option(package_name="forescale")
@@ -23,11 +31,8 @@ def forescale() -> None:
 @forescale.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--run-dir", type=click.Path(path_type=Path), help="Default: runs/NAME_OF_CONFIG.")
-@click.option(
-    "--resume", default="auto", show_default=True, metavar="auto|never|CHECKPOINT",
-    help="Go on from the run folder's newest checkpoint, start anew, or from a given one.",
-)  # fmt: skip
+@run_dir_option
+@resume_option
 @click.option("--ranks", type=click.IntRange(1), help="Start this many local ranks.")
 def train(
     config: Path, overrides: Sequence[str], run_dir: Path | None, resume: str, ranks: int | None
@@ -84,11 +89,33 @@ def show(path: Path, verify: bool) -> None:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--world", type=click.IntRange(1), required=True, help="Ranks.")
 @click.option("--node", type=click.IntRange(1), default=8, show_default=True, help="Ranks a node.")
-def plan(config: Path, overrides: Sequence[str], world: int, node: int) -> None:
-    """Explain CONFIG's layout on a number of ranks, without starting any."""
+@run_dir_option
+@resume_option
+def plan(
+    config: Path, overrides: Sequence[str], world: int, node: int, run_dir: Path | None, resume: str
+) -> None:
+    """Explain what `train` would do with CONFIG on a number of ranks, or refuse it as it would."""
     from launch.plan import explain
 
-    explain(config, overrides, world, node)
+    explain(config, overrides, world, node, run_dir, resume)
+
+
+@forescale.command()
+def doctor() -> None:
+    """Report what this machine has and which parts work, to paste into a bug report."""
+    from launch.doctor import report
+
+    report()
+
+
+@forescale.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--tasks", type=click.IntRange(1), default=1, help="Ranks this node will have.")
+def preflight(run: Path, tasks: int) -> None:
+    """Tell whether this node is fit to train RUN, one task for each node asking at once."""
+    from launch.preflight import check
+
+    sys.exit(0 if check(run, tasks) else 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,18 +15,22 @@ from parallel.layout import Layout
 if TYPE_CHECKING:
     from model.network import Layer
     from parallel.costs import StageCosts
+    from trainer.prepare import Plan
 
 SHOWN = 4
 """Replicas that the grid shows of the first stage."""
 
 
-def explain(config: Path, overrides: Sequence[str], world: int, node: int) -> None:
+def explain(
+    config: Path, overrides: Sequence[str], world: int, node: int, run_dir: Path | None, resume: str
+) -> None:
     """Print grid, stages, and what each rank holds and sends."""
     from trainer.config import load
     from trainer.config.load import parse_overrides
     from trainer.prepare import prepare
 
-    plan = prepare(load(config, parse_overrides(overrides)), resume="never", world=world)
+    configuration = load(config, parse_overrides(overrides))
+    plan = prepare(configuration, run_dir=run_dir, resume=resume, world=world)
     settings, layout = plan.configuration.settings, plan.layout
 
     import torch
@@ -58,6 +62,7 @@ def explain(config: Path, overrides: Sequence[str], world: int, node: int) -> No
         f"{layout.data} x accumulation {work.accumulation}; ZeRO {work.zero_stage}, "
         f"activation checkpointing {settings.parallel.activation_checkpointing}"
     )
+    console.print(where_it_begins(plan))
     for line in across_nodes(layout, node):
         console.print(line)
     console.print(grid(layout))
@@ -69,6 +74,17 @@ def explain(config: Path, overrides: Sequence[str], world: int, node: int) -> No
         f"Activations come on top: of {work.micro_batch} windows at a time, in a pipeline of up to "
         f"{min(work.accumulation, layout.pipeline)} micro-batches; and DeepSpeed's buffers."
     )
+
+
+def where_it_begins(plan: Plan) -> str:
+    run, steps = plan.run.path, plan.configuration.settings.train.steps
+    if plan.is_done:
+        return f"{run} is done: nothing is left to do"
+    if plan.resume_from is not None:
+        return f"{run} goes on from step {plan.steps_done} of {steps}"
+    if plan.start_from is not None:
+        return f"{run} starts from the weights of {plan.start_from.path}"
+    return f"{run} starts anew"
 
 
 def grid(layout: Layout) -> Table:

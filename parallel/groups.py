@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -117,7 +118,13 @@ def sum_over_ranks(place: Place, values: Tensor) -> Tensor:
 
 def any_rank(place: Place, flag: bool) -> bool:
     """Whether `flag` is set on some rank: the same answer on all."""
-    return bool(sum_over_ranks(place, torch.tensor(float(flag))) > 0)
+    return any_of(place, [flag])[0]
+
+
+def any_of(place: Place, flags: Sequence[bool]) -> list[bool]:
+    """Of each flag, whether it is set on some rank."""
+    total = sum_over_ranks(place, torch.tensor([float(flag) for flag in flags]))
+    return [bool(count > 0) for count in total]
 
 
 def join_records(place: Place, record: dict[str, str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from parallel.agreement import meet
-from parallel.groups import Place, any_rank, is_joined, join, join_records
+from parallel.groups import Place, any_of, any_rank, is_joined, join, join_records
 from trainer.checkpoint import storage
 from trainer.checkpoint.saver import Saver
 from trainer.config.load import flat
@@ -34,6 +34,7 @@ from trainer.report import draw, pictured_windows, print_table
 from trainer.resume import take_over, whole_checkpoint
 from trainer.signals import StopRequest, ended_by_signal, stop_on_signal
 from trainer.source import Source
+from trainer.switches import Asked, Switches
 
 
 class Outcome(StrEnum):
@@ -107,6 +108,7 @@ class Trainer:
         self, plan: Plan, place: Place, stop: StopRequest, ownership: Ownership | None
     ) -> None:
         self.plan, self.place, self.stop = plan, place, stop
+        self.switches = Switches(plan.run.path, ownership) if ownership is not None else None
         self.settings = plan.configuration.settings
         self.dataset: Dataset = plan.dataset
         self.steps_done = 0
@@ -181,13 +183,25 @@ class Trainer:
                 if log is not None:
                     log.write(row)
                 progress.step(row)
-                stopping = any_rank(self.place, bool(self.stop))
-                if self._is_checkpoint_due() or stopping:
+                asked = self._asked()
+                stopping = asked.stop
+                if self._is_checkpoint_due() or asked.stop or asked.save:
                     self._save(log)
+                if asked.save and self.switches is not None:
+                    self.switches.done()
         if not self.saver.wait():  # the last one failed: once more, or it is said why not
             self._save(log)
             self.saver.wait()
         return self.steps_done < train.steps
+
+    def _asked(self) -> Asked:
+        """By signals to any rank, by files, by a newer incarnation."""
+        seen = self.switches.look() if self.switches is not None else Asked()
+        flags = (bool(self.stop) or seen.stop, seen.save, seen.taken_over)
+        asked = Asked(*any_of(self.place, flags))
+        if asked.taken_over:
+            raise TakenOverError(f"a newer start of this job has taken {self.plan.run.path} over")
+        return asked
 
     def _record_kernels(self) -> None:
         kernels = join_records(self.place, self.engine.network.kernels())

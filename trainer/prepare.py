@@ -13,6 +13,7 @@ from trainer.config.rules import check
 from trainer.data import Dataset
 from trainer.run import RunFolder, check_same
 from trainer.source import Source, find
+from trainer.switches import refuse_if_stopped
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def prepare(
     except UserError as error:
         raise configuration.locate(error) from None
     run.check(configuration, resume)
+    refuse_if_stopped(run.path)
     point = run.resume_point(resume)
     source = _start_from(configuration) if point is None else None
     plan = Plan(configuration, layout, dataset, run, point, source, may_fall_back=resume == "auto")
