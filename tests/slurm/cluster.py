@@ -179,9 +179,14 @@ class Cluster:
 
     def tasks(self, word: str) -> list[Process]:
         """Processes of steps on this cluster's nodes whose command has `word`."""
-        return [p for p in _processes()
-                if word in p.command and str(self.folder) in p.environment
-                and "SLURM_PROCID=" in p.environment]  # fmt: skip
+        return [
+            process
+            for process in _processes()
+            if word in process.command
+            and "srun " not in process.command
+            and str(self.folder) in process.environment
+            and "SLURM_STEP_NUM_TASKS=" in process.environment
+        ]
 
     # Daemons
 

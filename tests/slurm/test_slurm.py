@@ -1,0 +1,217 @@
+"""The unmodified slurm/train_large.sh on a real Slurm: whatever happens, the run comes back."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import ranks
+from tests.conftest import ROOT, note_time, skip
+from tests.settings import train_rank
+from tests.slurm.conftest import QUICK, Job
+from trainer.metrics import Row
+
+Submit = Callable[..., Job]
+
+STEPS = 300
+LONG = (f"train.steps={STEPS}", "checkpoint.every=10", "model.dropout=0.1")
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def told(rows: list[Row]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    """The run that nothing happens to, on the same layout without Slurm."""
+    import yaml
+
+    settings = {k: yaml.safe_load(v) for k, v in (s.split("=", 1) for s in (*QUICK, *LONG))}
+    return ranks.run(train_rank, 4, tmp_path_factory.mktemp("x") / "run", settings)[0]
+
+
+def test_a_job_trains_on_all_its_nodes(submit: Submit) -> None:
+    job = submit("train.steps=3", FORESCALE_PREFLIGHT="yes")
+    job.wait_until_done()
+    assert "preflight: 2 nodes, node1, node2" in job.said()
+    assert re.search(
+        r"ranks by machine: node1 0-1, node2 2-3; they met at node1:2\d{4}", job.said()
+    )
+    assert [row["step"] for row in job.rows()] == [1, 2, 3]
+    assert job.starts() == 1
+
+
+@pytest.mark.slow
+def test_sixteen_ranks_on_two_nodes(submit: Submit) -> None:
+    job = submit("train.steps=5", "train.micro_batch_size=1", "parallel.tensor=2",
+                 "parallel.pipeline=2", flags=("--ntasks-per-node=8",),
+                 FORESCALE_PREFLIGHT="yes")  # fmt: skip
+    note_time("submit to first step, 2 x 8 ranks", job.wait_for_step(1, 300))
+    job.wait_until_done(300)
+
+
+@pytest.mark.slow
+def test_a_time_limit_saves_requeues_and_finishes(submit: Submit) -> None:
+    """No step is lost at the signal."""
+    steps = 2500
+    job = submit(f"train.steps={steps}", "checkpoint.every=10000",
+                 flags=("--time=1", "--signal=USR1@30"))  # fmt: skip
+    job.wait_for_step(1)
+    job.wait(lambda: (job.run / "saved").exists(), "the signal", 200)
+    step = int((job.run / "saved").read_text().split()[1])
+    assert len(job.rows()) == step < steps
+    assert [p.name for p in (job.run / "checkpoints").glob("step-*")] == [f"step-{step:08d}"]
+    note_time("saved to training again", job.wait_for_step(step + 1))
+    job.cluster.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=10")
+    job.wait_until_done(300)
+    assert f"step {step} is saved; the job is requeued" in job.said()
+    assert [row["step"] for row in job.rows()] == list(range(1, steps + 1))
+
+
+@pytest.mark.slow
+def test_a_preempted_job_comes_back(submit: Submit, undisturbed: list[Row]) -> None:
+    job = submit(*LONG)
+    job.wait_for_step(50)
+    job.cluster.run("sbatch", "--partition=urgent", "--nodes=4", "--exclusive", "--time=1",
+                    "--output=/dev/null", "--wrap=sleep 3")  # fmt: skip
+    job.wait(lambda: (job.run / "saved").exists(), "the signal", 60)
+    step = len(job.rows())
+    note_time("preempted to training again", job.wait_for_step(step + 1))
+    job.wait_until_done()
+    assert told(job.rows()) == told(undisturbed)
+    assert job.starts() == 2
+
+
+@pytest.mark.slow
+def test_a_dead_node_is_replaced(submit: Submit, undisturbed: list[Row]) -> None:
+    job = submit(*LONG)
+    job.wait_for_step(50)
+    job.cluster.run("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
+    job.wait(lambda: job.starts() == 2, "the second start")
+    note_time("node down to training again", job.wait_for_step(len(job.rows()) + 1))
+    assert "node2" not in job.said().split("start 1,")[1].splitlines()[0]
+    job.wait_until_done()
+    assert told(job.rows()) == told(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_killed_rank_ends_the_start_and_the_next_goes_on(
+    submit: Submit, undisturbed: list[Row], rank: int
+) -> None:
+    job = submit(*LONG)
+    job.wait_for_step(50)
+    [victim] = [p for p in job.cluster.tasks("launch/train.py") if p.rank == rank]
+    os.kill(victim.pid, signal.SIGKILL)
+    job.wait(lambda: job.starts() == 2, "the second start")
+    note_time("killed rank to training again", job.wait_for_step(len(job.rows()) + 1))
+    job.wait_until_done()
+    assert told(job.rows()) == told(undisturbed)
+    assert (job.run / "failures").read_text().count("\n") == 1
+
+
+@pytest.mark.slow
+def test_what_is_left_of_an_older_start_cannot_commit(
+    submit: Submit, undisturbed: list[Row]
+) -> None:
+    """The daemon of the node with rank 0 dies and its tasks live on: Slurm starts the job again
+    elsewhere, beside them."""
+    job = submit(*LONG, "checkpoint.keep=100")
+    job.wait_for_step(30)
+    old = [p for p in job.cluster.tasks("launch/train.py") if p.node == "node1"]
+    for process in old:
+        os.kill(process.pid, signal.SIGSTOP)  # or it would be done before Slurm notices
+    job.cluster.kill_daemon("node1")
+    job.wait(lambda: job.starts() == 2, "the second start", 120)
+    job.wait_for_step(len(job.rows()) + 5)
+    for process in old:
+        os.kill(process.pid, signal.SIGCONT)
+    job.wait_until_done()
+    assert told(job.rows()) == told(undisturbed)
+    for process in old:
+        job.wait(lambda pid=process.pid: not Path(f"/proc/{pid}").exists(), "the old ranks to end")
+
+
+@pytest.mark.slow
+def test_three_failures_at_one_step_give_up(submit: Submit) -> None:
+    job = submit("train.learning_rate=1e30", "train.warmup_steps=0", *LONG)
+    job.wait(lambda: job.facts().get("JobState") == "FAILED", "the end", 240)
+    assert job.starts() == 3
+    assert re.search(r"failed 3 times after step \d+, for the reason above; giving up", job.said())
+    assert "lower train.learning_rate" in job.said()
+
+
+@pytest.mark.slow
+def test_the_stop_file_stops_for_good(submit: Submit) -> None:
+    job = submit(*LONG)
+    job.wait_for_step(20)
+    (job.run / "save").touch()
+    job.wait(lambda: not (job.run / "save").exists(), "the save")
+    (job.run / "stop").touch()
+    job.wait(lambda: job.facts().get("JobState") == "COMPLETED", "the end")
+    assert (job.run / "saved").exists() and job.starts() == 1
+    assert "was asked to stop" in job.said()
+    again = submit(*LONG)
+    again.wait(lambda: again.facts().get("JobState") == "COMPLETED", "the end")
+    assert "asks this run to stand still" in again.said()
+
+
+@pytest.mark.slow
+def test_a_job_array_goes_on_where_requeue_is_forbidden(
+    submit: Submit, undisturbed: list[Row]
+) -> None:
+    job = submit(*LONG, flags=("--array=1-3%1", "--no-requeue"), FORESCALE_REQUEUE="no")
+    job.wait_for_step(50)
+    job.cluster.run("scancel", "--signal=USR1", f"{job.number}_1")
+    job.wait(lambda: (job.run / "done").exists(), "the end", 200)
+    assert told(job.rows()) == told(undisturbed)
+    assert "submit again, or let the next of the array go on" in job.said()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("settings", "flags", "message"), [
+    (("parallel.pipeline=3",), (), r"parallel\.pipeline: .*3"),
+    ((), ("--ntasks-per-node=4", "--gres=gpu:2"), "4 tasks on this node and 2 GPUs"),
+    (("train.stepz=3",), (), r"did you mean train\.steps"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused_once(
+    submit: Submit, settings: tuple[str, ...], flags: tuple[str, ...], message: str
+) -> None:
+    job = submit(*settings, flags=flags)
+    took = job.wait(lambda: job.facts().get("JobState") == "FAILED", "the refusal", 60)
+    assert took < 45
+    assert job.starts() == 1 and re.search(message, job.said()), job.said()
+    assert "the run is refused (above); nothing is requeued" in job.said()
+    assert not job.run.exists()
+
+
+def test_outside_slurm_the_script_says_how_to_submit_it() -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
+    done = subprocess.run(["bash", "slurm/train_large.sh"], cwd=ROOT, env=environment,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "train_large: submit it: sbatch slurm/train_large.sh\n"
+
+
+@pytest.mark.slow
+def test_elsewhere_or_without_python_it_says_so(submit: Submit, tmp_path: Path) -> None:
+    job = submit(flags=(f"--chdir={tmp_path}",))
+    job.wait(lambda: job.facts().get("JobState") == "FAILED", "the refusal", 60)
+    assert "is not Forescale's checkout" in job.said()
+
+
+def test_scripts_are_clean() -> None:
+    if shutil.which("shellcheck") is None:
+        skip("no shellcheck here: apt-get install shellcheck")
+    for script in sorted((ROOT / "slurm").glob("*.sh")):
+        subprocess.run(["shellcheck", str(script)], check=True)
