@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from launch.rendezvous import free_port
-from trainer.signals import PARENT
+from trainer.signals import PARENT, StopRequest
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel")
 """Where none exists, DeepSpeed need not look for an accelerator and warn that it found none."""
@@ -20,8 +20,9 @@ GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel")
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
-def launch(ranks: int, arguments: Sequence[str]) -> int:
-    """Train with `arguments` on `ranks` ranks; returns the exit code.
+def launch(ranks: int, arguments: Sequence[str], stop: StopRequest) -> int:
+    """Train with `arguments` on `ranks` ranks; returns the exit code. `stop` may have been asked
+    for already: then the ranks save after their first step.
 
     DeepSpeed's launcher ends its ranks at once on SIGINT and SIGTERM. So it runs in a session of
     its own, where a Ctrl-C does not reach it, and ignores SIGUSR1, which this process sends
@@ -49,7 +50,7 @@ def launch(ranks: int, arguments: Sequence[str]) -> int:
             # The launcher exits with 1 whatever ended it by a signal.
             return code if code >= 0 else 1
         except subprocess.TimeoutExpired:
-            if asked:
+            if asked or stop:
                 _pass_on(process, at_once=asked.count(signal.SIGINT) > 1)
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from model.errors import UserError
 from parallel.layout import describe
-from trainer.checkpoint.manifest import damage
+from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.store import Checkpoint
 from trainer.metrics import read_metrics
 from trainer.run import RunFolder
@@ -58,28 +58,32 @@ def _run(run: RunFolder, *, verify: bool) -> None:
         )
     steps = [str(checkpoint.step) for checkpoint in run.store.committed()]
     shown["checkpoints"] = f"steps {', '.join(steps)}" if steps else "none"
-    wrong = {c.path.name: damage(c.path, contents=verify) for c in run.store.committed()}
-    for name, why in wrong.items():
-        if why is not None:
-            shown[name] = f"damaged: {why}"
+    wrong = {c.path.name: c.damage(contents=verify) for c in run.store.committed()}
+    damaged = {name: why for name, why in wrong.items() if why is not None}
+    shown |= {name: f"damaged: {why}" for name, why in damaged.items()}
+    aside = sorted(folder.name for folder in run.store.folder.glob("*.damaged"))
+    if aside:
+        shown["put aside"] = ", ".join(aside)
     if (run.path / "evaluation.json").is_file():
         summary = json.loads((run.path / "evaluation.json").read_text(encoding="utf-8"))
         for name, scores in summary["scores"].items():
             shown[f"{summary['split']} MSE, {name}"] = f"{scores['mse']:.4f}"
     _print(shown)
+    if damaged:
+        raise UserError(f"{run.path}: damaged: {', '.join(damaged)}")
 
 
 def _checkpoint(checkpoint: Checkpoint, *, verify: bool) -> None:
     from trainer.checkpoint.storage import tensor_shapes
 
-    wrong = damage(checkpoint.path, contents=verify)
+    wrong = checkpoint.damage(contents=verify)
     if wrong is not None:
         raise UserError(f"{checkpoint.path} is damaged: {wrong}")
     description = checkpoint.description()
     shapes = tensor_shapes(checkpoint.path)
     weights = {n: s for n, s in shapes.items() if n.startswith("weights/")}
     parameters = sum(math.prod(shape) for shape in weights.values())
-    size = sum(file.stat().st_size for file in checkpoint.path.iterdir())
+    size = sum(size for size, _ in read_manifest(checkpoint.path).values())
     _print(
         {
             "checkpoint": str(checkpoint.path),

@@ -44,12 +44,12 @@ def start(
             return _tell(rendezvous, error)
         if ranks is None or ranks == 1 or plan.is_done:
             return _train(plan, rendezvous, stop)
-    if plan.run.exists():
-        refuse_if_taken(plan.run.path, Incarnation.here())  # said here rather than by a rank
-    from launch.ranks import launch
+        if plan.run.exists():
+            refuse_if_taken(plan.run.path, Incarnation.here())  # said here rather than by a rank
+        from launch.ranks import launch
 
-    options = ["--run-dir", str(plan.run.path), "--resume", resume]
-    return launch(ranks, [str(config), *overrides, *options])
+        options = ["--run-dir", str(plan.run.path), "--resume", resume]
+        return launch(ranks, [str(config), *overrides, *options], stop)
 
 
 def _tell(rendezvous: Rendezvous, error: UserError) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -61,3 +62,12 @@ def mistake(error: ValidationError) -> tuple[tuple[str, ...], str | None]:
         hint = "; YAML reads a bare on, off, yes and no as true and false: quote it to mean text"
     shown = "nothing" if given is None else "keys" if isinstance(given, dict) else repr(given)
     return path, f"expected {expected}, got {shown}{hint}"
+
+
+MOST_NAMED = 8
+
+
+def shortened(texts: Sequence[str], between: str = ", ") -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(texts) - MOST_NAMED} more" if len(texts) > MOST_NAMED else ""
+    return between.join(texts[:MOST_NAMED]) + more

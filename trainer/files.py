@@ -18,10 +18,11 @@ def replace(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.partial")
     write_synced(beside, text)
     os.replace(beside, path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(path: Path) -> None:
+def sync(path: Path) -> None:
+    """A file's contents or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

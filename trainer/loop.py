@@ -31,7 +31,7 @@ from trainer.ownership import Incarnation, Ownership, own
 from trainer.prepare import Plan
 from trainer.progress import TrainingProgress, say
 from trainer.report import draw, pictured_windows, print_table
-from trainer.resume import take_over, whole_checkpoint
+from trainer.resume import take_over, whole_checkpoint, whole_source
 from trainer.signals import StopRequest, ended_by_signal, stop_on_signal
 from trainer.source import Source
 from trainer.switches import Asked, Switches
@@ -65,6 +65,7 @@ def train(
         if rank == 0:
             plan.run.path.mkdir(parents=True, exist_ok=True)
             ownership = stack.enter_context(own(plan.run.path, Incarnation.here()))
+            plan.check_current()
         with ended_by_signal():
             place = _join(plan, rank, local_rank, local_world)
         stop = stack.enter_context(stop_on_signal(stop))
@@ -112,6 +113,7 @@ class Trainer:
         self.settings = plan.configuration.settings
         self.dataset: Dataset = plan.dataset
         self.steps_done = 0
+        source = whole_source(plan, place)
         if place.is_main:
             plan.run.open(plan.configuration, plan.layout, str(place.device))
         checkpoint = whole_checkpoint(plan, place)
@@ -123,14 +125,14 @@ class Trainer:
         if checkpoint is not None:
             storage.read(checkpoint.path, self.engine.begin_load(checkpoint.step))
             self.engine.end_load()
-        elif plan.start_from is not None:
-            self._take_over(plan.start_from)
+        elif source is not None:
+            self._take_over(source)
         self.saver = Saver(
             plan.run.store, place, self.settings.checkpoint, self.engine.shapes, ownership
         )
 
     def _take_over(self, source: Source) -> None:
-        taken = take_over(self.engine, source, self.place)
+        taken = take_over(self.engine, source)
         if self.place.is_main:
             say(taken.sentence())
             self.plan.run.record(init_from=asdict(taken))
@@ -143,10 +145,11 @@ class Trainer:
             say(note)
         if train.warmup_steps > train.steps:
             say(f"train.warmup_steps={train.warmup_steps} is longer than the run")
-        say(
-            f"{plan.run.path}: {plan.layout} on {self.place.device.type}, steps "
-            f"{self.steps_done + 1} to {train.steps} of {train.global_batch_size} windows each"
-        )
+        first = self.steps_done + 1
+        what = f"steps {first} to {train.steps} of {train.global_batch_size} windows each"
+        if self.steps_done >= train.steps:
+            what = "all steps are made, the test windows are left"
+        say(f"{plan.run.path}: {plan.layout} on {self.place.device.type}, {what}")
 
     def run(self) -> Outcome:
         """Train to the last step and score the result, or save at the first step after a signal
@@ -290,6 +293,7 @@ class Trainer:
         if not self.dataset.windows(Split.TEST):
             return
         evaluation = self._evaluate(Split.TEST, pictured=True)
+        self._asked()  # has another start taken the folder over?
         if not self.place.is_main:
             return
         run = self.plan.run.path

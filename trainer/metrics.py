@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.files import sync
 from trainer.progress import say
 
 if TYPE_CHECKING:
@@ -18,15 +19,17 @@ Row = dict[str, Any]
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The rows of a metrics file; a last line that was cut off by a kill is left out."""
+    """The rows of a metrics file; a line that was cut off or garbled is left out."""
     rows: list[Row] = []
     if not path.exists():
         return rows
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
-            break
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 
@@ -40,9 +43,13 @@ class MetricsLog:
         self._path = run / "metrics.jsonl"
         kept = [row for row in read_metrics(self._path) if row["step"] <= steps_done]
         self.last: Row | None = kept[-1] if kept else None
+        missing = steps_done - len(kept)
+        if missing and self._path.exists():
+            say(f"{self._path}: {missing} of {steps_done} steps have no row")
         beside = self._path.with_name(".metrics.jsonl.partial")
         beside.write_text("".join(map(_line, kept)), encoding="utf-8")
         os.replace(beside, self._path)
+        sync(run)
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         self._whole = os.fstat(self._file).st_size
         self._waiting: list[Row] = []

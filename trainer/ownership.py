@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,14 @@ class Incarnation:
         names = [f"slurm {slurm}"] if slurm else []
         names += [f"torchrun {elastic}"] if elastic != "none" else []
         turns = ("SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
-        return cls(", ".join(names), tuple(int(environment.get(name, "0")) for name in turns))
+        return cls(", ".join(names), tuple(_whole(environment.get(name)) for name in turns))
 
     def follows(self, other: Incarnation) -> bool:
         return bool(self.job) and self.job == other.job and self.turn > other.turn
+
+
+def _whole(text: str | None) -> int:
+    return int(text) if text and text.isdigit() else 0
 
 
 class Ownership:
@@ -71,7 +76,7 @@ def refuse_if_taken(folder: Path, incarnation: Incarnation) -> None:
 def own(folder: Path, incarnation: Incarnation) -> Iterator[Ownership]:
     """Hold `folder` against other runs and against older incarnations of this one.
 
-    Raises UserError where another run holds it, or a newer incarnation has held it.
+    Raises UserError where another run holds it, or where it cannot be written.
     """
     token = uuid.uuid4().hex
     beside = folder / f"{NAME}.{token}"
@@ -79,52 +84,85 @@ def own(folder: Path, incarnation: Incarnation) -> Iterator[Ownership]:
               "host": socket.gethostname(), "process": os.getpid()}  # fmt: skip
     with ExitStack() as stack:
         with _taken(folder, incarnation):
-            file = stack.enter_context(open(beside, "w", encoding="utf-8"))
-            _lock(file)
-            json.dump(record, file)
-            file.flush()
-            os.fsync(file.fileno())
+            stack.enter_context(_record(beside, record))
             os.replace(beside, folder / NAME)
         yield Ownership(folder, token)
+
+
+@contextmanager
+def _record(path: Path, content: dict[str, Any]) -> Iterator[None]:
+    """A locked file, as long as this lasts; none where it cannot be written whole."""
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "w", encoding="utf-8"))
+            _lock(file)
+            json.dump(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            sentence = f"--run-dir: cannot write in {path.parent}: {error.strerror}"
+            raise UserError(sentence) from None
+        yield
 
 
 @contextmanager
 def _taken(folder: Path, incarnation: Incarnation) -> Iterator[None]:
     """Within, nobody else takes the folder."""
     while True:
-        with open(folder / NAME, "a+", encoding="utf-8") as file:
-            is_free = _lock(file)
+        with _opened(folder / NAME) as file:
+            lock = _lock(file)
             if os.fstat(file.fileno()).st_ino != (folder / NAME).stat().st_ino:
                 continue  # it has been replaced since it was opened
             file.seek(0)
-            _refuse(folder, incarnation, _read(file), is_free=is_free)
+            _refuse(folder, incarnation, _read(file), lock)
             yield
             return
 
 
-def _refuse(
-    folder: Path, incarnation: Incarnation, holder: dict[str, Any], *, is_free: bool
-) -> None:
-    held = Incarnation(str(holder.get("job", "")), tuple(holder.get("turn", ())))
+def _opened(path: Path) -> TextIOWrapper:
+    try:
+        return open(path, "a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--run-dir: {path} cannot be opened: {error.strerror}") from None
+
+
+def _refuse(folder: Path, incarnation: Incarnation, holder: dict[str, Any], lock: Lock) -> None:
+    try:
+        held = Incarnation(str(holder.get("job", "")), tuple(map(int, holder.get("turn", ()))))
+    except (TypeError, ValueError):
+        held = Incarnation("", ())
     where = f"process {holder.get('process')} on {holder.get('host')}"
-    if held.follows(incarnation):
-        raise UserError(f"--run-dir: a newer start of this job ({where}) has taken {folder} over")
-    if not is_free and not incarnation.follows(held):
+    if held.follows(incarnation) and lock is not Lock.OURS:
+        raise UserError(
+            f"--run-dir: a newer start of this job ({where}) has taken {folder} over; if it is "
+            f"gone, remove {folder / NAME}"
+        )
+    if lock is Lock.THEIRS and not incarnation.follows(held):
         raise UserError(
             f"--run-dir: another process is training in {folder} ({where}); "
             "wait for it, stop it, or choose another folder"
         )
 
 
-def _lock(file: TextIOWrapper) -> bool:
-    """Until the file is closed; False where another process has it."""
+class Lock(Enum):
+    """Whose a file's lock is."""
+
+    OURS = 1
+    THEIRS = 2
+    NOBODYS = 3
+    """A file system without locks: what the file says still fences."""
+
+
+def _lock(file: TextIOWrapper) -> Lock:
+    """Until the file is closed."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks: what the file says still fences
-        return True
-    return True
+        return Lock.THEIRS
+    except OSError:
+        return Lock.NOBODYS
+    return Lock.OURS
 
 
 def _read(file: TextIOWrapper) -> dict[str, Any]:

@@ -15,12 +15,16 @@ from torch import Tensor
 
 from model.errors import UserError
 from model.network import TimeSeriesTransformer
+from trainer.checkpoint.storage import compare
 from trainer.config import Settings
 from trainer.data import Dataset
 from trainer.data.dataset import WindowBatch
 from trainer.data.facts import SeriesFacts
 from trainer.run import RunFolder
 from trainer.source import Source, find
+
+TRIES = 5
+"""A run that is training may remove the checkpoint that is being read."""
 
 
 class Forecaster:
@@ -39,13 +43,16 @@ class Forecaster:
 
         Raises UserError where there are no weights or they are damaged.
         """
-        source = _whole(Path(path))
-        network = TimeSeriesTransformer(source.settings.model, source.facts.shape)
-        weights = {f"weights/{name}": p.detach() for name, p in network.named_parameters()}
-        buffers = {f"buffers/{name}": buffer for name, buffer in network.named_buffers()}
-        source.read({**weights, **buffers})
-        if source.settings.train.precision == "bf16":
-            network.bfloat16()
+        for _ in range(TRIES):
+            source = _whole(Path(path))
+            try:
+                network = _network(source)
+                break
+            except UserError:
+                if source.path.exists():
+                    raise
+        else:
+            raise UserError(f"{path}: its checkpoints are replaced faster than they can be read")
         return cls(network.to(device), source.settings, source.facts, source.step)
 
     @cached_property
@@ -99,12 +106,28 @@ def _expect(name: str, values: npt.NDArray[np.float64], wanted: tuple[int, int])
         raise UserError(f"{name}: expected [B, {wanted[0]}, {wanted[1]}], got {list(values.shape)}")
 
 
+def _network(source: Source) -> TimeSeriesTransformer:
+    """With its weights; nothing large is made before it is known to fit."""
+    settings, shape = source.settings, source.facts.shape
+    with torch.device("meta"):
+        wanted = TimeSeriesTransformer(settings.model, shape)
+    compare(source.path, source.shapes(), {k: tuple(t.shape) for k, t in _state(wanted).items()})
+    network = TimeSeriesTransformer(settings.model, shape)
+    source.read(_state(network))
+    return network.bfloat16() if settings.train.precision == "bf16" else network
+
+
+def _state(network: TimeSeriesTransformer) -> dict[str, Tensor]:
+    weights = {f"weights/{name}": p.detach() for name, p in network.named_parameters()}
+    return weights | {f"buffers/{name}": buffer for name, buffer in network.named_buffers()}
+
+
 def _whole(path: Path) -> Source:
     """Of a run, the newest checkpoint that is whole to the last byte; it is told where that is
     not the newest."""
     source = find(path)
     wrong = source.damage()
-    if wrong is None:
+    if wrong is None or not source.path.exists():
         return source
     sentence = f"{source.path} is damaged: {wrong}"
     older = RunFolder(path).store.newest(contents=True) if RunFolder(path).exists() else None

@@ -39,6 +39,15 @@ class Plan:
         """Nothing is left to do in the run folder."""
         return self.run.is_done() and self.steps_done >= self.configuration.settings.train.steps
 
+    def check_current(self) -> None:
+        """Raises UserError where somebody has trained in the folder since this was planned."""
+        newest = self.run.store.newest()
+        if self.may_fall_back and newest != self.resume_from:
+            raise UserError(
+                f"{self.run.path} has gone on to {newest.path.name if newest else 'nothing'} since "
+                "this command looked; give it again"
+            )
+
 
 def prepare(
     configuration: Configuration,
@@ -63,7 +72,7 @@ def prepare(
     source = _start_from(configuration) if point is None else None
     plan = Plan(configuration, layout, dataset, run, point, source, may_fall_back=resume == "auto")
     if plan.resume_from is not None:
-        _check_resume(plan, plan.resume_from)
+        check_resume(plan, plan.resume_from)
     return plan
 
 
@@ -77,7 +86,7 @@ def _start_from(configuration: Configuration) -> Source | None:
         raise configuration.error("model.init_from", str(error)) from None
 
 
-def _check_resume(plan: Plan, checkpoint: Checkpoint) -> None:
+def check_resume(plan: Plan, checkpoint: Checkpoint) -> None:
     """Refuse to go on from what was computed from something else."""
     made_from = checkpoint.description()
     check_same(plan.configuration, made_from["settings"], f"{checkpoint.path} is of other settings")

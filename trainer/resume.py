@@ -6,15 +6,23 @@ Every byte that is read is verified before, by one rank or another.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from model.errors import UserError
-from parallel.groups import Place, barrier, join_records
-from trainer.checkpoint.manifest import damage
+import torch
+
+from model.errors import UserError, shortened
+from model.network import TimeSeriesTransformer
+from parallel.groups import Place, join_records
+from trainer.checkpoint.storage import Shapes
 from trainer.checkpoint.store import Checkpoint
 from trainer.engine import Engine
-from trainer.prepare import Plan
+from trainer.optimizer_state import shapes
+from trainer.prepare import Plan, check_resume
 from trainer.progress import say
 from trainer.source import Source
+
+KINDS = ("weights/", "buffers/")
+"""Of a state, what another run may begin with."""
 
 
 def whole_checkpoint(plan: Plan, place: Place) -> Checkpoint | None:
@@ -22,7 +30,7 @@ def whole_checkpoint(plan: Plan, place: Place) -> Checkpoint | None:
     asked for by its name."""
     checkpoint = plan.resume_from
     while checkpoint is not None:
-        found = _together(place, damage(checkpoint.path, part=place.rank, parts=place.layout.world))
+        found = _on_any(place, checkpoint.damage(part=place.rank, parts=place.layout.world))
         if found is None:
             return checkpoint
         sentence = f"{checkpoint.path} is damaged: {found}"
@@ -31,17 +39,51 @@ def whole_checkpoint(plan: Plan, place: Place) -> Checkpoint | None:
         if place.is_main:
             aside = plan.run.store.put_aside(checkpoint.path)
             say(f"{sentence}; it is now {aside.name}, and the one before it is used")
-        barrier()
-        checkpoint = plan.run.store.newest()
+        checkpoint = _of_main(plan, place)
         if checkpoint is None:
             raise UserError(f"{sentence}, and there is no whole one before it")
+        check_resume(plan, checkpoint)
     return None
 
 
-def _together(place: Place, wrong: str | None) -> str | None:
+def _of_main(plan: Plan, place: Place) -> Checkpoint | None:
+    """The newest in the main rank's eyes: a cluster's file system may show others an older list."""
+    newest = plan.run.store.newest() if place.is_main else None
+    told = join_records(place, {"path": str(newest.path)} if newest else {})
+    return Checkpoint(Path(told["path"])) if told else None
+
+
+def whole_source(plan: Plan, place: Place) -> Source | None:
+    """The weights that a new run starts from, verified, some of which fit.
+
+    Raises UserError, before anything is written.
+    """
+    source = plan.start_from
+    if source is None:
+        return None
+    wrong = _on_any(place, source.damage(place.rank, place.layout.world))
+    if wrong is not None:
+        raise UserError(f"model.init_from: {source.path} is damaged: {wrong}")
+    with torch.device("meta"):
+        network = TimeSeriesTransformer(plan.configuration.settings.model, plan.dataset.shape)
+    if not _fitting(source.shapes(), shapes(network)):
+        raise UserError(
+            f"model.init_from: nothing in {source.path} has the name and shape of anything here"
+        )
+    return source
+
+
+def _on_any(place: Place, wrong: str | None) -> str | None:
     """What any rank has found wrong, on all of them."""
     found = join_records(place, {str(place.rank): wrong} if wrong else {})
     return next(iter(found.values()), None)
+
+
+def _fitting(theirs: Shapes, ours: Shapes) -> list[str]:
+    """Weights and buffers of one name and shape."""
+    return [
+        name for name, shape in ours.items() if name.startswith(KINDS) and theirs.get(name) == shape
+    ]
 
 
 @dataclass(frozen=True)
@@ -58,28 +100,17 @@ class TakenOver:
 
     def sentence(self) -> str:
         parts = [f"model.init_from: {len(self.taken)} tensors taken over from {self.source}"]
-        parts += [f"drawn anew: {_some([f'{n} ({why})' for n, why in self.anew.items()])}"
+        parts += [f"drawn anew: {shortened([f'{n} ({why})' for n, why in self.anew.items()])}"
                   if self.anew else "none drawn anew"]  # fmt: skip
-        parts += [f"left behind: {_some(self.left)}"] if self.left else []
+        parts += [f"left behind: {shortened(self.left)}"] if self.left else []
         return "; ".join(parts)
 
 
-def take_over(engine: Engine, source: Source, place: Place) -> TakenOver:
-    """Fill the weights and buffers whose names and shapes are the source's.
-
-    Raises UserError where none is, or where the source is damaged.
-    """
-    wrong = _together(place, source.damage(place.rank, place.layout.world))
-    if wrong is not None:
-        raise UserError(f"model.init_from: {source.path} is damaged: {wrong}")
-    kinds = ("weights/", "buffers/")
-    theirs = {name: s for name, s in source.shapes().items() if name.startswith(kinds)}
-    ours = {name: s for name, s in engine.shapes.items() if name.startswith(kinds)}
-    taken = [name for name, shape in ours.items() if theirs.get(name) == shape]
-    if not taken:
-        raise UserError(
-            f"model.init_from: nothing in {source.path} has the name and shape of anything here"
-        )
+def take_over(engine: Engine, source: Source) -> TakenOver:
+    """Fill the weights and buffers whose names and shapes are the source's."""
+    theirs = {name: s for name, s in source.shapes().items() if name.startswith(KINDS)}
+    ours = {name: s for name, s in engine.shapes.items() if name.startswith(KINDS)}
+    taken = _fitting(theirs, ours)
     state = engine.begin_load(0)
     source.read({name: state[name] for name in taken if name in state})
     engine.end_load()
@@ -88,17 +119,8 @@ def take_over(engine: Engine, source: Source, place: Place) -> TakenOver:
         for name, shape in ours.items()
         if name not in taken
     }
-    names = {bare(name) for name in ours}
-    left = sorted({bare(name) for name in theirs} - names)
+    left = sorted({bare(name) for name in theirs} - {bare(name) for name in ours})
     return TakenOver(str(source.path), source.step, [bare(n) for n in taken], anew, left)
-
-
-MOST_NAMED = 8
-
-
-def _some(texts: list[str]) -> str:
-    more = f" and {len(texts) - MOST_NAMED} more" if len(texts) > MOST_NAMED else ""
-    return ", ".join(texts[:MOST_NAMED]) + more
 
 
 def bare(name: str) -> str:

@@ -15,7 +15,7 @@ from parallel.layout import Layout
 from trainer.checkpoint.store import Checkpoint, Store
 from trainer.config.load import Configuration, flat, load
 from trainer.environment import environment
-from trainer.files import replace
+from trainer.files import replace, sync
 from trainer.progress import say
 
 FREE_TO_CHANGE = ("parallel.", "checkpoint.", "logging.", "train.micro_batch_size", "train.steps")
@@ -108,7 +108,10 @@ class RunFolder:
         replace(self.config_file, yaml.safe_dump(settings, sort_keys=False))
         replace(self.path / "environment.json", json.dumps(environment(layout, device), indent=1))
         self.store.folder.mkdir(exist_ok=True)
-        self.store.remove_unfinished()
+        sync(self.path)
+        sync(self.path.parent)
+        for note in self.store.remove_unfinished():
+            say(note)
         for path, why in self.store.damaged().items():
             aside = self.store.put_aside(path)
             say(f"{path} is damaged: {why}; it is now {aside.name}")

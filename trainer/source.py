@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from model.errors import UserError, mistake
-from trainer.checkpoint import manifest
 from trainer.checkpoint.store import Checkpoint
 from trainer.config.settings import Settings
 from trainer.data.facts import SeriesFacts
@@ -62,7 +61,7 @@ class CheckpointSource(Source):
         read(self.path, state, alone=True)
 
     def damage(self, part: int = 0, parts: int = 1) -> str | None:
-        return manifest.damage(self.path, part=part, parts=parts)
+        return Checkpoint(self.path).damage(part=part, parts=parts)
 
 
 class ExportSource(Source):
@@ -73,7 +72,7 @@ class ExportSource(Source):
         Export(self.path).read(state)
 
     def damage(self, part: int = 0, parts: int = 1) -> str | None:
-        return Export(self.path).damage()
+        return Export(self.path).damage(part, parts)
 
 
 def find(path: Path) -> Source:
@@ -100,12 +99,10 @@ def _checkpoint(checkpoint: Checkpoint) -> Source:
 def _described(path: Path, content: dict[str, Any]) -> tuple[int, Settings, SeriesFacts]:
     try:
         settings = Settings.model_validate_json(json.dumps(content["settings"]))
-        return int(content["step"]), settings, SeriesFacts.of(content["series"])
+        return content["step"], settings, SeriesFacts.of(content["series"])
     except ValidationError as error:
         keys, sentence = mistake(error)
         raise UserError(
-            f"{path}: its setting {'.'.join(keys)} is not known here: {sentence or 'unknown key'}; "
-            "use the version that wrote it"
+            f"{path}: what it says of {'.'.join(keys)} cannot be read here: "
+            f"{sentence or 'unknown key'}; use the version that wrote it"
         ) from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} does not say what it holds: {error}") from None

@@ -238,6 +238,64 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     assert told(read_metrics(run / "metrics.jsonl")) == told(undisturbed)
 
 
+def _untidy(rank: int, world: int, run: Path, changes: dict[str, Any]) -> str:
+    """Old checkpoints cannot be removed: somebody reads them over the network, or guards them."""
+
+    def hook(rank: int, run: Path) -> None:
+        import trainer.checkpoint.store as store
+
+        def busy(*_: Any) -> None:
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+        store.shutil.rmtree = busy  # type: ignore[assignment]
+
+    return _train_with(rank, world, run, changes, hook)
+
+
+def test_a_commit_counts_whatever_becomes_of_older_ones(
+    tmp_path: Path, undisturbed: list[Row]
+) -> None:
+    run = tmp_path / "run"
+    said = ranks.run(_untidy, 2, run, {**SETTINGS, "checkpoint.keep": 1})
+    assert "older checkpoints cannot be tidied away: [Errno 39] Directory not empty" in said[0]
+    assert "the checkpoint of" not in said[0]
+    assert committed(run) == [8] and (run / "done").exists()
+    more = ranks.run(_untidy, 2, run, {**SETTINGS, "train.steps": 9, "train.warmup_steps": 100})
+    assert "cannot be removed: Directory not empty" in more[0]
+
+
+def _taken_in_between(rank: int, world: int, run: Path, changes: dict[str, Any]) -> str:
+    """A newer start comes after the last look at the owner, and commits the same step first."""
+    os.environ["SLURM_JOB_ID"] = "7"
+    stack = contextlib.ExitStack()
+
+    def hook(rank: int, run: Path) -> None:
+        from trainer.ownership import Ownership
+
+        lasts = Ownership.lasts
+
+        def look(self: Ownership) -> bool:
+            answer = lasts(self)
+            newer = run / "checkpoints" / "step-00000004"
+            if not newer.exists() and (run / "checkpoints" / "step-00000002").exists():
+                stack.enter_context(own(run, Incarnation("slurm 7", (0, 1, 0))))
+                shutil.copytree(run / "checkpoints" / "step-00000002", newer)
+            return answer
+
+        Ownership.lasts = look  # type: ignore[method-assign]
+
+    return _train_with(rank, world, run, changes, hook)
+
+
+def test_a_newer_starts_checkpoint_is_never_replaced(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    said = ranks.run(_taken_in_between, 2, run, {**SETTINGS, "checkpoint.asynchronous": False})
+    assert all("TakenOverError" in text for text in said)
+    held = [(run / "checkpoints" / name / "manifest").read_bytes()
+            for name in ("step-00000002", "step-00000004")]  # fmt: skip
+    assert held[0] == held[1]
+
+
 def _taken_over(rank: int, world: int, run: Path, changes: dict[str, Any]) -> str:
     """A newer start of the same job comes when step 5 begins."""
     os.environ["SLURM_JOB_ID"] = "7"

@@ -93,8 +93,7 @@ def saved(folder: Path, layout: str, model: tuple[tuple[str, Any], ...]) -> tupl
 def _load(rank: int, world: int, settings: dict[str, Any], source: Path, run: Path) -> list[Row]:
     """Load `source`, write what has been loaded to `run/again`, go on to the last step."""
     from parallel.groups import join
-    from trainer.checkpoint.saver import Saver
-    from trainer.checkpoint.store import Checkpoint, Store
+    from trainer.checkpoint.store import Checkpoint
     from trainer.loop import Trainer
     from trainer.metrics import read_metrics
     from trainer.ownership import Incarnation, own
@@ -111,7 +110,6 @@ def _load(rank: int, world: int, settings: dict[str, Any], source: Path, run: Pa
     run.mkdir()
     with own(run, Incarnation("", ())) as ownership:
         trainer = Trainer(plan, place, StopRequest(), ownership)
-        assert isinstance(trainer.saver, Saver) and Store is not None
         _go_on(trainer, ownership)
         return read_metrics(run / "metrics.jsonl")
 

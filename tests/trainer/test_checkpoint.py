@@ -20,7 +20,7 @@ from tests.settings import train_rank
 from trainer.checkpoint.fragments import Fragment, boxes
 from trainer.checkpoint.manifest import damage
 from trainer.checkpoint.storage import read, tensor_shapes
-from trainer.checkpoint.store import Checkpoint, Store
+from trainer.checkpoint.store import FORMAT, Checkpoint, Store
 from trainer.config import load
 from trainer.metrics import read_metrics
 from trainer.prepare import prepare
@@ -206,7 +206,7 @@ def test_another_model_is_named(run_folder: Path) -> None:
 
 def test_a_future_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.json").write_text('{"format": 99}')
-    with pytest.raises(UserError, match="has format 99; this version reads 1"):
+    with pytest.raises(UserError, match=f"has format 99; this version reads {FORMAT}"):
         Checkpoint(tmp_path).description()
 
 
@@ -259,22 +259,45 @@ def test_harm_to_any_file_is_seen_and_the_one_before_is_used(
     assert before is not None and before.step == 3
 
 
-def test_a_strange_file_is_seen(tmp_path: Path, run_folder: Path) -> None:
+def test_a_strange_file_is_nobodys_concern(tmp_path: Path, run_folder: Path) -> None:
     folder = shutil.copytree(run_folder / "checkpoints" / "step-00000004", tmp_path / "c")
-    (folder / "__2_0.distcp").write_text("")
-    assert damage(folder) == "__2_0.distcp is not in the manifest"
+    (folder / ".DS_Store").write_text("")
+    assert damage(folder) is None
 
 
-@pytest.mark.parametrize(("harm", "word"), [(_flip, "does not match its sum"),
-                                             (_cut_short, "bytes instead of")])  # fmt: skip
+def test_a_copy_under_another_name_is_of_another_step(tmp_path: Path, run_folder: Path) -> None:
+    folder = tmp_path / "step-00000099"
+    shutil.copytree(run_folder / "checkpoints" / "step-00000004", folder)
+    assert Checkpoint(folder).damage() == "it is of step 4"
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{}", '{"a": 5}', '{"../x": [1, "y"]}'])
+def test_a_manifest_of_something_else_is_damage(tmp_path: Path, text: str) -> None:
+    from hashlib import sha256
+
+    (tmp_path / "manifest").write_text(f"{sha256(text.encode()).hexdigest()}\n{text}")
+    assert (damage(tmp_path) or "").startswith("manifest: the manifest ")
+
+
+def test_a_file_that_cannot_be_read_is_damage(tmp_path: Path, run_folder: Path) -> None:
+    folder = shutil.copytree(run_folder / "checkpoints" / "step-00000004", tmp_path / "c")
+    (folder / "__0_0.distcp").unlink()
+    (folder / "__0_0.distcp").symlink_to(tmp_path / "nowhere")
+    assert damage(folder) == "__0_0.distcp: No such file or directory"
+
+
+@pytest.mark.parametrize(("name", "harm"), [
+    *((name, _flip) for name in FILES), ("__1_0.distcp", _cut_short), (".metadata", Path.unlink),
+    ("checkpoint.json", lambda file: file.write_text(file.read_text().replace("2", "9", 1))),
+])  # fmt: skip
 def test_a_run_goes_on_from_the_one_before_a_damaged_one(
-    tmp_path: Path, run_folder: Path, harm: Any, word: str
+    tmp_path: Path, run_folder: Path, name: str, harm: Any
 ) -> None:
     """The end is bit for bit what it was, on the same layout."""
     run = shutil.copytree(run_folder, tmp_path / "run")
     whole = read_metrics(run / "metrics.jsonl")
     (run / "done").unlink()
-    harm(run / "checkpoints" / "step-00000004" / "__1_0.distcp")
+    harm(run / "checkpoints" / "step-00000004" / name)
     changes = {"train.steps": 4, "checkpoint.every": 1, "checkpoint.keep": 2, "data.rows": 800,
                "parallel.pipeline": 2}  # fmt: skip
     ranks.run(train_rank, 2, run, changes)
@@ -282,7 +305,7 @@ def test_a_run_goes_on_from_the_one_before_a_damaged_one(
     for ours, theirs in zip(again, whole, strict=True):
         assert (ours["step"], ours["loss"], ours["grad_norm"]) == (
             theirs["step"], theirs["loss"], theirs["grad_norm"])  # fmt: skip
-    assert word in (damage(run / "checkpoints" / "step-00000004.damaged") or "")
+    assert damage(run / "checkpoints" / "step-00000004.damaged") is not None
     assert damage(run / "checkpoints" / "step-00000004") is None
 
 

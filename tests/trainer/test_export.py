@@ -127,21 +127,35 @@ def test_an_old_folder_is_not_written_over(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("harm", "message"), [
     (lambda out: (out / "model.safetensors").unlink(), "model.safetensors: No such file"),
     (lambda out: (out / "model.safetensors").write_bytes(
-        (out / "model.safetensors").read_bytes()[:-9]), "model.safetensors: .*incomplete|Error"),
+        (out / "model.safetensors").read_bytes()[:-9]), "model.safetensors does not match its sum"),
     (lambda out: (out / "config.json").write_text("{"), "is no export: config.json"),
+    (lambda out: (out / "config.json").write_text("[" * 10**5), "is no export: config.json"),
     (lambda out: (out / "config.json").write_text("{}"), "of something else than Forescale"),
-    (lambda out: (out / "config.json").write_text(
-        json.dumps({"model_type": "forescale", "format": 9})), "has format 9; this version reads"),
-    (lambda out: (out / "config.json").write_text(
-        json.dumps({"model_type": "forescale", "format": 1})), "does not say what it holds"),
-    (lambda out: (out / INDEX).write_text(
-        json.dumps({"weight_map": {"x": "../../etc/passwd"}})), "which is not in the folder"),
+    (lambda out: edit(out, format=9), "has format 9; this version reads"),
+    (lambda out: edit(out, step=-3), "does not say what it holds: config.json: step"),
+    (lambda out: edit(out, buffers=5), "does not say what it holds: config.json: buffers"),
+    (lambda out: edit(out, files={}), "does not say what it holds: config.json: files"),
+    (lambda out: edit(out, files={"../../etc/passwd.safetensors": [1, "x"]}),
+     "does not say what it holds: config.json: files"),
+    (lambda out: edit(out, "series", mean=[1.0]), "of mean cannot be read here: expected 2"),
+    (lambda out: edit(out, "series", deviation=[0.0, 1.0]), "deviation"),
+    (lambda out: edit(out, "settings", model={"d_model": 10**6, "nhead": 4}), "of another model"),
+    (lambda out: edit(out, "settings", modell={}), "modell cannot be read here"),
 ])  # fmt: skip
 def test_what_is_broken_is_refused(run: Path, tmp_path: Path, harm: Any, message: str) -> None:
     export(find(run), tmp_path / "out")
     harm(tmp_path / "out")
     with pytest.raises(UserError, match=message):
         Forecaster.load(tmp_path / "out")
+
+
+def edit(out: Path, *section: str, **changes: Any) -> None:
+    content = json.loads((out / "config.json").read_text())
+    part = content
+    for key in section:
+        part = part[key]
+    part |= changes
+    (out / "config.json").write_text(json.dumps(content))
 
 
 def test_a_path_without_weights_is_refused(tmp_path: Path) -> None:
@@ -175,16 +189,18 @@ def _start_from(rank: int, world: int, run: Path, overrides: dict[str, Any]) -> 
     from tests.settings import tiny
     from trainer.engine import Engine
     from trainer.prepare import prepare
-    from trainer.resume import take_over
+    from trainer.resume import take_over, whole_source
 
     changes = {key.replace(".", "__"): value for key, value in overrides.items()}
     plan = prepare(tiny(**changes), run_dir=run, world=world)
     torch.distributed.init_process_group("gloo")
     place: Place = join(plan.layout, rank, rank, world, None)
-    assert isinstance(plan.layout, Layout) and plan.start_from is not None
+    assert isinstance(plan.layout, Layout)
     engine = Engine(plan.configuration.settings, plan.dataset.shape, place)
     fresh = {name: p.detach().clone() for name, p in engine.network.named_parameters()}
-    taken = take_over(engine, plan.start_from, place)
+    source = whole_source(plan, place)
+    assert source is not None
+    taken = take_over(engine, source)
     moments = [t.data_1d.abs().sum() for n, t in engine.state().items() if n.startswith("exp_avg")]
     now = dict(engine.network.named_parameters())
     parts = engine._spread.parts
@@ -236,6 +252,12 @@ def test_weights_of_something_else_are_refused(run: Path, tmp_path: Path) -> Non
                "model.num_experts": 2, "model.loss": "quantile"}  # fmt: skip
     with pytest.raises(ranks.RanksFailedError, match="has the name and shape of anything here"):
         ranks.run(train_rank, 1, tmp_path / "other", changes)
+    assert not (tmp_path / "other" / "config.yaml").exists()  # the corrected command may use it
+
+
+def test_exports_do_not_go_into_checkpoints(run: Path) -> None:
+    with pytest.raises(UserError, match="lies in a checkpoint, and would go with it"):
+        export(find(run), run / "checkpoints" / "step-00000003" / "out")
 
 
 def test_a_run_that_was_started_from_weights_goes_on_without_them(

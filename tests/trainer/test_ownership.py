@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 from contextlib import ExitStack
@@ -23,6 +24,7 @@ ALONE = Incarnation("", (0, 0, 0))
     ({}, Incarnation("", (0, 0, 0))),
     ({"SLURM_JOB_ID": "7"}, FIRST),
     ({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}, SECOND),
+    ({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": ""}, FIRST),
     ({"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"},
      Incarnation("slurm 7", (2, 0, 0))),
     ({"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "2"},
@@ -65,10 +67,34 @@ def test_a_newer_incarnation_takes_over_and_the_older_one_learns_of_it(tmp_path:
         assert newer.lasts() and not older.lasts()
         with pytest.raises(UserError, match="a newer start of this job"):
             own(tmp_path, FIRST).__enter__()
-    with pytest.raises(UserError, match="a newer start of this job"):  # even when it has ended
-        refuse_if_taken(tmp_path, FIRST)
+    with own(tmp_path, FIRST) as again:  # when it has ended: torchrun's count starts over
+        assert again.lasts()
+
+
+def test_without_locks_an_older_start_is_told_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("trainer.ownership.fcntl.flock", unsupported)
+    with own(tmp_path, SECOND), pytest.raises(UserError, match=r"if it is gone, remove .*\.owner"):
+        own(tmp_path, FIRST).__enter__()
     with own(tmp_path, OTHER) as another:
         assert another.lasts()
+
+
+@pytest.mark.parametrize("text", ['{"turn": 5}', '{"job": "slurm 7", "turn": ["a"]}', "[]", ""])
+def test_a_strange_record_is_nobodys(tmp_path: Path, text: str) -> None:
+    (tmp_path / NAME).write_text(text)
+    with own(tmp_path, FIRST) as ownership:
+        assert ownership.lasts()
+
+
+def test_a_folder_in_its_place_is_a_users_mistake(tmp_path: Path) -> None:
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(UserError, match="cannot be opened: Is a directory"):
+        own(tmp_path, FIRST).__enter__()
 
 
 def test_a_half_written_or_missing_record_is_nobodys(tmp_path: Path) -> None:

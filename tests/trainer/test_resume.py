@@ -132,7 +132,7 @@ def _train_and_die(
     from trainer.engine import Engine
 
     owner: Any = {"train_step": Engine, "write": trainer.checkpoint.saver,
-                  "sync_folder": trainer.checkpoint.saver}[where]  # fmt: skip
+                  "sync": trainer.checkpoint.saver}[where]  # fmt: skip
     original = getattr(owner, where)
     calls = 0
 
@@ -150,8 +150,8 @@ def _train_and_die(
 @pytest.mark.parametrize(("where", "at", "steps_seen", "resumes_at"), [
     ("train_step", 6, 5, 3),  # between checkpoints
     ("write", 2, 6, 3),       # in the second save, before a byte is written
-    ("sync_folder", 3, 6, 3),  # all is written, the rename is next; 2 calls a save
-    ("sync_folder", 4, 6, 6),  # the rename is done, `latest` is not
+    ("sync", 3, 6, 3),  # all is written, the rename is next; 2 calls a save
+    ("sync", 4, 6, 6),  # the rename is done, `latest` is not
 ])  # fmt: skip
 def test_after_a_kill_the_run_goes_on_from_its_last_commit(
     tmp_path: Path, where: str, at: int, steps_seen: int, resumes_at: int
@@ -233,6 +233,67 @@ def test_a_copy_beside_the_checkpoints_is_no_checkpoint(finished: Path, tmp_path
     folder = run / "checkpoints"
     shutil.copytree(folder / "step-00000008", folder / "step-00000008.bak")
     assert [c.step for c in RunFolder(run).store.committed()] == [4, 8]
+
+
+def test_a_plan_that_is_out_of_date_is_refused(finished: Path, tmp_path: Path) -> None:
+    """Another command has gone on in the folder between the look and the start."""
+    from trainer.loop import train
+
+    run = shutil.copytree(finished, tmp_path / "run")
+    plan = prepare(configured(**{"train.steps": 9}), run_dir=run)
+    ranks.run(train_rank, 1, run, {**QUICK, "train.steps": 10})
+    with pytest.raises(UserError, match="has gone on to step-00000010 since this command looked"):
+        train(plan)
+    assert (run / "done").exists()
+
+
+def test_rows_that_are_missing_are_told(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    lines[2] = b"\xff\xfe garbled\n"
+    (run / "metrics.jsonl").write_bytes(b"".join(lines))
+    log = MetricsLog(run, 8, tensorboard=False)
+    log.close()
+    assert "1 of 8 steps have no row" in capsys.readouterr().out
+    assert [r["step"] for r in read_metrics(run / "metrics.jsonl")] == [1, 2, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("switch", ["stop", "save"])
+def test_files_in_the_run_folder_ask_for_a_stop_or_a_save(tmp_path: Path, switch: str) -> None:
+    run = tmp_path / "run"
+    outcome = ranks.run(_train_and_touch, 2, run, {**QUICK, "parallel.pipeline": 2}, 3, switch)
+    steps = [c.step for c in RunFolder(run).store.committed()]
+    if switch == "save":
+        assert outcome == ["done", "done"] and steps == [3, 8] and not (run / "save").exists()
+        return
+    assert outcome == ["saved", "saved"] and steps == [3]
+    with pytest.raises(UserError, match="asks this run to stand still; remove it to go on"):
+        prepare(configured(**{"parallel.pipeline": 2}), run_dir=run, world=2)
+    (run / "stop").unlink()
+    rows = ranks.run(train_rank, 2, run, {**QUICK, "parallel.pipeline": 2})[0]
+    assert [row["step"] for row in rows] == list(range(1, 9))
+
+
+def _train_and_touch(
+    rank: int, world: int, run: Path, overrides: dict[str, Any], at: int, switch: str
+) -> str:
+    """Train; the file appears in step `at`."""
+    import trainer.switches
+    from trainer.engine import Engine
+    from trainer.loop import train
+
+    trainer.switches.SECONDS = 0.0
+    original = Engine.train_step
+
+    def step(self: Engine, number: int, batches: Any) -> Any:
+        if number == at and rank == 0:
+            (run / switch).touch()
+        return original(self, number, batches)
+
+    Engine.train_step = step  # type: ignore[method-assign]
+    return str(train(prepare(configured(**overrides), run_dir=run, world=world), rank, rank, world))
 
 
 def test_two_runs_cannot_share_a_folder(finished: Path) -> None:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from trainer.files import write_synced
 
 NAME = "manifest"
+
+DESCRIBING = ("checkpoint.json", ".metadata")
+"""Small, and read before anything else is."""
 
 Entry = tuple[int, str]
 """Bytes, and their sha256."""
@@ -40,32 +43,35 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
     digest, _, text = (folder / NAME).read_text(encoding="utf-8").partition("\n")
     if hashlib.sha256(text.encode()).hexdigest() != digest:
         raise ValueError("the manifest does not match its own sum")
-    return {name: (size, digest) for name, (size, digest) in json.loads(text).items()}
+    try:
+        entries = {name: (int(size), str(sum_)) for name, (size, sum_) in json.loads(text).items()}
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"the manifest is of something else: {error}") from None
+    if not entries or any(Path(name).name != name for name in entries):
+        raise ValueError("the manifest names no files of its folder")
+    return entries
 
 
 def damage(folder: Path, *, contents: bool = True, part: int = 0, parts: int = 1) -> str | None:
     """What is wrong with a checkpoint, in words; None if it is whole.
 
-    Sizes of all files are compared, and with `contents` the sums of every `parts`-th one, from
-    `part` on: ranks share the reading.
+    Compared are the sizes of all files and the contents of the small ones that describe it; with
+    `contents` also those of every `parts`-th file, from `part` on: ranks share the reading. A file
+    that cannot be read is as bad as one that is missing; what the manifest does not name is
+    nobody's concern.
     """
     try:
         entries = read_manifest(folder)
     except (OSError, ValueError) as error:
         return f"{NAME}: {error}"
-    found = {file.name for file in folder.iterdir()} - {NAME}
-    if found != set(entries):
-        names = sorted(found ^ set(entries))
-        return f"{names[0]} is {'not in the manifest' if names[0] in found else 'missing'}"
-    return _first_wrong(folder, entries, sorted(entries)[part::parts] if contents else ())
-
-
-def _first_wrong(folder: Path, entries: Mapping[str, Entry], read: Iterable[str]) -> str | None:
+    read = {*DESCRIBING, *(sorted(entries)[part::parts] if contents else ())}
     for name, (size, _) in entries.items():
-        held = (folder / name).stat().st_size
-        if held != size:
-            return f"{name} has {held} bytes instead of {size}"
-    for name in read:
-        if entry(folder / name) != entries[name]:
-            return f"{name} does not match its sum"
+        try:
+            held = (folder / name).stat().st_size
+            if held != size:
+                return f"{name} has {held} bytes instead of {size}"
+            if name in read and entry(folder / name) != entries[name]:
+                return f"{name} does not match its sum"
+        except OSError as error:
+            return f"{name}: {error.strerror}"
     return None

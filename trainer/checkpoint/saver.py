@@ -13,6 +13,7 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +29,7 @@ from trainer.checkpoint.storage import Shapes, write
 from trainer.checkpoint.store import FORMAT, Store, name_of
 from trainer.config.settings import CheckpointConfig
 from trainer.failures import SaveFailedError, TakenOverError
-from trainer.files import replace, sync_folder, write_synced
+from trainer.files import replace, sync, write_synced
 from trainer.ownership import Ownership
 from trainer.progress import say
 
@@ -46,6 +47,10 @@ class Phase(StrEnum):
     SEALING = "writing the manifest"
     RENAMING = "the rename"
     TIDYING = "removing older ones"
+
+
+PATIENCE = timedelta(hours=2)
+"""That ranks wait for the slowest disk among them."""
 
 
 class _FailedError(Exception):
@@ -66,7 +71,8 @@ class Saver:
         self._store, self._place, self._config, self._shapes = store, place, config, shapes
         self._ownership = ownership
         self._staging = Staging(place.device)
-        self._group = dist.new_group(backend="gloo")
+        self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._committed: set[int] = set()
         self._in_flight: Future[None] | None = None
         self._failures = 0
         self.phase: Phase | None = None
@@ -110,8 +116,8 @@ class Saver:
 
     def close(self) -> None:
         """Let what is in flight end, whatever comes of it."""
-        if self._in_flight is not None:
-            self._in_flight.exception()
+        if self._in_flight is None or self._in_flight.exception() is None:
+            dist.destroy_process_group(self._group)
 
     def _run(self, done: Future[None], *what: Any) -> None:
         try:
@@ -163,7 +169,7 @@ class Saver:
         entries = {name: one for told in sums for name, one in told.items()}
         entries |= {name: entry(beside / name) for name in ("checkpoint.json", ".metadata")}
         write_manifest(beside, entries)
-        sync_folder(beside)
+        sync(beside)
 
     def _commit(self, beside: Path, step: int) -> None:
         """From here on it counts."""
@@ -172,16 +178,29 @@ class Saver:
         if not self._ownership.lasts():
             raise TakenOverError
         final = self._store.folder / name_of(step)
-        if final.exists():  # the same step again, after a resume from before it
-            self._store.remove(final)
+        old = None
+        if final.exists():
+            if step not in self._committed:
+                raise TakenOverError  # nobody else makes steps that this run has yet to make
+            old = self._store.hide(final)  # the same step again, after an error past its rename
         os.rename(beside, final)
-        sync_folder(self._store.folder)
+        self._committed.add(step)
+        sync(self._store.folder)
+        if old is not None:
+            shutil.rmtree(old)
 
     def _tidy(self) -> None:
-        if self._place.is_main:
+        """The checkpoint is committed, whatever comes of this."""
+        if self._ownership is None:
+            return
+        if not self._ownership.lasts():
+            raise TakenOverError
+        try:
             newest = self._store.committed()[-1]
             replace(self._store.folder / "latest", newest.path.name)
             self._store.retain(self._config.keep, self._config.keep_every)
+        except OSError as error:
+            say(f"older checkpoints cannot be tidied away: {error}")
 
     def _together(self, what: str, phase: Phase, action: Callable[[], T]) -> list[T]:
         """The results of all ranks; raises on all where one failed."""

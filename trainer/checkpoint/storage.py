@@ -14,8 +14,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import (
+    FileSystemReader,
+    FileSystemWriter,
+    _StorageInfo,
+)
 from torch.distributed.checkpoint.metadata import (
     Metadata,
     MetadataIndex,
@@ -28,7 +33,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from model.errors import UserError
+from model.errors import UserError, shortened
 from trainer.checkpoint.fragments import Fragment
 
 Shapes = dict[str, tuple[int, ...]]
@@ -74,6 +79,12 @@ def read_metadata(folder: Path) -> Metadata:
         raise UserError(f"{folder}: cannot read its metadata: {error}") from None
     if not isinstance(metadata, Metadata):
         raise UserError(f"{folder}: its metadata is a {type(metadata).__name__}")
+    for info in (metadata.storage_data or {}).values():
+        if (
+            not isinstance(info, _StorageInfo)
+            or Path(info.relative_path).name != info.relative_path
+        ):
+            raise UserError(f"{folder}: its metadata names a file that is not in the folder")
     return metadata
 
 
@@ -163,17 +174,21 @@ def write(
 def read(folder: Path, state: Mapping[str, Tensor], *, alone: bool = False) -> None:
     """Fill `state` in place; `alone` needs no process group.
 
-    Raises UserError naming the tensors that the checkpoint lacks or holds in another shape, and
-    CheckpointException where it does not hold every element of them once.
+    Raises UserError naming the tensors that the checkpoint lacks or holds in another shape. Where
+    it cannot be read or lacks some elements, it raises UserError too, with `alone`; without, all
+    ranks raise CheckpointException.
     """
     compare(folder, tensor_shapes(folder), {k: tuple(t.shape) for k, t in state.items()})
     with warnings.catch_warnings():
         if alone:
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        load(dict(state), storage_reader=_Reader(folder), planner=_LoadPlanner(), no_dist=alone)
-
-
-MOST_NAMED = 8
+        try:
+            load(dict(state), storage_reader=_Reader(folder), planner=_LoadPlanner(), no_dist=alone)
+        except CheckpointException as error:
+            if not alone or not error.failures:
+                raise
+            cause, _ = next(iter(error.failures.values()))
+            raise UserError(f"{folder} cannot be read: {cause}") from None
 
 
 def compare(source: Path, held: Shapes, wanted: Shapes) -> None:
@@ -186,5 +201,4 @@ def compare(source: Path, held: Shapes, wanted: Shapes) -> None:
         if held.get(name) != shape
     ]
     if wrong:
-        more = f" and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
-        raise UserError(f"{source} is of another model: {'; '.join(wrong[:MOST_NAMED])}{more}")
+        raise UserError(f"{source} is of another model: {shortened(wrong, '; ')}")

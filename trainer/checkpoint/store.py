@@ -18,16 +18,35 @@ import json
 import re
 import shutil
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.errors import UserError
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic's wish before Python 3.12
+
+from model.errors import UserError, mistake
 from trainer.checkpoint.manifest import damage
 
 FORMAT = 2
 
 _NAME = re.compile(r"step-(\d{8,})")
+
+
+class Description(TypedDict):
+    """checkpoint.json."""
+
+    format: int
+    step: int
+    samples: int
+    layout: dict[str, int]
+    data: str
+    settings: dict[str, Any]
+    series: dict[str, Any]
+
+
+_DESCRIPTION = TypeAdapter(Description)
 
 
 def name_of(step: int) -> str:
@@ -46,6 +65,20 @@ class Checkpoint:
         assert match is not None
         return int(match[1])
 
+    def damage(self, *, contents: bool = True, part: int = 0, parts: int = 1) -> str | None:
+        """What is wrong with it, in words; None if it is whole. See `manifest.damage`."""
+        wrong = damage(self.path, contents=contents, part=part, parts=parts)
+        if wrong is None and _NAME.fullmatch(self.path.name):
+            try:
+                step = json.loads((self.path / "checkpoint.json").read_text(encoding="utf-8"))[
+                    "step"
+                ]
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                return f"checkpoint.json: {error}"
+            if step != self.step:
+                return f"it is of step {step}"
+        return wrong
+
     def description(self) -> dict[str, Any]:
         """checkpoint.json."""
         try:
@@ -56,6 +89,14 @@ class Checkpoint:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             found = content.get("format") if isinstance(content, dict) else None
             raise UserError(f"{self.path} has format {found}; this version reads {FORMAT}")
+        try:
+            _DESCRIPTION.validate_python(content)
+        except ValidationError as error:
+            keys, sentence = mistake(error)
+            raise UserError(
+                f"{self.path} does not say what it holds: checkpoint.json: {'.'.join(keys)}: "
+                f"{sentence}"
+            ) from None
         return content
 
 
@@ -78,13 +119,13 @@ class Store:
     def newest(self, *, contents: bool = False) -> Checkpoint | None:
         """The newest that is whole by its files' sizes, or by their contents too."""
         for checkpoint in reversed(self.committed()):
-            if damage(checkpoint.path, contents=contents) is None:
+            if checkpoint.damage(contents=contents) is None:
                 return checkpoint
         return None
 
     def damaged(self) -> dict[Path, str]:
         """Those that are not whole by their files' sizes, and why."""
-        wrong = {c.path: damage(c.path, contents=False) for c in self.committed()}
+        wrong = {c.path: c.damage(contents=False) for c in self.committed()}
         return {path: why for path, why in wrong.items() if why is not None}
 
     def put_aside(self, path: Path) -> Path:
@@ -103,7 +144,11 @@ class Store:
 
     def remove(self, path: Path) -> None:
         """Out of the readers' sight at once: a kill leaves no half of it that looks whole."""
-        shutil.rmtree(path.rename(self._hidden(path.name)))
+        shutil.rmtree(self.hide(path))
+
+    def hide(self, path: Path) -> Path:
+        """Under a name that no reader looks at."""
+        return path.rename(self._hidden(path.name))
 
     def begin(self, step: int) -> Path:
         """A folder to write a checkpoint in before it is committed; no other process has it."""
@@ -115,7 +160,18 @@ class Store:
     def _hidden(self, name: str) -> Path:
         return self.folder / f".{name}.{uuid.uuid4().hex}.partial"
 
-    def remove_unfinished(self) -> None:
-        """What a killed save has left, of the new checkpoint or of old ones."""
-        for folder in self.folder.glob(".step-*.partial"):
-            shutil.rmtree(folder)
+    def remove_unfinished(self) -> list[str]:
+        """What a killed save has left, of the new checkpoint or of old ones; what cannot be
+        removed is told."""
+        return [
+            f"{folder} cannot be removed: {error}"
+            for folder in self.folder.glob(".step-*.partial")
+            for error in _removed(folder)
+        ]
+
+
+def _removed(folder: Path) -> Iterator[str]:
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        yield error.strerror or str(error)

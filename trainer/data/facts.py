@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, FiniteFloat, TypeAdapter
 
 from model.config import SeriesShape
 
@@ -14,18 +17,22 @@ class SeriesFacts:
 
     shape: SeriesShape
     channels: tuple[str, ...]
-    mean: tuple[float, ...]
+    mean: tuple[FiniteFloat, ...]
     """Of each channel's training part; what the network sees is (value - mean) / deviation."""
-    deviation: tuple[float, ...]
+    deviation: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "mean", "deviation"):
+            if len(getattr(self, name)) != self.shape.channels:
+                raise ValueError(f"{name}: expected {self.shape.channels}, one for each channel")
 
     def content(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> SeriesFacts:
-        """Raises KeyError or TypeError where `content` is something else."""
-        shape = content["shape"]
-        return cls(
-            SeriesShape(**{**shape, "calendar": tuple(shape["calendar"])}),
-            tuple(content["channels"]), tuple(content["mean"]), tuple(content["deviation"]),
-        )  # fmt: skip
+        """Raises pydantic's ValidationError where `content` is something else."""
+        return _FACTS.validate_json(json.dumps(content))
+
+
+_FACTS = TypeAdapter(SeriesFacts)

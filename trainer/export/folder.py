@@ -1,6 +1,7 @@
 """An export's folder, and what is read of it.
 
-    config.json                          what the network is: settings, channels, scaling
+    config.json                          what the network is: settings, channels, scaling; and the
+                                         weights files' sizes and sums
     model-00001-of-00002.safetensors     its weights by global names (model.safetensors if one)
     model.safetensors.index.json         which file has which (if several)
     README.md                            a model card
@@ -14,14 +15,34 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from model.errors import UserError
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic's wish before Python 3.12
+
+from model.errors import UserError, mistake
+from trainer.checkpoint.manifest import entry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from trainer.checkpoint.storage import Shapes
+
+
+class Content(TypedDict):
+    """config.json, of what is read of it."""
+
+    step: Annotated[int, Field(ge=0)]
+    settings: dict[str, Any]
+    series: dict[str, Any]
+    buffers: list[str]
+    files: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[\w.-]+\.safetensors$")], tuple[int, str]],
+        Field(min_length=1),
+    ]
+
+
+_CONTENT = TypeAdapter(Content)
 
 MODEL_TYPE = "forescale"
 FORMAT = 1
@@ -52,6 +73,13 @@ class Export:
             raise UserError(
                 f"{self.path} has format {content.get('format')}; this version reads {FORMAT}"
             )
+        try:
+            _CONTENT.validate_python(content)
+        except ValidationError as error:
+            keys, sentence = mistake(error)
+            raise UserError(
+                f"{self.path} does not say what it holds: config.json: {'.'.join(keys)}: {sentence}"
+            ) from None
         return content
 
     def shapes(self) -> Shapes:
@@ -78,38 +106,32 @@ class Export:
             for name in names & wanted.keys():
                 fill(wanted[name], file.get_slice(name))
 
-    def damage(self) -> str | None:
-        try:
-            for _ in self._files():
-                pass
-        except UserError as error:
-            return str(error)
+    def damage(self, part: int = 0, parts: int = 1) -> str | None:
+        """What is wrong with every `parts`-th weights file, from `part` on, in words."""
+        held = self.description()["files"]
+        for name in sorted(held)[part::parts]:
+            try:
+                if list(entry(self.path / name)) != held[name]:
+                    return f"{name} does not match its sum"
+            except OSError as error:
+                return f"{name}: {error.strerror}"
         return None
 
     def _files(self) -> Iterator[tuple[Any, set[str]]]:
         """Each weights file, opened, and the names of its tensors."""
         from safetensors import SafetensorError, safe_open
 
-        for name in self._file_names():
+        for name in sorted(self.description()["files"]):
             try:
                 with safe_open(self.path / name, "pt") as file:
                     yield file, set(file.keys())
             except (OSError, SafetensorError) as error:
                 raise UserError(f"{self.path}: {name}: {error}") from None
 
-    def _file_names(self) -> list[str]:
-        if not (self.path / INDEX).is_file():
-            return [ONE_FILE]
-        names = sorted(set(self._json(INDEX).get("weight_map", {}).values()))
-        strange = [name for name in names if Path(name).name != name]
-        if strange:  # an index that somebody sent may name any file of this machine
-            raise UserError(f"{self.path}: {INDEX} names {strange[0]}, which is not in the folder")
-        return names
-
     def _json(self, name: str) -> dict[str, Any]:
         try:
             content = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{self.path} is no export: {name}: {error}") from None
         if not isinstance(content, dict):
             raise UserError(f"{self.path} is no export: {name} is no JSON object")

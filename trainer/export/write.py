@@ -6,19 +6,23 @@ import json
 import math
 import os
 import shutil
+import uuid
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from model.errors import UserError
+from trainer.checkpoint.manifest import NAME as MANIFEST
+from trainer.checkpoint.manifest import Entry, entry
 from trainer.checkpoint.storage import Shapes
 from trainer.export.folder import FORMAT, INDEX, MODEL_TYPE, ONE_FILE, exported_name
-from trainer.files import sync_folder, write_synced
+from trainer.files import sync, write_synced
 from trainer.progress import say
 from trainer.source import Source
 
@@ -37,21 +41,25 @@ def export(
     In memory is one file's weights at a time. Raises UserError where `out` holds something
     already or the source is damaged.
     """
+    out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} holds something already; choose another folder")
+    if any((folder / MANIFEST).is_file() for folder in out.parents):
+        raise UserError(f"{out} lies in a checkpoint, and would go with it; choose another folder")
     wrong = source.damage()
     if wrong is not None:
         raise UserError(f"{source.path} is damaged: {wrong}")
-    beside = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
+    beside = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
     try:
         beside.mkdir(parents=True)
         _write(source, beside, precision, file_bytes, out.name)
         if out.exists():
             out.rmdir()
         os.rename(beside, out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+        sync(out.parent)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{out}: cannot be written: {reason}") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -62,8 +70,8 @@ def _write(source: Source, folder: Path, precision: str, file_bytes: int, title:
     files = shards({name: width * math.prod(shape) for name, shape in kept.items()}, file_bytes)
     where: dict[str, str] = {}
     total = 0
-    write_synced(folder / "config.json", json.dumps(_config(source, kept, precision), indent=1))
     write_synced(folder / "README.md", _card(source, kept, title))
+    sums: dict[str, Entry] = {}
     for number, names in enumerate(files, start=1):
         file = (
             ONE_FILE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
@@ -72,15 +80,18 @@ def _write(source: Source, folder: Path, precision: str, file_bytes: int, title:
         source.read(tensors)
         cast = {exported_name(n): t.to(TYPES[precision]) for n, t in tensors.items()}
         save_file(cast, folder / file, metadata={"format": "pt"})
-        shutil.copymode(folder / "config.json", folder / file)  # safetensors' own is 0600
-        sync_file(folder / file)
+        shutil.copymode(folder / "README.md", folder / file)  # safetensors' own is 0600
+        sync(folder / file)
+        sums[file] = entry(folder / file)
         where |= dict.fromkeys(cast, file)
         total += sum(tensor.nbytes for tensor in cast.values())
         say(f"{file}: {len(cast)} tensors, {(folder / file).stat().st_size / 1e6:,.1f} MB")
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": where}
         write_synced(folder / INDEX, json.dumps(index, indent=1))
-    sync_folder(folder)
+    content = _config(source, kept, precision) | {"files": sums}
+    write_synced(folder / "config.json", json.dumps(content, indent=1))
+    sync(folder)
 
 
 def shards(sizes: Mapping[str, int], largest: int) -> list[Sequence[str]]:
@@ -94,14 +105,6 @@ def shards(sizes: Mapping[str, int], largest: int) -> list[Sequence[str]]:
         files[-1].append(name)
         room -= size
     return list(files)
-
-
-def sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _config(source: Source, kept: Shapes, precision: str) -> dict[str, Any]:
