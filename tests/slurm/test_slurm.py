@@ -172,7 +172,7 @@ def test_a_job_array_goes_on_where_requeue_is_forbidden(
 ) -> None:
     job = submit(*LONG, flags=("--array=1-3%1", "--no-requeue"), FORESCALE_REQUEUE="no")
     job.wait_for_step(50)
-    job.cluster.run("scancel", "--signal=USR1", f"{job.number}_1")
+    job.cluster.run("scancel", "--signal=USR1", job.number)
     job.wait(lambda: (job.run / "done").exists(), "the end", 200)
     assert told(job.rows()) == told(undisturbed)
     assert "submit again, or let the next of the array go on" in job.said()
@@ -181,7 +181,6 @@ def test_a_job_array_goes_on_where_requeue_is_forbidden(
 @pytest.mark.slow
 @pytest.mark.parametrize(("settings", "flags", "message"), [
     (("parallel.pipeline=3",), (), r"parallel\.pipeline: .*3"),
-    ((), ("--ntasks-per-node=4", "--gres=gpu:2"), "4 tasks on this node and 2 GPUs"),
     (("train.stepz=3",), (), r"did you mean train\.steps"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_once(
@@ -204,10 +203,24 @@ def test_outside_slurm_the_script_says_how_to_submit_it() -> None:
 
 
 @pytest.mark.slow
-def test_elsewhere_or_without_python_it_says_so(submit: Submit, tmp_path: Path) -> None:
-    job = submit(flags=(f"--chdir={tmp_path}",))
+def test_more_tasks_than_gpus_end_the_job(submit: Submit) -> None:
+    job = submit("train.micro_batch_size=2", flags=("--ntasks-per-node=4", "--gres=gpu:2"))
     job.wait(lambda: job.facts().get("JobState") == "FAILED", "the refusal", 60)
-    assert "is not Forescale's checkout" in job.said()
+    assert "srun: 4 tasks on this node and 2 GPUs: start one task for each GPU" in job.said()
+    assert job.starts() == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variables", "message"), [
+    ({"FORESCALE_HOME": "/tmp"}, "/tmp is not Forescale's checkout"),
+    ({"FORESCALE_CONTAINER": "nowhere.sqsh"}, "the run is refused"),
+])  # fmt: skip
+def test_elsewhere_or_without_a_container_it_says_so(
+    submit: Submit, variables: dict[str, str], message: str
+) -> None:
+    job = submit(**variables)
+    job.wait(lambda: job.facts().get("JobState") == "FAILED", "the refusal", 60)
+    assert message in job.said() and job.starts() <= 1
 
 
 def test_scripts_are_clean() -> None:
