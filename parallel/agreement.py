@@ -103,6 +103,11 @@ def _store(hosts: bool, seconds: float) -> Store:
     )
 
 
+def watchdogs_store(start: str) -> Store:
+    """A connection of its own to the store at which the ranks met, for one start of a run."""
+    return PrefixStore(_name(f"watchdog {start}"), _store(False, 30.0))
+
+
 def tell_failure(rank: int, sentence: str, seconds: float = 10.0) -> None:
     """Leave word at the meeting point of a rank that cannot come; nothing where there is none."""
     with contextlib.suppress(RuntimeError, OSError):

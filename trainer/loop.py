@@ -14,7 +14,7 @@ from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 
-from parallel.agreement import meet
+from parallel.agreement import meet, watchdogs_store
 from parallel.groups import Place, any_of, any_rank, is_joined, join, join_records
 from trainer.checkpoint import storage
 from trainer.checkpoint.saver import Saver
@@ -35,6 +35,7 @@ from trainer.resume import take_over, whole_checkpoint, whole_source
 from trainer.signals import StopRequest, ended_by_signal, stop_on_signal
 from trainer.source import Source
 from trainer.switches import Asked, Switches
+from trainer.watchdog import Watchdog
 
 
 class Outcome(StrEnum):
@@ -130,6 +131,18 @@ class Trainer:
         self.saver = Saver(
             plan.run.store, place, self.settings.checkpoint, self.engine.shapes, ownership
         )
+        self.watchdog = self._start_watchdog()
+
+    def _start_watchdog(self) -> Watchdog | None:
+        seconds = self.settings.faults.hang_seconds
+        if not seconds or self.place.layout.world == 1:
+            return None
+        watchdog = Watchdog(
+            self.place, seconds, self.plan.run.path / "hang",
+            lambda: watchdogs_store(str(self.plan.run.path)), lambda: self.saver.is_waiting,
+        )  # fmt: skip
+        watchdog.watch(self.engine.network)
+        return watchdog
 
     def _take_over(self, source: Source) -> None:
         taken = take_over(self.engine, source)
@@ -156,6 +169,8 @@ class Trainer:
         on any rank."""
         with ExitStack() as stack:
             stack.callback(self.saver.close)
+            if self.watchdog is not None:
+                stack.callback(self.watchdog.close)
             log = None
             if self.place.is_main:
                 path, board = self.plan.run.path, self.settings.logging.tensorboard
@@ -213,6 +228,8 @@ class Trainer:
 
     def _step(self, step: int) -> Row:
         train, shape = self.settings.train, self.dataset.shape
+        if self.watchdog is not None:
+            self.watchdog.beat(step)
         began = time.perf_counter()
         result = self.engine.train_step(step, self._micro_batches(step))
         seconds = time.perf_counter() - began

@@ -18,9 +18,11 @@ from trainer.environment import environment
 from trainer.files import replace, sync
 from trainer.progress import say
 
-FREE_TO_CHANGE = ("parallel.", "checkpoint.", "logging.", "train.micro_batch_size", "train.steps")
-"""Keys that a resumed run may change. All but train.steps leave every step's result as it is;
-train.steps moves the end of the learning rate's cosine."""
+FREE_TO_CHANGE = (
+    "parallel.", "checkpoint.", "logging.", "faults.", "train.micro_batch_size", "train.steps",
+)  # fmt: skip
+"""Keys that a resumed run may change. Most leave every step's result as it is; train.steps moves
+the end of the learning rate's cosine, and faults says which steps are skipped."""
 
 
 @dataclass(frozen=True)

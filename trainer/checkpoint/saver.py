@@ -76,6 +76,8 @@ class Saver:
         self._in_flight: Future[None] | None = None
         self._failures = 0
         self.phase: Phase | None = None
+        self.is_waiting = False
+        """The caller waits for the disk."""
 
     def save(
         self, step: int, state: Mapping[str, Tensor], description: dict[str, Any],
@@ -103,6 +105,7 @@ class Saver:
         """Until nothing is in flight; whether the last checkpoint was committed."""
         if self._in_flight is not None:
             running, self._in_flight = self._in_flight, None
+            self.is_waiting = True
             try:
                 running.result()
                 self._failures = 0
@@ -112,10 +115,13 @@ class Saver:
                     raise SaveFailedError(
                         f"{error}, as did the one before; the run stops"
                     ) from None
+            finally:
+                self.is_waiting = False
         return self._failures == 0
 
     def close(self) -> None:
         """Let what is in flight end, whatever comes of it."""
+        self.is_waiting = True
         if self._in_flight is None or self._in_flight.exception() is None:
             dist.destroy_process_group(self._group)
 

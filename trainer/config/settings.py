@@ -185,6 +185,19 @@ class CheckpointConfig(Section):
     """Write while training goes on, from a copy of the state in the host's memory."""
 
 
+class FaultsConfig(Section):
+    """What becomes of a run when something goes wrong."""
+
+    hang_seconds: Annotated[float, Field(ge=0)] = 300.0
+    """A run in which some rank makes no progress for so long says who waits for whom, and ends,
+    to be started again; 0: never."""
+    max_skipped_steps: PositiveInt = 10
+    """Steps in a row that may be skipped, weights left as they are, because their loss or gradient
+    is no number or a spike; the next one ends the run."""
+    spike_factor: Annotated[float, Field(ge=0)] = 0.0
+    """A gradient norm of so many times the median of the last 64 is a spike; 0: none is."""
+
+
 class LoggingConfig(Section):
     """What is told on the way; metrics.jsonl has every step regardless."""
 
@@ -204,6 +217,7 @@ class Settings(Section):
     parallel: ParallelConfig = ParallelConfig()
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    faults: FaultsConfig = FaultsConfig()
     logging: LoggingConfig = LoggingConfig()
     deepspeed: dict[str, Any] = {}
     """Merged last into the engine's own configuration; keys that Forescale owns are refused."""

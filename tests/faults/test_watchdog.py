@@ -1,0 +1,133 @@
+"""A run that stands still says who waits for whom, and ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import ranks
+from tests.settings import train_rank
+from trainer.metrics import read_metrics
+from trainer.watchdog import Report, in_words
+
+SETTINGS: dict[str, Any] = {
+    "data.rows": 600, "data.split": [0.9, 0.1, 0.0], "logging.tensorboard": False,
+    "train.steps": 5000, "checkpoint.every": 10, "faults.hang_seconds": 3.0,
+}  # fmt: skip
+
+
+def _hang(rank: int, world: int, run: Path, changes: dict[str, Any]) -> None:
+    """Rank 1 sleeps in step 12, as if it waited for data."""
+    from trainer.engine import Engine
+
+    steps = Engine.train_step
+
+    def step(self: Engine, number: int, batches: Any) -> Any:
+        if rank == 1 and number == 12:
+            time.sleep(1000)
+        return steps(self, number, batches)
+
+    Engine.train_step = step  # type: ignore[method-assign]
+    train_rank(rank, world, run, dict(changes))
+
+
+def run_until_it_ends(
+    function: Callable[..., Any], world: int, run: Path, changes: dict[str, Any],
+    disturb: Callable[[list[int]], None] = lambda pids: None,
+) -> tuple[list[int | None], str]:  # fmt: skip
+    """Exit codes, None for ranks that had to be killed, and what the ranks said."""
+    pipes = [Pipe(duplex=False) for _ in range(world)]
+    logs = [run.parent / f"rank-{rank}.log" for rank in range(world)]
+    processes = ranks.start(function, (run, changes), [w for _, w in pipes], logs)
+    deadline = time.monotonic() + 60
+    while len(read_metrics(run / "metrics.jsonl")) < 11:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    disturb([process.pid or 0 for process in processes])
+    quiet = time.monotonic() + 14
+    codes: list[int | None] = []
+    for process in processes:
+        process.join(max(0.1, quiet - time.monotonic()))
+        codes.append(process.exitcode)
+        process.kill()
+        process.join()
+    return codes, "".join(log.read_text() for log in logs if log.exists())
+
+
+@pytest.mark.parametrize(("layout", "words"), [
+    ({}, r"rank 0 \(.*\): all_reduce of [\d,]+ elements of rank 0-1, waits for rank 1; step 12, "
+         r"stage 0, layer \w+\.layers\.\d"),
+    ({"parallel.pipeline": 2}, r"rank 0 .* rank 1.*; step 12, stage 0, layer encoder\.layers\.\d"),
+])  # fmt: skip
+def test_who_waits_for_whom_is_told(tmp_path: Path, layout: dict[str, Any], words: str) -> None:
+    run = tmp_path / "run"
+    codes, said = run_until_it_ends(_hang, 2, run, {**SETTINGS, **layout})
+    assert None not in codes, said
+    assert "training stands still: no progress for 3 s" in said
+    assert re.search(words, said), said
+    assert re.search(r"rank 1 \(.*\): is in step, test_watchdog\.py:\d+; step 12", said), said
+    assert "time.sleep(1000)" in (run / "hang" / "rank-00001.txt").read_text()
+    assert (run / "hang" / "report.txt").read_text() in said
+
+
+@pytest.mark.parametrize("victims", [[1], [0], [1, 3]])
+def test_a_stopped_rank_is_named(tmp_path: Path, victims: list[int]) -> None:
+    def stop(pids: list[int]) -> None:
+        for rank in victims:
+            os.kill(pids[rank], signal.SIGSTOP)
+
+    run = tmp_path / "run"
+    codes, said = run_until_it_ends(train_rank, 4, run, SETTINGS, stop)
+    assert [rank for rank, code in enumerate(codes) if code is None] == victims, said
+    if 0 in victims:
+        assert "rank 0, at which the ranks meet, has not answered for 3 s; here: step" in said
+    else:
+        who = ", ".join(map(str, victims))
+        assert f"rank {who}: does not answer: stopped, dead or cut off" in said, said
+
+
+def test_words_for_a_pipeline_that_waits_in_a_row() -> None:
+    def report(words: str, awaited: list[int], stage: int) -> Report:
+        return Report(7, stage, f"encoder.layers.{stage}", words, awaited, "n1")
+
+    told = list(in_words(4, {
+        0: report("recv from rank 1 of 64 elements", [1], 0),
+        1: report("all_reduce of 8 elements", [1, 2], 1),
+        2: report("is in read, dataset.py:10", [], 2),
+    }))  # fmt: skip
+    assert told == [
+        "rank 0 (n1): recv from rank 1 of 64 elements, waits for rank 1; step 7, stage 0, layer "
+        "encoder.layers.0",
+        "rank 1 (n1): all_reduce of 8 elements of rank 1-2, waits for rank 2; step 7, stage 1, "
+        "layer encoder.layers.1",
+        "rank 2 (n1): is in read, dataset.py:10; step 7, stage 2, layer encoder.layers.2",
+        "rank 3: does not answer: stopped, dead or cut off",
+    ]
+
+
+def test_a_slow_disk_is_no_hang(tmp_path: Path) -> None:
+    """Saves take longer than the watchdog's patience."""
+    rows = ranks.run(_slowly, 2, tmp_path / "run", {**SETTINGS, "train.steps": 4,
+                     "checkpoint.every": 2, "faults.hang_seconds": 1.0})[0]  # fmt: skip
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+
+
+def _slowly(rank: int, world: int, run: Path, changes: dict[str, Any]) -> Any:
+    import trainer.checkpoint.saver as saver
+
+    original = saver.write
+
+    def write(*arguments: Any) -> None:
+        time.sleep(3)
+        original(*arguments)
+
+    saver.write = write
+    return train_rank(rank, world, run, dict(changes))
