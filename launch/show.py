@@ -34,6 +34,10 @@ def _print(rows: dict[str, str]) -> None:
     Console(width=100).print(table)
 
 
+def _number(value: float | None, form: str) -> str:
+    return "none" if value is None else format(value, form)
+
+
 def _run(run: RunFolder, *, verify: bool) -> None:
     settings = run.configuration().settings
     file = run.path / "environment.json"
@@ -53,8 +57,8 @@ def _run(run: RunFolder, *, verify: bool) -> None:
     if rows:
         last = rows[-1]
         shown["last step"] = (
-            f"loss {last['loss']:.4f}, grad norm {last['grad_norm']:.3f}, "
-            f"{last['tokens_per_second']:,.0f} tokens/s"
+            f"loss {_number(last['loss'], '.4f')}, grad norm {_number(last['grad_norm'], '.3f')}, "
+            f"{last['tokens_per_second']:,.0f} tokens/s, {last['skipped_steps']} steps skipped"
         )
     steps = [str(checkpoint.step) for checkpoint in run.store.committed()]
     shown["checkpoints"] = f"steps {', '.join(steps)}" if steps else "none"

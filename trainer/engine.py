@@ -56,6 +56,8 @@ class StepResult:
     grad_norm: float
     """Before clipping."""
     learning_rate: float
+    applied: bool
+    """Whether the weights have taken the step: not where the norm is no number or too large."""
     routing: dict[str, LayerRouting]
     """Of each mixture-of-experts layer, by its global name."""
 
@@ -84,6 +86,7 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=self._module(), optimizer=self._optimizer, config=self._config(), mpu=self._unit()
         )
+        self._optimizer.norm = lambda: float(self._engine.optimizer._global_grad_norm)
 
     def _agree(self) -> None:
         """DeepSpeed's collectives are started group by group and parameter by parameter: ranks
@@ -137,8 +140,12 @@ class Engine:
 
     # Training
 
-    def train_step(self, step: int, batches: Iterable[WindowBatch]) -> StepResult:
-        """Optimizer step number `step`, from 1, over this replica's micro-batches of it."""
+    def train_step(
+        self, step: int, batches: Iterable[WindowBatch], limit: float = math.inf
+    ) -> StepResult:
+        """Optimizer step number `step`, from 1, over this replica's micro-batches of it. The
+        weights stay as they are where the gradient's norm is above `limit` or no number."""
+        self._optimizer.limit = limit
         rate = learning_rate(self.settings.train, step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -149,11 +156,13 @@ class Engine:
             if self.place.layout.pipeline > 1
             else self._plain_step(micro_batches)
         )
-        statistics = self._route()
+        norm = float(self._engine.get_global_grad_norm())
+        applied = norm <= limit and math.isfinite(norm)
+        statistics = self._route(rebalance=applied)
         rows = self.settings.train.global_batch_size * self.network.rows_per_sample
         return StepResult(
             loss, routing.auxiliary_loss(statistics, rows),
-            float(self._engine.get_global_grad_norm()), rate, routing.describe(statistics),
+            norm, rate, applied, routing.describe(statistics),
         )  # fmt: skip
 
     def _pipeline_step(self, micro_batches: Iterator[MicroBatch]) -> float:
@@ -178,14 +187,15 @@ class Engine:
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         torch.manual_seed(int.from_bytes(digest, "little") >> 1)
 
-    def _route(self) -> dict[str, RouterStatistics]:
+    def _route(self, *, rebalance: bool) -> dict[str, RouterStatistics]:
         """The step's statistics of all routers, after which biases take their step."""
         if not self._mixtures:
             return {}
         local = self.network.mixtures()
         experts = self.settings.model.num_experts
         statistics = routing.take_statistics(local, self._mixtures, experts, self.place)
-        routing.rebalance(local, statistics)
+        if rebalance:
+            routing.rebalance(local, statistics)
         return statistics
 
     # Forecasting
@@ -268,9 +278,9 @@ class Engine:
             written |= self._buffers()
         return {k: v for k, v in written.items() if k.partition("/")[2] not in copies}
 
-    def begin_load(self, steps_done: int) -> dict[str, Tensor]:
+    def begin_load(self, steps_applied: int) -> dict[str, Tensor]:
         """Tensors for a checkpoint's contents; `end_load` puts them in force."""
-        optimizer_state.allocate(self._engine.optimizer, steps_done)
+        optimizer_state.allocate(self._engine.optimizer, steps_applied)
         self._check_coverage()
         return {**self._fragments(), **self._buffers()}
 

@@ -8,7 +8,11 @@ class RunFailedError(RuntimeError):
 
 
 class DivergedError(RunFailedError):
-    """The loss or the gradient is no number any more; nothing after the last checkpoint counts."""
+    """Too many steps in a row were skipped; the weights are those of the last good one."""
+
+
+class LostError(RunFailedError):
+    """The weights are no numbers any more; nothing after the last checkpoint counts."""
 
 
 class SaveFailedError(RunFailedError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from parallel.agreement import meet, watchdogs_store
 from parallel.groups import Place, any_of, any_rank, is_joined, join, join_records
+from trainer.badsteps import BadSteps
 from trainer.checkpoint import storage
 from trainer.checkpoint.saver import Saver
 from trainer.config.load import flat
@@ -122,9 +122,12 @@ class Trainer:
             self.steps_done = checkpoint.step
         if place.is_main:
             self._introduce()
+        self.bad_steps = BadSteps(self.settings.faults)
         self.engine = Engine(self.settings, self.dataset.shape, place)
         if checkpoint is not None:
-            storage.read(checkpoint.path, self.engine.begin_load(checkpoint.step))
+            self.bad_steps = BadSteps(self.settings.faults, checkpoint.description()["bad_steps"])
+            applied = checkpoint.step - self.bad_steps.skipped
+            storage.read(checkpoint.path, self.engine.begin_load(applied))
             self.engine.end_load()
         elif source is not None:
             self._take_over(source)
@@ -194,7 +197,11 @@ class Trainer:
         stopping = False
         with shown as progress:
             while self.steps_done < train.steps and not stopping:
-                row = self._step(self.steps_done + 1)
+                try:
+                    row = self._step(self.steps_done + 1)
+                except DivergedError:
+                    self._save_last_good(log)
+                    raise
                 if self.steps_done == first:
                     self._record_kernels()
                 self._validate(row)
@@ -221,6 +228,14 @@ class Trainer:
             raise TakenOverError(f"a newer start of this job has taken {self.plan.run.path} over")
         return asked
 
+    def _save_last_good(self, log: MetricsLog | None) -> None:
+        """Skipped steps have left everything as it was before them."""
+        self.steps_done -= self.bad_steps.rewind() - 1  # the last one is not among the steps done
+        self.saver.wait()
+        if self.steps_done > 0 and not self.plan.run.store.has(self.steps_done):
+            self._save(log)
+            self.saver.wait()
+
     def _record_kernels(self) -> None:
         kernels = join_records(self.place, self.engine.network.kernels())
         if self.place.is_main:
@@ -231,13 +246,12 @@ class Trainer:
         if self.watchdog is not None:
             self.watchdog.beat(step)
         began = time.perf_counter()
-        result = self.engine.train_step(step, self._micro_batches(step))
+        limit = self.bad_steps.limit()
+        result = self.engine.train_step(step, self._micro_batches(step), limit)
         seconds = time.perf_counter() - began
-        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
-            raise DivergedError(
-                f"step {step}: the loss is {result.loss}, the gradient's norm {result.grad_norm}; "
-                "the run stands at its last checkpoint, lower train.learning_rate in a new one"
-            )
+        note = self.bad_steps.see(step, result.loss, result.grad_norm, result.applied)
+        if note is not None and self.place.is_main:
+            say(note)
         self.steps_done = step
         points = (shape.context_length + shape.prediction_length) * shape.channels
         row: Row = {
@@ -246,6 +260,7 @@ class Trainer:
             "aux_loss": result.aux_loss,
             "grad_norm": result.grad_norm,
             "learning_rate": result.learning_rate,
+            "skipped_steps": self.bad_steps.skipped,
             "samples": step * train.global_batch_size,
             "step_seconds": seconds,
             "tokens_per_second": train.global_batch_size * self.engine.tokens_per_sample / seconds,
@@ -295,6 +310,7 @@ class Trainer:
             "layout": self.plan.layout.sizes(),
             "data": self.dataset.digest,
             "series": self.dataset.facts.content(),
+            "bad_steps": self.bad_steps.content(),
             "settings": self.settings.model_dump(),
         }
         hindrance = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,4 +132,6 @@ class MetricsLog:
 
 
 def _line(row: Row) -> str:
-    return json.dumps(row) + "\n"
+    """JSON has no NaN: such a number is null."""
+    known = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
+    return json.dumps(known) + "\n"

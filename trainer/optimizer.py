@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,8 +40,21 @@ def parameter_groups(
     return groups
 
 
-def make_optimizer(network: nn.Module, train: TrainConfig, layout: Layout) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
+class GuardedAdamW(torch.optim.AdamW):
+    """Leaves weights and moments as they are where the global gradient norm is above a limit."""
+
+    limit = math.inf
+    norm: Callable[[], float] | None = None
+    """Of the step's gradient, before clipping; equal on all ranks."""
+
+    def step(self, closure: Any = None) -> Any:
+        if self.norm is not None and not self.norm() <= self.limit:
+            return None
+        return super().step(closure)
+
+
+def make_optimizer(network: nn.Module, train: TrainConfig, layout: Layout) -> GuardedAdamW:
+    return GuardedAdamW(
         parameter_groups(network, train, layout), lr=train.learning_rate,
         betas=(train.beta1, train.beta2), eps=train.epsilon, fused=True,
     )  # fmt: skip

@@ -20,10 +20,12 @@ PRIVATE_MEMBERS = {
         "_hp_optimizer_states_linked",
         "_lazy_init_hp_params_optimizer_state",
         "single_partition_of_fp32_groups",
+        "_global_grad_norm",
         "update_lp_params",
     ),
     "deepspeed.runtime.zero.stage3": (
         "_get_fp32_opt_state_partition",
+        "_global_grad_norm",
         "fp16_partitioned_groups_flat",
         "fp32_partitioned_groups_flat",
         "persistent_parameters",
@@ -33,6 +35,7 @@ PRIVATE_MEMBERS = {
         "_hp_optimizer_states_linked",
         "_lazy_init_hp_params_optimizer_state",
         "fp32_groups_flat_partition",
+        "_global_grad_norm",
         "update_lp_params",
     ),
     "deepspeed.utils.tensor_fragment": ("lp_fragment_address", "get_hp_fragment"),
@@ -107,11 +110,11 @@ def _share(optimizer: Any, parameter: nn.Parameter, count: int) -> Callable[[str
     return data
 
 
-def allocate(optimizer: Any, steps_done: int) -> None:
+def allocate(optimizer: Any, steps_applied: int) -> None:
     """Make the moments that AdamW would make in its first step, for a checkpoint to fill."""
     for flat in _flats(optimizer):
         optimizer.optimizer.state[flat] = {
-            "step": torch.tensor(float(steps_done)),
+            "step": torch.tensor(float(steps_applied)),
             "exp_avg": torch.zeros_like(flat.data),
             "exp_avg_sq": torch.zeros_like(flat.data),
         }

@@ -313,25 +313,6 @@ def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
         prepare(configured(), run_dir=tmp_path)
 
 
-def _diverge(rank: int, world: int, run: Path, overrides: dict[str, Any]) -> str:
-    from trainer.failures import DivergedError
-
-    try:
-        train_rank(rank, world, run, overrides)
-    except DivergedError as error:
-        return str(error)
-    return "went on"
-
-
-def test_a_loss_that_is_no_number_stops_the_run_before_a_checkpoint(tmp_path: Path) -> None:
-    wild = {**QUICK, "train.learning_rate": 1e30, "train.warmup_steps": 0, "checkpoint.every": 1}
-    said = ranks.run(_diverge, 2, tmp_path / "run", {**wild, "parallel.pipeline": 2})
-    assert all("the loss is" in sentence for sentence in said)
-    steps = [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
-    newest = RunFolder(tmp_path / "run").store.newest()
-    assert newest is not None and newest.step == steps[-1]
-
-
 @pytest.mark.parametrize(("change", "message"), [
     ({"model__d_model": 64}, r"model\.d_model is 32 there and 64 here"),
     ({"train__seed": 1}, r"train\.seed is 0 there and 1 here"),

@@ -29,7 +29,7 @@ from typing_extensions import TypedDict  # pydantic's wish before Python 3.12
 from model.errors import UserError, mistake
 from trainer.checkpoint.manifest import damage
 
-FORMAT = 2
+FORMAT = 3
 
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -44,6 +44,7 @@ class Description(TypedDict):
     data: str
     settings: dict[str, Any]
     series: dict[str, Any]
+    bad_steps: dict[str, Any]
 
 
 _DESCRIPTION = TypeAdapter(Description)
@@ -115,6 +116,9 @@ class Store:
             if _NAME.fullmatch(folder.name) and folder.is_dir()
         ]
         return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+    def has(self, step: int) -> bool:
+        return (self.folder / name_of(step)).is_dir()
 
     def newest(self, *, contents: bool = False) -> Checkpoint | None:
         """The newest that is whole by its files' sizes, or by their contents too."""
