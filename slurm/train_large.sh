@@ -80,16 +80,19 @@ again() { # WHY [NODES TO KEEP AWAY FROM]
 
 echo "train_large: job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, $(date '+%F %T'), $run" \
     "on $SLURM_JOB_NODELIST"
+tasks=${SLURM_NTASKS_PER_NODE:-1} gpus=${SLURM_GPUS_ON_NODE:-$tasks}
+((tasks > gpus)) && end 2 "$tasks tasks and $gpus GPUs on a node: start one task for each GPU, with
+    --ntasks-per-node=$gpus or --gres=gpu:$tasks"
 [[ -e $run/stop ]] && end 0 "$run/stop asks this run to stand still"
 
 # What cannot be is refused here, once, before a node works.
 srun --nodes=1 --ntasks=1 --gres=none --input=none "${container[@]}" "$python" \
-    -m launch plan "$config" "$@" --world "$SLURM_NTASKS" --node "${SLURM_NTASKS_PER_NODE:-8}" ||
+    -m launch plan "$config" "$@" --world "$SLURM_NTASKS" --node "$tasks" ||
     end 2 "the run is refused (above); nothing is requeued"
 
 if [[ ${FORESCALE_PREFLIGHT:-yes} != no ]]; then
     report=$(srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --input=none \
-        "${container[@]}" "$python" -m launch preflight "$run" --tasks "${SLURM_NTASKS_PER_NODE:-1}")
+        "${container[@]}" "$python" -m launch preflight "$run" --tasks "$tasks")
     echo "$report"
     unfit=$(sed -n 's/^unfit \([^:]*\):.*/\1/p' <<<"$report" | paste -s -d, -)
     [[ -n $unfit ]] && again "$unfit cannot train" "$unfit"

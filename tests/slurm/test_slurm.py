@@ -7,22 +7,26 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from launch.rendezvous import free_port
 from tests import ranks
 from tests.conftest import ROOT, note_time, skip
 from tests.settings import train_rank
+from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import QUICK, Job
-from trainer.metrics import Row
+from trainer.metrics import Row, read_metrics
 
 Submit = Callable[..., Job]
 
 STEPS = 300
-LONG = (f"train.steps={STEPS}", "checkpoint.every=10", "model.dropout=0.1")
+LONG = (f"train.steps={STEPS}", "checkpoint.every=10", "model.dropout=0.1",
+        "faults.hang_seconds=5.0")  # fmt: skip
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -121,6 +125,26 @@ def test_a_killed_rank_ends_the_start_and_the_next_goes_on(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_stopped_rank_is_reported_and_the_run_resumed(
+    submit: Submit, undisturbed: list[Row], rank: int
+) -> None:
+    job = submit(*LONG)
+    job.wait_for_step(50)
+    [victim] = [p for p in job.cluster.tasks("launch/train.py") if p.rank == rank]
+    os.kill(victim.pid, signal.SIGSTOP)
+    job.wait(lambda: job.starts() == 2, "the second start")
+    note_time("stopped rank to training again", job.wait_for_step(len(job.rows()) + 1))
+    if rank == 0:
+        assert "rank 0, at which the ranks meet, has not answered for 5 s" in job.said()
+    else:
+        assert "rank 2: does not answer: stopped, dead or cut off" in job.said()
+        assert re.search(r"rank 0-1, 3 .*waits for rank 2", job.said())
+    job.wait_until_done()
+    assert told(job.rows()) == told(undisturbed)
+
+
+@pytest.mark.slow
 def test_what_is_left_of_an_older_start_cannot_commit(
     submit: Submit, undisturbed: list[Row]
 ) -> None:
@@ -144,7 +168,7 @@ def test_what_is_left_of_an_older_start_cannot_commit(
 
 @pytest.mark.slow
 def test_three_failures_at_one_step_give_up(submit: Submit) -> None:
-    job = submit("train.learning_rate=1e30", "train.warmup_steps=0", *LONG)
+    job = submit("train.learning_rate=1e30", "train.warmup_steps=0", "train.steps=100")
     job.wait(lambda: job.facts().get("JobState") == "FAILED", "the end", 240)
     assert job.starts() == 3
     assert re.search(r"failed 3 times after step \d+, for the reason above; giving up", job.said())
@@ -194,6 +218,27 @@ def test_what_cannot_be_is_refused_once(
     assert not job.run.exists()
 
 
+@pytest.mark.slow
+def test_srun_with_pmix_and_torchrun_over_nodes(idle: Cluster, tmp_path: Path) -> None:
+    """Without the script: ranks by srun --mpi=pmix, and by a torchrun on each node."""
+    program = ["launch/train.py", "configs/tiny.yaml", *QUICK, "train.steps=3"]
+    plain = ["srun", "--nodes=2", "--ntasks-per-node=2", "--mpi=pmix", sys.executable]
+    torchrun = ["srun", "--nodes=2", "--ntasks-per-node=1", sys.executable, "-m",
+                "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2", "--rdzv-backend=c10d",
+                f"--rdzv-endpoint=node1:{free_port()}"]  # fmt: skip
+    found = []
+    for name, command in (("pmix", plain), ("torchrun", torchrun)):
+        run = tmp_path / name
+        done = subprocess.run(
+            [*command, *program, f"--run-dir={run}"], cwd=ROOT, capture_output=True, text=True,
+            env={**idle.environment, "OMP_NUM_THREADS": "1"}, timeout=200, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "ranks by machine: node1 0-1, node2 2-3" in done.stdout
+        found.append([row["loss"] for row in read_metrics(run / "metrics.jsonl")])
+    assert found[0] == found[1] and len(found[0]) == 3
+
+
 def test_outside_slurm_the_script_says_how_to_submit_it() -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
     done = subprocess.run(["bash", "slurm/train_large.sh"], cwd=ROOT, env=environment,
@@ -206,7 +251,7 @@ def test_outside_slurm_the_script_says_how_to_submit_it() -> None:
 def test_more_tasks_than_gpus_end_the_job(submit: Submit) -> None:
     job = submit("train.micro_batch_size=2", flags=("--ntasks-per-node=4", "--gres=gpu:2"))
     job.wait(lambda: job.facts().get("JobState") == "FAILED", "the refusal", 60)
-    assert "srun: 4 tasks on this node and 2 GPUs: start one task for each GPU" in job.said()
+    assert "4 tasks and 2 GPUs on a node: start one task for each GPU" in job.said()
     assert job.starts() == 1
 
 

@@ -1,0 +1,21 @@
+#!/bin/bash
+# Trains CONFIG on one node, with as many ranks as it has GPUs, without requeue.
+#
+#   sbatch [sbatch's flags] slurm/train_node.sh [CONFIG [train's arguments]]
+#
+# The same command again goes on where it was. For more nodes, and for runs that come back by
+# themselves, there is train_large.sh; both read the same environment.
+#
+#SBATCH --job-name=forescale
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gres=gpu:8
+#SBATCH --cpus-per-task=12
+#SBATCH --time=04:00:00
+#SBATCH --signal=USR1@120
+#SBATCH --no-requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+
+cd "${FORESCALE_HOME:-${SLURM_SUBMIT_DIR:-.}}" || exit 2
+FORESCALE_REQUEUE=no FORESCALE_PREFLIGHT=no exec bash slurm/train_large.sh "$@"
