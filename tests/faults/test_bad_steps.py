@@ -67,7 +67,9 @@ def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
     return state
 
 
-@pytest.mark.parametrize(("world", "layout"), LAYOUTS)
+@pytest.mark.parametrize(("world", "layout"), [
+    *LAYOUTS[:5], *(pytest.param(*case, marks=pytest.mark.slow) for case in LAYOUTS[5:])
+])  # fmt: skip
 def test_a_step_that_is_no_number_is_skipped_on_all_ranks(
     tmp_path: Path, world: int, layout: dict[str, Any]
 ) -> None:
@@ -83,7 +85,9 @@ def test_a_step_that_is_no_number_is_skipped_on_all_ranks(
     assert not all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
-@pytest.mark.parametrize(("world", "layout"), [LAYOUTS[i] for i in (1, 2, 4, 5)])
+@pytest.mark.parametrize(("world", "layout"), [
+    LAYOUTS[1], *(pytest.param(*LAYOUTS[i], marks=pytest.mark.slow) for i in (2, 4, 5))
+])  # fmt: skip
 def test_a_spike_is_skipped_and_the_run_resumes_bit_for_bit(
     tmp_path: Path, world: int, layout: dict[str, Any]
 ) -> None:

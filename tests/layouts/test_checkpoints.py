@@ -159,7 +159,9 @@ def test_what_one_layout_saves_another_loads_and_goes_on_with(
         assert difference < 1e-6
 
 
-@pytest.mark.parametrize(("source", "target"), [("pp2", "dp2 zero3"), ("dp2 zero2", "pp2 tp2 ep2")])
+@pytest.mark.parametrize(("source", "target"), [
+    ("pp2", "dp2 zero3"), pytest.param("dp2 zero2", "pp2 tp2 ep2", marks=pytest.mark.slow),
+])  # fmt: skip
 @pytest.mark.parametrize("precisions", [("fp32", "bf16"), ("bf16", "fp32"), ("bf16", "bf16")])
 def test_weights_of_either_precision_load_into_the_other(
     tmp_path: Path, source: str, target: str, precisions: tuple[str, str]
@@ -198,7 +200,9 @@ def _die_at(rank: int, world: int, run: Path, settings: dict[str, Any], step: in
 @pytest.mark.parametrize(("world", "layout"), [
     (1, {}),
     (2, {"parallel.pipeline": 2, "train.precision": "bf16"}),
-    (2, {"parallel.zero_stage": 3, "parallel.activation_checkpointing": "block"}),
+    pytest.param(
+        2, {"parallel.zero_stage": 3, "parallel.activation_checkpointing": "block"},
+        marks=pytest.mark.slow),
     pytest.param(
         4, {"parallel.tensor": 2, "parallel.expert": 4, "parallel.zero_stage": 2},
         marks=pytest.mark.slow),
