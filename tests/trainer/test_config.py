@@ -37,7 +37,8 @@ def mistake(tmp_path: Path, text: str) -> str:
      "my.yaml:1: train.d_model: unknown key; did you mean model.d_model?"),
     ("steps: 3\n", "my.yaml:1: steps: unknown key; did you mean train.steps?"),
     ("checkpoint: {zzz: 3}\n",
-     "my.yaml:1: checkpoint.zzz: unknown key; checkpoint has every, keep, keep_every, asynchronous"),
+     "my.yaml:1: checkpoint.zzz: unknown key; "
+     "checkpoint has every, keep, keep_every, asynchronous"),
     ("train:\n\n  steps: many\n", "my.yaml:3: train.steps: expected a whole number, got 'many'"),
     ("train: {steps: 1.5}\n", "my.yaml:1: train.steps: expected a whole number, got 1.5"),
     ("train: {steps: 0}\n", "my.yaml:1: train.steps: expected greater than or equal to 1, got 0"),
