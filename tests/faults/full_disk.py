@@ -16,10 +16,10 @@ write, train_step = os.write, Engine.train_step
 step = 0
 
 
-def _step(self: Engine, number: int, batches: Any) -> Any:
+def _step(self: Engine, number: int, *batches: Any) -> Any:
     global step
     step = number
-    return train_step(self, number, batches)
+    return train_step(self, number, *batches)
 
 
 def _write(file: int, content: bytes) -> int:

@@ -207,10 +207,10 @@ def _slow_disk(rank: int, world: int, run: Path, changes: dict[str, Any]) -> lis
     original = saver.write
     in_flight: list[int] = []
 
-    def step(self: Engine, number: int, batches: Any) -> Any:
+    def step(self: Engine, number: int, *batches: Any) -> Any:
         if number == 5:
             begun.set()
-        return steps(self, number, batches)
+        return steps(self, number, *batches)
 
     def write(*arguments: Any) -> None:
         in_flight.append(threading.active_count())
@@ -306,10 +306,10 @@ def _taken_over(rank: int, world: int, run: Path, changes: dict[str, Any]) -> st
 
         steps = Engine.train_step
 
-        def step(self: Engine, number: int, batches: Any) -> Any:
+        def step(self: Engine, number: int, *batches: Any) -> Any:
             if rank == 0 and number == 5:
                 stack.enter_context(own(run, Incarnation("slurm 7", (0, 1, 0))))
-            return steps(self, number, batches)
+            return steps(self, number, *batches)
 
         Engine.train_step = step  # type: ignore[method-assign]
 

@@ -30,10 +30,10 @@ def _hang(rank: int, world: int, run: Path, changes: dict[str, Any]) -> None:
 
     steps = Engine.train_step
 
-    def step(self: Engine, number: int, batches: Any) -> Any:
+    def step(self: Engine, number: int, *batches: Any) -> Any:
         if rank == 1 and number == 12:
             time.sleep(1000)
-        return steps(self, number, batches)
+        return steps(self, number, *batches)
 
     Engine.train_step = step  # type: ignore[method-assign]
     train_rank(rank, world, run, dict(changes))

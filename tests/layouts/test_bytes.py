@@ -59,9 +59,9 @@ def _counted(
 
         return call
 
-    def counted(engine: Engine, number: int, batches: Any) -> Any:
+    def counted(engine: Engine, number: int, *batches: Any) -> Any:
         sent.clear()
-        result = step(engine, number, batches)
+        result = step(engine, number, *batches)
         held = sum(part.shape.numel() for part in engine._spread.parts.values())
         steps.append((dict(sent), held))
         return result

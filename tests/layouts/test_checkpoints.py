@@ -188,10 +188,10 @@ def _die_at(rank: int, world: int, run: Path, settings: dict[str, Any], step: in
 
     steps = Engine.train_step
 
-    def until(self: Engine, number: int, batches: Any) -> Any:
+    def until(self: Engine, number: int, *batches: Any) -> Any:
         if number == step:
             os.kill(os.getpid(), signal.SIGKILL)
-        return steps(self, number, batches)
+        return steps(self, number, *batches)
 
     Engine.train_step = until  # type: ignore[method-assign]
     train_rank(rank, world, run, settings)

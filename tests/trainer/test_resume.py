@@ -45,11 +45,11 @@ def _train_and_signal(
 
     original = Engine.train_step
 
-    def step(self: Engine, number_of_step: int, batches: Any) -> Any:
+    def step(self: Engine, number_of_step: int, *batches: Any) -> Any:
         if number_of_step == at and rank == world - 1:
             os.kill(os.getpid(), number)
             os.kill(os.getpid(), number)  # twice is once
-        return original(self, number_of_step, batches)
+        return original(self, number_of_step, *batches)
 
     Engine.train_step = step  # type: ignore[method-assign]
     configuration = tiny(**{k.replace(".", "__"): v for k, v in overrides.items()})
@@ -287,10 +287,10 @@ def _train_and_touch(
     trainer.switches.SECONDS = 0.0
     original = Engine.train_step
 
-    def step(self: Engine, number: int, batches: Any) -> Any:
+    def step(self: Engine, number: int, *batches: Any) -> Any:
         if number == at and rank == 0:
             (run / switch).touch()
-        return original(self, number, batches)
+        return original(self, number, *batches)
 
     Engine.train_step = step  # type: ignore[method-assign]
     return str(train(prepare(configured(**overrides), run_dir=run, world=world), rank, rank, world))
