@@ -42,7 +42,7 @@ def train(
     from launch.rendezvous import announce, discover
     from trainer.config import load
     from trainer.config.load import flat
-    from trainer.loop import train as run
+    from trainer.job import train as run
     from trainer.prepare import prepare
 
     rendezvous = discover()

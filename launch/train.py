@@ -65,7 +65,7 @@ def _train(plan: Plan, rendezvous: Rendezvous, stop: StopRequest) -> int:
     use_processors(rendezvous)
     announce(rendezvous)
     from parallel.groups import leave
-    from trainer.loop import train
+    from trainer.job import train
 
     try:
         train(plan, rendezvous.rank, rendezvous.local_rank, rendezvous.local_world, stop)

@@ -9,4 +9,4 @@ import deepspeed
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
 import torch._dynamo  # noqa: F401
 
-import trainer.loop  # noqa: F401
+import trainer.job  # noqa: F401

@@ -18,7 +18,7 @@ def tiny(**overrides: Any) -> Configuration:
 
 def train_rank(rank: int, world: int, run: Path, overrides: dict[str, Any]) -> list[Row]:
     """For tests.ranks.run: train tiny on this rank; the run's rows."""
-    from trainer.loop import train
+    from trainer.job import train
     from trainer.prepare import prepare
 
     resume = overrides.pop("resume", "auto")

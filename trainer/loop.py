@@ -13,26 +13,24 @@ from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 
-from parallel.agreement import meet, watchdogs_store
-from parallel.groups import Place, any_of, any_rank, is_joined, join, join_records
+from parallel.agreement import watchdogs_store
+from parallel.groups import Place, any_of, any_rank, join_records
 from trainer.badsteps import BadSteps
 from trainer.checkpoint import storage
 from trainer.checkpoint.saver import Saver
-from trainer.config.load import flat
 from trainer.data import Dataset, Split
 from trainer.data.dataset import WindowBatch
 from trainer.engine import CHUNK, Engine
-from trainer.environment import commit, versions
 from trainer.evaluate import Evaluation, evaluate
 from trainer.failures import DivergedError, TakenOverError
 from trainer.files import replace
 from trainer.metrics import MetricsLog, Row
-from trainer.ownership import Incarnation, Ownership, own
+from trainer.ownership import Ownership
 from trainer.prepare import Plan
 from trainer.progress import TrainingProgress, say
 from trainer.report import draw, pictured_windows, print_table
 from trainer.resume import take_over, whole_checkpoint, whole_source
-from trainer.signals import StopRequest, ended_by_signal, stop_on_signal
+from trainer.signals import StopRequest
 from trainer.source import Source
 from trainer.switches import Asked, Switches
 from trainer.watchdog import Watchdog
@@ -43,60 +41,6 @@ class Outcome(StrEnum):
     """All steps were made and the test windows scored."""
     SAVED = "saved"
     """Stopped by a signal after a checkpoint, to be resumed."""
-
-
-START_SECONDS = float(os.environ.get("FORESCALE_START_SECONDS", "25"))
-"""How long ranks wait for each other at the start."""
-
-
-def train(
-    plan: Plan, rank: int = 0, local_rank: int = 0, local_world: int = 1,
-    stop: StopRequest | None = None,
-) -> Outcome:  # fmt: skip
-    """Run `plan` on this rank, from its resume point to its last step or to a signal.
-
-    `local_world` counts the ranks on this machine; `stop` may have been asked for already.
-    """
-    if plan.is_done:
-        if rank == 0:
-            say(f"{plan.run.path} is done: {plan.steps_done} steps; nothing is left to do")
-        return Outcome.DONE
-    with ExitStack() as stack:
-        ownership = None
-        if rank == 0:
-            plan.run.path.mkdir(parents=True, exist_ok=True)
-            ownership = stack.enter_context(own(plan.run.path, Incarnation.here()))
-            plan.check_current()
-        with ended_by_signal():
-            place = _join(plan, rank, local_rank, local_world)
-        stop = stack.enter_context(stop_on_signal(stop))
-        trainer = Trainer(plan, place, stop, ownership)
-        outcome = trainer.run()
-        if ownership is not None:
-            if not ownership.lasts():
-                raise TakenOverError(f"a newer start of this job has taken {plan.run.path} over")
-            plan.run.mark(outcome, trainer.steps_done)
-    return outcome
-
-
-def _join(plan: Plan, rank: int, local_rank: int, local_world: int) -> Place:
-    """Meet the other ranks, all about to do the same."""
-    store = None
-    if not is_joined():
-        facts = {
-            "the step to go on from": plan.steps_done,
-            "the weights to start from": str(plan.start_from and plan.start_from.path.resolve()),
-            "the run folder": str(plan.run.path.resolve()),
-            "the data": plan.dataset.digest,
-            **versions(),
-            "forescale's commit": commit(),
-            **flat(plan.configuration.settings.model_dump()),
-        }
-        meeting = meet(rank, plan.layout.world, facts, START_SECONDS)
-        store = meeting.store
-        if rank == 0 and plan.layout.world > 1:
-            say(str(meeting))
-    return join(plan.layout, rank, local_rank, local_world, store)
 
 
 class _StoppedError(Exception):
@@ -232,7 +176,8 @@ class Trainer:
         """Skipped steps have left everything as it was before them."""
         self.steps_done -= self.bad_steps.rewind() - 1  # the last one is not among the steps done
         self.saver.wait()
-        if self.steps_done > 0 and not self.plan.run.store.has(self.steps_done):
+        kept = self.place.is_main and self.plan.run.store.has(self.steps_done)
+        if self.steps_done > 0 and not any_rank(self.place, kept):
             self._save(log)
             self.saver.wait()
 

@@ -65,7 +65,9 @@ def run_until_it_ends(
 @pytest.mark.parametrize(("layout", "words"), [
     ({}, r"rank 0 \(.*\): all_reduce of [\d,]+ elements of rank 0-1, waits for rank 1; step 12, "
          r"stage 0, layer \w+\.layers\.\d"),
-    ({"parallel.pipeline": 2}, r"rank 0 .* rank 1.*; step 12, stage 0, layer encoder\.layers\.\d"),
+    pytest.param(
+        {"parallel.pipeline": 2}, r"rank 0 .* rank 1.*; step 12, stage 0, layer encoder\.layers",
+        marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_who_waits_for_whom_is_told(tmp_path: Path, layout: dict[str, Any], words: str) -> None:
     run = tmp_path / "run"
@@ -78,7 +80,7 @@ def test_who_waits_for_whom_is_told(tmp_path: Path, layout: dict[str, Any], word
     assert (run / "hang" / "report.txt").read_text() in said
 
 
-@pytest.mark.parametrize("victims", [[0], [1, 3]])
+@pytest.mark.parametrize("victims", [pytest.param([0], marks=pytest.mark.slow), [1, 3]])
 def test_a_stopped_rank_is_named(tmp_path: Path, victims: list[int]) -> None:
     def stop(pids: list[int]) -> None:
         for rank in victims:

@@ -162,7 +162,10 @@ def test_what_one_layout_saves_another_loads_and_goes_on_with(
 @pytest.mark.parametrize(("source", "target"), [
     ("pp2", "dp2 zero3"), pytest.param("dp2 zero2", "pp2 tp2 ep2", marks=pytest.mark.slow),
 ])  # fmt: skip
-@pytest.mark.parametrize("precisions", [("fp32", "bf16"), ("bf16", "fp32"), ("bf16", "bf16")])
+@pytest.mark.parametrize("precisions", [
+    ("fp32", "bf16"), *(pytest.param(p, marks=pytest.mark.slow)
+                        for p in (("bf16", "fp32"), ("bf16", "bf16")))
+])  # fmt: skip
 def test_weights_of_either_precision_load_into_the_other(
     tmp_path: Path, source: str, target: str, precisions: tuple[str, str]
 ) -> None:

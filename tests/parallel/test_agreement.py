@@ -24,7 +24,7 @@ def _train(rank: int, world: int, run: Path, own: dict[str, Any], seconds: float
     }
     began = time.monotonic()
     try:
-        with patch("trainer.loop.START_SECONDS", seconds):
+        with patch("trainer.job.START_SECONDS", seconds):
             train_rank(rank, world, run, settings)
     except SaidElsewhereError:
         return "said elsewhere"
@@ -42,7 +42,7 @@ def test_a_rank_with_another_configuration_is_named(tmp_path: Path) -> None:
 
 
 def _train_with_versions(rank: int, world: int, run: Path) -> str:
-    with patch("trainer.loop.versions", lambda: {"torch": "2.13.0" if rank else "2.12.0"}):
+    with patch("trainer.job.versions", lambda: {"torch": "2.13.0" if rank else "2.12.0"}):
         return _train(rank, world, run, {})
 
 

@@ -40,7 +40,7 @@ def _train_and_signal(
 ) -> str:
     """Train; rank 1 of 2, or 0 of 1, gets a signal in step `at`."""
     from trainer.engine import Engine
-    from trainer.loop import train
+    from trainer.job import train
     from trainer.prepare import prepare
 
     original = Engine.train_step
@@ -82,6 +82,7 @@ def _signal_while_evaluating(
     rank: int, world: int, run: Path, overrides: dict[str, Any], split: str
 ) -> str:
     """The last rank gets SIGUSR1 at the fifth batch of `split` that it evaluates."""
+    import trainer.job
     import trainer.loop
     from trainer.data import Dataset
 
@@ -97,11 +98,13 @@ def _signal_while_evaluating(
 
     Dataset.batch = batch  # type: ignore[method-assign]
     plan = prepare(configured(**overrides), run_dir=run, world=world)
-    return str(trainer.loop.train(plan, rank, rank, world))
+    return str(trainer.job.train(plan, rank, rank, world))
 
 
 @pytest.mark.parametrize(("split", "steps"), [("validation", 2), ("test", 8)])
-@pytest.mark.parametrize("layout", [{}, {"parallel.pipeline": 2}])
+@pytest.mark.parametrize(
+    "layout", [pytest.param({}, marks=pytest.mark.slow), {"parallel.pipeline": 2}]
+)
 def test_a_signal_while_evaluating_is_heard(
     tmp_path: Path, split: str, steps: int, layout: dict[str, Any]
 ) -> None:
@@ -237,7 +240,7 @@ def test_a_copy_beside_the_checkpoints_is_no_checkpoint(finished: Path, tmp_path
 
 def test_a_plan_that_is_out_of_date_is_refused(finished: Path, tmp_path: Path) -> None:
     """Another command has gone on in the folder between the look and the start."""
-    from trainer.loop import train
+    from trainer.job import train
 
     run = shutil.copytree(finished, tmp_path / "run")
     plan = prepare(configured(**{"train.steps": 9}), run_dir=run)
@@ -282,7 +285,7 @@ def _train_and_touch(
     """Train; the file appears in step `at`."""
     import trainer.switches
     from trainer.engine import Engine
-    from trainer.loop import train
+    from trainer.job import train
 
     trainer.switches.SECONDS = 0.0
     original = Engine.train_step
@@ -297,7 +300,7 @@ def _train_and_touch(
 
 
 def test_two_runs_cannot_share_a_folder(finished: Path) -> None:
-    from trainer.loop import train
+    from trainer.job import train
 
     plan = prepare(configured(**{"train.steps": 9}), run_dir=finished)
     with (

@@ -1,0 +1,70 @@
+"""A run on this rank, from meeting the other ranks to the marker that says how it ended."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+
+from parallel.agreement import meet
+from parallel.groups import Place, is_joined, join
+from trainer.config.load import flat
+from trainer.environment import commit, versions
+from trainer.failures import TakenOverError
+from trainer.loop import Outcome, Trainer
+from trainer.ownership import Incarnation, own
+from trainer.prepare import Plan
+from trainer.progress import say
+from trainer.signals import StopRequest, ended_by_signal, stop_on_signal
+
+START_SECONDS = float(os.environ.get("FORESCALE_START_SECONDS", "25"))
+"""How long ranks wait for each other at the start."""
+
+
+def train(
+    plan: Plan, rank: int = 0, local_rank: int = 0, local_world: int = 1,
+    stop: StopRequest | None = None,
+) -> Outcome:  # fmt: skip
+    """Run `plan` on this rank, from its resume point to its last step or to a signal.
+
+    `local_world` counts the ranks on this machine; `stop` may have been asked for already.
+    """
+    if plan.is_done:
+        if rank == 0:
+            say(f"{plan.run.path} is done: {plan.steps_done} steps; nothing is left to do")
+        return Outcome.DONE
+    with ExitStack() as stack:
+        ownership = None
+        if rank == 0:
+            plan.run.path.mkdir(parents=True, exist_ok=True)
+            ownership = stack.enter_context(own(plan.run.path, Incarnation.here()))
+            plan.check_current()
+        with ended_by_signal():
+            place = _join(plan, rank, local_rank, local_world)
+        stop = stack.enter_context(stop_on_signal(stop))
+        trainer = Trainer(plan, place, stop, ownership)
+        outcome = trainer.run()
+        if ownership is not None:
+            if not ownership.lasts():
+                raise TakenOverError(f"a newer start of this job has taken {plan.run.path} over")
+            plan.run.mark(outcome, trainer.steps_done)
+    return outcome
+
+
+def _join(plan: Plan, rank: int, local_rank: int, local_world: int) -> Place:
+    """Meet the other ranks, all about to do the same."""
+    store = None
+    if not is_joined():
+        facts = {
+            "the step to go on from": plan.steps_done,
+            "the weights to start from": str(plan.start_from and plan.start_from.path.resolve()),
+            "the run folder": str(plan.run.path.resolve()),
+            "the data": plan.dataset.digest,
+            **versions(),
+            "forescale's commit": commit(),
+            **flat(plan.configuration.settings.model_dump()),
+        }
+        meeting = meet(rank, plan.layout.world, facts, START_SECONDS)
+        store = meeting.store
+        if rank == 0 and plan.layout.world > 1:
+            say(str(meeting))
+    return join(plan.layout, rank, local_rank, local_world, store)
