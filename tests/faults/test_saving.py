@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests import ranks
-from tests.conftest import ROOT
+from tests.conftest import ROOT, skip
 from tests.settings import train_rank
 from trainer.checkpoint.manifest import damage
 from trainer.failures import RunFailedError
@@ -162,11 +162,11 @@ def _train_on_a_disk_of(size: int, tmp_path: Path, *settings: str) -> tuple[int,
         settings=" ".join(settings),
     )  # fmt: skip
     if shutil.which("unshare") is None or os.geteuid() != 0:
-        pytest.skip("mounting a small disk takes root and unshare (apt-get install util-linux)")
+        skip("mounting a small disk takes root and unshare (apt-get install util-linux)")
     done = subprocess.run(["unshare", "--mount", "bash", "-c", script], cwd=ROOT, check=False,
                           capture_output=True, text=True, timeout=120)  # fmt: skip
     if done.returncode == 77:
-        pytest.skip("this container may not mount a small disk")
+        skip("this container may not mount a small disk")
     return done.returncode, done.stdout + done.stderr, tmp_path / "kept"
 
 
