@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pydantic import ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
 
 class UserError(ValueError):
@@ -62,6 +62,17 @@ def mistake(error: ValidationError) -> tuple[tuple[str, ...], str | None]:
         hint = "; YAML reads a bare on, off, yes and no as true and false: quote it to mean text"
     shown = "nothing" if given is None else "keys" if isinstance(given, dict) else repr(given)
     return path, f"expected {expected}, got {shown}{hint}"
+
+
+def check_content(adapter: TypeAdapter[Any], content: object, where: str) -> None:
+    """Raises UserError, beginning with `where`, if a file's content is not what `adapter` takes."""
+    from pydantic import ValidationError
+
+    try:
+        adapter.validate_python(content)
+    except ValidationError as error:
+        keys, sentence = mistake(error)
+        raise UserError(f"{where}: {'.'.join(keys)}: {sentence}") from None
 
 
 MOST_NAMED = 8

@@ -31,7 +31,7 @@ from parallel.pipeline import pipeline_module, tied_modules
 from parallel.sharding import is_split
 from parallel.spread import spread
 from trainer import optimizer_state, routing
-from trainer.checkpoint.fragments import elements
+from trainer.checkpoint.fragments import bare, elements
 from trainer.config.settings import Settings
 from trainer.data.dataset import WindowBatch
 from trainer.optimizer import learning_rate, make_optimizer
@@ -272,11 +272,11 @@ class Engine:
         written = {
             name: fragment
             for name, fragment in self._fragments().items()
-            if here.tensor == 0 or is_split(name.partition("/")[2], layout)
+            if here.tensor == 0 or is_split(bare(name), layout)
         }
         if here.data == 0 and here.tensor == 0:
             written |= self._buffers()
-        return {k: v for k, v in written.items() if k.partition("/")[2] not in copies}
+        return {k: v for k, v in written.items() if bare(k) not in copies}
 
     def begin_load(self, steps_applied: int) -> dict[str, Tensor]:
         """Tensors for a checkpoint's contents; `end_load` puts them in force."""

@@ -13,6 +13,7 @@ import torch
 from model.errors import UserError, shortened
 from model.network import TimeSeriesTransformer
 from parallel.groups import Place, join_records
+from trainer.checkpoint.fragments import bare
 from trainer.checkpoint.storage import Shapes
 from trainer.checkpoint.store import Checkpoint
 from trainer.engine import Engine
@@ -121,8 +122,3 @@ def take_over(engine: Engine, source: Source) -> TakenOver:
     }
     left = sorted({bare(name) for name in theirs} - {bare(name) for name in ours})
     return TakenOver(str(source.path), source.step, [bare(n) for n in taken], anew, left)
-
-
-def bare(name: str) -> str:
-    """Without its kind."""
-    return name.partition("/")[2]

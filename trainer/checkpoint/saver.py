@@ -91,7 +91,7 @@ class Saver:
         """
         self.wait()
         if self._config.asynchronous:
-            self._enter(Phase.COPYING)
+            self.phase = Phase.COPYING
             state = self._staging.copy(state)
         self._in_flight = Future()
         threading.Thread(
@@ -210,7 +210,7 @@ class Saver:
 
     def _together(self, what: str, phase: Phase, action: Callable[[], T]) -> list[T]:
         """The results of all ranks; raises on all where one failed."""
-        self._enter(phase)
+        self.phase = phase
         mine: tuple[T | None, str | None]
         try:
             mine = action(), None
@@ -228,9 +228,6 @@ class Saver:
         if wrong:
             raise _FailedError(f"{what} failed at {phase}: {wrong[0]}")
         return [result for result, _ in told]
-
-    def _enter(self, phase: Phase) -> None:
-        self.phase = phase
 
 
 def _sentence(error: BaseException, rank: int) -> str:

@@ -12,7 +12,7 @@ from trainer.checkpoint.fragments import Fragment
 
 class Staging:
     """Its memory, as much as this rank's part of a checkpoint, is kept from one copy to the next:
-    to fault it in again would take longer than to fill it."""
+    to make it anew, pinned for a GPU, costs time at each save."""
 
     def __init__(self, device: torch.device) -> None:
         self._pinned = device.type == "cuda"

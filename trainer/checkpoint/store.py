@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from typing_extensions import TypedDict  # pydantic's wish before Python 3.12
 
-from model.errors import UserError, mistake
+from model.errors import UserError, check_content
 from trainer.checkpoint.manifest import damage
 
 FORMAT = 3
@@ -90,14 +90,8 @@ class Checkpoint:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             found = content.get("format") if isinstance(content, dict) else None
             raise UserError(f"{self.path} has format {found}; this version reads {FORMAT}")
-        try:
-            _DESCRIPTION.validate_python(content)
-        except ValidationError as error:
-            keys, sentence = mistake(error)
-            raise UserError(
-                f"{self.path} does not say what it holds: checkpoint.json: {'.'.join(keys)}: "
-                f"{sentence}"
-            ) from None
+        where = f"{self.path} does not say what it holds: checkpoint.json"
+        check_content(_DESCRIPTION, content, where)
         return content
 
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict  # pydantic's wish before Python 3.12
 
-from model.errors import UserError, mistake
+from model.errors import UserError, check_content
 from trainer.checkpoint.manifest import entry
 
 if TYPE_CHECKING:
@@ -50,11 +50,6 @@ ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
-def exported_name(name: str) -> str:
-    """`weights/encoder.x` and `buffers/encoder.x` are `encoder.x` in an export."""
-    return name.partition("/")[2]
-
-
 @dataclass(frozen=True)
 class Export:
     """A folder."""
@@ -73,13 +68,7 @@ class Export:
             raise UserError(
                 f"{self.path} has format {content.get('format')}; this version reads {FORMAT}"
             )
-        try:
-            _CONTENT.validate_python(content)
-        except ValidationError as error:
-            keys, sentence = mistake(error)
-            raise UserError(
-                f"{self.path} does not say what it holds: config.json: {'.'.join(keys)}: {sentence}"
-            ) from None
+        check_content(_CONTENT, content, f"{self.path} does not say what it holds: config.json")
         return content
 
     def shapes(self) -> Shapes:
@@ -97,11 +86,11 @@ class Export:
 
         Raises UserError naming the tensors that the export lacks or holds in another shape.
         """
-        from trainer.checkpoint.fragments import fill
+        from trainer.checkpoint.fragments import bare, fill
         from trainer.checkpoint.storage import compare
 
         compare(self.path, self.shapes(), {k: tuple(t.shape) for k, t in state.items()})
-        wanted = {exported_name(name): tensor for name, tensor in state.items()}
+        wanted = {bare(name): tensor for name, tensor in state.items()}
         for file, names in self._files():
             for name in names & wanted.keys():
                 fill(wanted[name], file.get_slice(name))

@@ -18,10 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.errors import UserError
+from trainer.checkpoint.fragments import bare
 from trainer.checkpoint.manifest import NAME as MANIFEST
 from trainer.checkpoint.manifest import Entry, entry
 from trainer.checkpoint.storage import Shapes
-from trainer.export.folder import FORMAT, INDEX, MODEL_TYPE, ONE_FILE, exported_name
+from trainer.export.folder import FORMAT, INDEX, MODEL_TYPE, ONE_FILE
 from trainer.files import sync, write_synced
 from trainer.progress import say
 from trainer.source import Source
@@ -78,7 +79,7 @@ def _write(source: Source, folder: Path, precision: str, file_bytes: int, title:
         )
         tensors: dict[str, Tensor] = {name: torch.empty(kept[name]) for name in names}
         source.read(tensors)
-        cast = {exported_name(n): t.to(TYPES[precision]) for n, t in tensors.items()}
+        cast = {bare(n): t.to(TYPES[precision]) for n, t in tensors.items()}
         save_file(cast, folder / file, metadata={"format": "pt"})
         shutil.copymode(folder / "README.md", folder / file)  # safetensors' own is 0600
         sync(folder / file)
@@ -119,7 +120,7 @@ def _config(source: Source, kept: Shapes, precision: str) -> dict[str, Any]:
         "format": FORMAT,
         "forescale_version": metadata.version("forescale"),
         "step": source.step,
-        "buffers": [exported_name(name) for name in kept if name.startswith("buffers/")],
+        "buffers": [bare(name) for name in kept if name.startswith("buffers/")],
         "series": source.facts.content(),
         "settings": settings,
     }
