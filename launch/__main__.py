@@ -6,6 +6,6 @@ from pathlib import Path
 if __name__ == "__main__":
     # Run as a folder, `launch/` itself is on the path; the packages lie beside it.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from launch.cli import main
+    from launch.entry import enter
 
-    main()
+    enter()

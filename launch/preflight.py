@@ -1,41 +1,68 @@
-"""`forescale preflight RUN`: is this node fit to train? One task for each node asks, before a run.
+"""`forescale preflight RUN`: are these nodes fit to train? A task on each asks, before a run.
 
-A node that is not says `unfit NODE: why`, which slurm/train_large.sh keeps away from.
+The tasks tell each other what they found, and the first one says `unfit NODE: why` of each node
+that is not, which slurm/train_large.sh keeps away from.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
+import time
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from torch.distributed.distributed_c10d import Store
 
 from launch.machine import GIB, free_bytes, memory, write_rate
 from launch.rendezvous import Rendezvous, announce, discover
 from model.errors import SaidElsewhereError, UserError
+from parallel.agreement import AbsentError, Meeting, first_difference, meet
 from trainer.environment import commit, versions
 
 LEAST_MEMORY, LEAST_DISK = GIB // 2, GIB
 """Of main memory for each task, and of disk for a run."""
 
-SECONDS = 60.0
+SECONDS = float(os.environ.get("FORESCALE_START_SECONDS", "60"))
 """For all nodes to come."""
+
+Finding = dict[str, Any]
+"""Of one node: its name, what is wrong with it or None, and its versions as JSON."""
 
 
 def check(run: Path, tasks: int) -> bool:
-    """Look at this node, then meet the others; whether it is fit."""
-    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    wrong = _alone(run, tasks)
-    if wrong is None:
-        rendezvous = discover()
-        if rendezvous.world > 1:
-            wrong = _together(rendezvous, node)
-    if wrong is not None:
-        print(f"unfit {node}: {wrong}", flush=True)
-    return wrong is None
+    """Look at this node, compare it with the others, and sum over all; whether all are fit."""
+    here = discover()
+    mine: Finding = {
+        "node": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        "wrong": _wrong_here(run, tasks),
+        "versions": json.dumps({**versions(), "forescale's commit": commit()}),
+    }
+    try:
+        unfit, meeting = _judge_all(here, mine)
+    except SaidElsewhereError:
+        return False
+    except AbsentError as error:
+        unfit, meeting = _judge_absent(error.ranks, here, mine), None
+    except UserError as error:  # either node may be to blame: none is named
+        print(f"{mine['node']}: {error}", flush=True)
+        return False
+    if here.rank == 0:
+        for node, why in unfit.items():
+            print(f"unfit {node}: {why}", flush=True)
+    if not unfit and meeting is not None and not _can_sum(here, meeting, mine["node"]):
+        return False
+    if here.rank == 0 and not unfit:
+        nodes = list(meeting.hosts) if meeting is not None else [mine["node"]]
+        print(f"preflight: {', '.join(nodes)} can train", flush=True)
+    return not unfit
 
 
-def _alone(run: Path, tasks: int) -> str | None:
+def _wrong_here(run: Path, tasks: int) -> str | None:
     import torch
 
     available = memory()["available"]
@@ -62,49 +89,73 @@ def _alone(run: Path, tasks: int) -> str | None:
     return None
 
 
-def _together(rendezvous: Rendezvous, node: str) -> str | None:
-    """One small sum over all nodes, which have the same versions."""
-    import torch
-
-    from parallel.agreement import meet
-    from parallel.groups import join, leave, sum_over_ranks
-    from parallel.layout import Layout
-
-    announce(rendezvous)
-    facts = {**versions(), "forescale's commit": commit()}
-    rank, world = rendezvous.rank, rendezvous.world
+def _judge_all(here: Rendezvous, mine: Finding) -> tuple[dict[str, str], Meeting | None]:
+    """Why which nodes are unfit: the same on all."""
+    if here.world == 1:
+        return judge([mine]), None
+    announce(here)
+    meeting = meet(here.rank, here.world, {}, SECONDS)
+    store = meeting.store
     try:
-        meeting = meet(rank, world, facts, SECONDS)
-        place = join(Layout(1, world), rank, 0, 1, meeting.store)
-        total = float(sum_over_ranks(place, torch.tensor(1.0)))
-        leave()
-    except SaidElsewhereError:
-        return None
-    except UserError as error:
-        return _blame(str(error), world, node)
+        store.set(f"finding {here.rank}", json.dumps(mine))
+        findings = [json.loads(store.get(f"finding {rank}")) for rank in range(here.world)]
+        store.add("read", 1)
+        _stay(store, here)
     except RuntimeError as error:
-        return f"cannot reach the others: {str(error).splitlines()[0]}"
-    if rank == 0:
-        print(f"preflight: {len(meeting.hosts)} nodes, {', '.join(meeting.hosts)}", flush=True)
-    return None if total == world else f"the nodes' sum is {total:g} instead of {world}"
+        raise UserError(f"the other nodes are lost: {str(error).splitlines()[0]}") from None
+    return judge(findings), meeting
 
 
-def _blame(sentence: str, world: int, node: str) -> str | None:
-    """The node that a sentence about `rank N` is of, where it is another one."""
-    first = sentence.partition("rank ")[2].partition(" ")[0].rstrip(",:")
-    nodes = _nodes()
-    if first.isdigit() and len(nodes) == world and nodes[int(first)] != node:
-        print(f"unfit {nodes[int(first)]}: {sentence}", flush=True)
-        return None
-    return sentence
+def _stay(store: Store, here: Rendezvous) -> None:
+    """Rank 0 keeps the store until all have read it, or for some seconds."""
+    deadline = time.monotonic() + 10
+    while here.rank == 0 and store.add("read", 0) < here.world and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def judge(findings: list[Finding]) -> dict[str, str]:
+    """Why which nodes are unfit: by what they found, or because they differ from most nodes."""
+    unfit = {finding["node"]: finding["wrong"] for finding in findings if finding["wrong"]}
+    [(usual, _)] = Counter(finding["versions"] for finding in findings).most_common(1)
+    for finding in findings:
+        difference = first_difference(usual, finding["versions"], finding["node"], "most nodes")
+        if difference is not None:
+            unfit.setdefault(finding["node"], difference)
+    return unfit
+
+
+def _judge_absent(ranks: list[int], here: Rendezvous, mine: Finding) -> dict[str, str]:
+    """Where most are missing, it is this node that they cannot reach."""
+    if 2 * len(ranks) > here.world:
+        return {mine["node"]: f"{len(ranks)} of {here.world} nodes did not reach it"}
+    nodes = _nodes() or [f"of rank {rank}" for rank in range(here.world)]
+    return {nodes[rank]: f"did not come within {SECONDS:g} s" for rank in ranks}
 
 
 def _nodes() -> list[str]:
     """Of this Slurm step, one for each task."""
     names = os.environ.get("SLURM_STEP_NODELIST", "")
-    try:
+    with suppress(OSError, subprocess.CalledProcessError):
         told = subprocess.run(["scontrol", "show", "hostnames", names], capture_output=True,
                               text=True, check=True)  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return []
-    return told.stdout.split()
+        return told.stdout.split()
+    return []
+
+
+def _can_sum(here: Rendezvous, meeting: Meeting, node: str) -> bool:
+    """One number over all nodes, as training will."""
+    import torch
+
+    from parallel.groups import join, leave, sum_over_ranks
+    from parallel.layout import Layout
+
+    try:
+        place = join(Layout(1, here.world), here.rank, 0, 1, meeting.store, SECONDS)
+        total = float(sum_over_ranks(place, torch.tensor(1.0)))
+        leave()
+    except RuntimeError as error:
+        print(f"{node}: the nodes cannot sum: {str(error).splitlines()[0]}", flush=True)
+        return False
+    if total != here.world:
+        print(f"{node}: the nodes' sum is {total:g} instead of {here.world}", flush=True)
+    return total == here.world

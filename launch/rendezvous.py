@@ -63,7 +63,7 @@ def _of_mpirun(environment: Mapping[str, str]) -> Rendezvous:
     rank = _number(environment, "OMPI_COMM_WORLD_RANK", 0, world - 1)
     master: tuple[str, int] | None = None
     if local_world == world:
-        master = "127.0.0.1", _port(environment.get("PMIX_NAMESPACE", str(os.getppid())))
+        master = "127.0.0.1", port_of(environment.get("PMIX_NAMESPACE", str(os.getppid())))
     elif "MASTER_ADDR" not in environment:
         master = _ask_mpi(rank)
     return Rendezvous(
@@ -105,7 +105,7 @@ def _of_srun(environment: Mapping[str, str]) -> Rendezvous:
     return Rendezvous(
         _number(environment, "SLURM_PROCID", 0, world - 1),
         _number(environment, "SLURM_LOCALID", 0, local_world - 1), world, local_world,
-        ("127.0.0.1" if len(counts) == 1 else first, _port(job)),
+        ("127.0.0.1" if len(counts) == 1 else first, port_of(job)),
     )  # fmt: skip
 
 
@@ -131,7 +131,8 @@ def first_host(nodes: str) -> str:
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
 
 
-def _port(job: str) -> int:
+def port_of(job: str) -> int:
+    """Where the ranks of a job meet, which all derive alike."""
     return FIRST_PORT + zlib.crc32(job.encode()) % PORTS
 
 

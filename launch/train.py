@@ -86,6 +86,6 @@ def use_processors(rendezvous: Rendezvous) -> None:
 
 
 if __name__ == "__main__":
-    from launch.cli import main
+    from launch.entry import enter
 
-    main(["train", *sys.argv[1:]])
+    enter(["train", *sys.argv[1:]])

@@ -30,6 +30,14 @@ PAUSE = 0.2
 """Seconds between looks."""
 
 
+class AbsentError(UserError):
+    """Ranks that have not come."""
+
+    def __init__(self, sentence: str, ranks: list[int]) -> None:
+        super().__init__(sentence)
+        self.ranks = ranks
+
+
 @dataclass(frozen=True)
 class Meeting:
     """Of all ranks, who agree on what they are about to do."""
@@ -90,6 +98,8 @@ def _name(what: str) -> str:
 def _store(hosts: bool, seconds: float) -> Store:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     deadline = time.monotonic() + seconds
+    if hosts:
+        socket.getaddrinfo(host, port)  # torch would try for long, and print its own stack
     while not hosts:  # torch would try for twice the time
         try:
             socket.create_connection((host, port), timeout=1.0).close()
@@ -137,14 +147,16 @@ def roll_call(
     if store.check(["failure"]):
         said = store.get("failure").decode()
         _leave(store, rank)
-        _say(rank == 0, said)
+        raise UserError(said) if rank == 0 else SaidElsewhereError(said)
     missing = [other for other in range(world) if not store.check([f"rank {other}"])]
     here = sorted(set(range(world)) - set(missing))
     _leave(store, rank)
-    _say(rank == here[0], (
+    if rank != here[0]:
+        raise SaidElsewhereError(f"{_ranks(missing)} did not come")
+    raise AbsentError(
         f"{_ranks(missing)} of {world} did not come within {seconds:g} s, and {_ranks(here)} did; "
-        "look for what ended or delays them, or set FORESCALE_START_SECONDS to wait longer"
-    ))  # fmt: skip
+        "look for what ended or delays them, or set FORESCALE_START_SECONDS to wait longer", missing
+    )  # fmt: skip
 
 
 def _all(store: Store, world: int, deadline: float) -> bool:
@@ -167,10 +179,6 @@ def _leave(store: Store, rank: int) -> None:
         if time.monotonic() > deadline:
             return
         time.sleep(PAUSE)
-
-
-def _say(speaks: bool, sentence: str) -> None:
-    raise UserError(sentence) if speaks else SaidElsewhereError(sentence)
 
 
 def _ranks(numbers: list[int]) -> str:

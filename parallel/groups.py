@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -85,14 +86,18 @@ def is_joined() -> bool:
 
 
 def join(
-    layout: Layout, rank: int, local_rank: int, local_world: int, store: Store | None
-) -> Place:
-    """Form the process group of all ranks, which have met at `store`; None where it is formed."""
+    layout: Layout, rank: int, local_rank: int, local_world: int, store: Store | None,
+    seconds: float | None = None,
+) -> Place:  # fmt: skip
+    """Form the process group of all ranks, which have met at `store`; None where it is formed.
+
+    A collective that takes longer than `seconds`, or else than the backend's own limit, fails.
+    """
     device = local_device(local_rank)
     if store is not None:
         dist.init_process_group(
             backend(device, local_world), store=PrefixStore("world", store), rank=rank,
-            world_size=layout.world,
+            world_size=layout.world, timeout=timedelta(seconds=seconds) if seconds else None,
         )  # fmt: skip
     return Place(layout, rank, device)
 

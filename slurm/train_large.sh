@@ -71,31 +71,54 @@ again() { # WHY [NODES TO KEEP AWAY FROM]
     fi
     echo "train_large: $1; the job is requeued"
     trap '' TERM # which comes with the requeue
+    local excluded
+    excluded=$(scontrol -o show job "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\([^ ]*\) .*/\1/p')
+    [[ $excluded == "(null)" ]] && excluded=
     scontrol requeue "$SLURM_JOB_ID" || exit 1
     if [[ -n ${2:-} ]]; then
-        scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$2"
+        scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="${excluded:+$excluded,}$2"
     fi
     exit 0
 }
 
+failed() { # CODE [NODES TO KEEP AWAY FROM]: the third time after the same step is the last
+    local step why
+    step=$(tail -n 1 "$run/metrics.jsonl" 2>/dev/null | sed -n 's/^{"step": \([0-9]*\),.*/\1/p')
+    step=${step:-0}
+    why="failed after step $step (code $1)"
+    [[ $1 == 138 ]] && why="USR1 came before it could be heeded: is --time longer than --signal's lead?"
+    [[ -n ${2:-} ]] && why="$2 cannot train"
+    mkdir -p "$run"
+    echo "step $step: code $1, job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}" >>"$run/failures"
+    if [[ $(tail -n 3 "$run/failures" | grep -c "^step $step:") == 3 ]]; then
+        end 1 "failed 3 times after step $step, for the reason above; giving up"
+    fi
+    again "$why" "${2:-}"
+}
+
 echo "train_large: job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, $(date '+%F %T'), $run" \
     "on $SLURM_JOB_NODELIST"
-tasks=${SLURM_NTASKS_PER_NODE:-1} gpus=${SLURM_GPUS_ON_NODE:-$tasks}
-((tasks > gpus)) && end 2 "$tasks tasks and $gpus GPUs on a node: start one task for each GPU, with
-    --ntasks-per-node=$gpus or --gres=gpu:$tasks"
 [[ -e $run/stop ]] && end 0 "$run/stop asks this run to stand still"
 
-# What cannot be is refused here, once, before a node works.
-srun --nodes=1 --ntasks=1 --gres=none --input=none "${container[@]}" "$python" \
-    -m launch plan "$config" "$@" --world "$SLURM_NTASKS" --node "$tasks" ||
-    end 2 "the run is refused (above); nothing is requeued"
+# What cannot be is refused here, once, before a node works. A step sees the GPUs that were asked for.
+one=(--nodes=1 --ntasks=1 --input=none)
+tasks=${SLURM_NTASKS_PER_NODE:-1}
+gpus=$(srun "${one[@]}" sh -c "echo \${SLURM_GPUS_ON_NODE:-$tasks}") || failed $?
+((tasks > gpus)) && end 2 "$tasks tasks and $gpus GPUs on a node: start one task for each GPU, with \
+--ntasks-per-node=$gpus or --gres=gpu:$tasks"
+srun "${one[@]}" --gres=none "${container[@]}" "$python" \
+    -m launch plan "$config" "$@" --world "$SLURM_NTASKS" --node "$tasks"
+code=$?
+((code > 128 && code < 255)) && failed "$code" # a signal, such as the one before the time limit
+((code)) && end 2 "the run is refused (above); nothing is requeued"
 
 if [[ ${FORESCALE_PREFLIGHT:-yes} != no ]]; then
     report=$(srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --input=none \
         "${container[@]}" "$python" -m launch preflight "$run" --tasks "$tasks")
+    code=$?
     echo "$report"
     unfit=$(sed -n 's/^unfit \([^:]*\):.*/\1/p' <<<"$report" | paste -s -d, -)
-    [[ -n $unfit ]] && again "$unfit cannot train" "$unfit"
+    ((code)) && failed "$code" "$unfit"
 fi
 
 rm -f "$run/saved" # of an earlier start
@@ -108,11 +131,4 @@ code=$?
 [[ -e $run/stop ]] && end 0 "$run was asked to stop"
 [[ -e $run/saved ]] && again "$(<"$run/saved") is saved"
 [[ $code == 2 ]] && end 2 "the run is refused (above); nothing is requeued"
-
-step=$(tail -n 1 "$run/metrics.jsonl" 2>/dev/null | sed -n 's/^{"step": \([0-9]*\),.*/\1/p')
-mkdir -p "$run"
-echo "step ${step:-0}: code $code, job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}" >>"$run/failures"
-if [[ $(tail -n 3 "$run/failures" | grep -c "^step ${step:-0}:") == 3 ]]; then
-    end 1 "failed 3 times after step ${step:-0}, for the reason above; giving up"
-fi
-again "failed after step ${step:-0} (code $code)"
+failed "$code"

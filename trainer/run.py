@@ -25,6 +25,10 @@ FREE_TO_CHANGE = (
 the end of the learning rate's cosine, and faults says which steps are skipped."""
 
 
+BEFORE = ("failures", "save", "stop")
+"""Files that others write into a run folder, perhaps before the run does."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """`runs/<name>`: config.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoints/,
@@ -62,9 +66,16 @@ class RunFolder:
             check_same(configuration, stored, f"{self.path} holds a run of another configuration")
         elif self.path.exists() and not self.path.is_dir():
             raise UserError(f"--run-dir: {self.path} is a file; choose a folder")
-        elif self.path.is_dir() and any(not f.name.startswith(".") for f in self.path.iterdir()):
+        elif self.path.is_dir() and self._foreign():
             raise UserError(f"--run-dir: {self.path} holds other files; choose an empty folder")
         self._check_writable()
+
+    def _foreign(self) -> bool:
+        """Whether there is more than what may lie there before a run's first start."""
+        return any(
+            file.name not in BEFORE and not file.name.startswith(".")
+            for file in self.path.iterdir()
+        )
 
     def _check_writable(self) -> None:
         """Try where the first folder would be made; nothing is left behind."""

@@ -162,3 +162,12 @@ def test_plan_explains_a_layout_without_ranks(capsys: pytest.CaptureFixture[str]
         main(["plan", "configs/large.yaml", "--world", "63"])
     assert ended.value.code == 2
     assert "63 ranks cannot form 2 pipeline stages x 2 tensor ranks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("start", [["launch/train.py", "x.yaml"], ["-m", "launch", "show", "x"]])
+def test_a_python_without_the_dependencies_says_what_it_lacks(start: list[str]) -> None:
+    bare = [sys._base_executable, "-S", *start]  # type: ignore[attr-defined]
+    done = subprocess.run(bare, cwd=ROOT, env={}, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"forescale: {sys._base_executable} has no module '")  # type: ignore[attr-defined]
+    assert done.stderr.count("\n") == 1

@@ -146,6 +146,10 @@ class Cluster:
         self._spawn(name, ["unshare", "--uts", "--mount", "--propagation", "private", "sh", "-c",
                            script, "sh", name, str(hosts)])  # fmt: skip
 
+    def inside(self, name: str, *command: str) -> None:
+        """Run on a node, with its mounts."""
+        self.run("nsenter", f"--target={self.daemons[name]}", "--mount", "--uts", *command)
+
     def kill_daemon(self, name: str) -> None:
         """Only a node's slurmd: its steps go on."""
         self._kill(name)

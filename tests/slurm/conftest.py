@@ -61,6 +61,9 @@ class Job:
     def facts(self) -> dict[str, str]:
         return self.cluster.job(self.number)
 
+    def limit(self, minutes: int) -> None:
+        self.cluster.run("scontrol", "update", f"JobId={self.number}", f"TimeLimit={minutes}")
+
     def wait(self, condition: Callable[[], object], what: str, seconds: float = 120) -> float:
         """The seconds that it took."""
         began = time.monotonic()

@@ -1,0 +1,30 @@
+"""The report on a machine."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from launch.cli import main
+
+
+def test_the_doctor_reports_every_part(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    monkeypatch.setenv("SECRET_TOKEN", "hidden")
+    main(["doctor"])
+    said = capsys.readouterr().out
+    titles = re.findall(r"^## (.+)$", said, re.MULTILINE)
+    assert titles == ["machine", "versions", "devices", "attention kernels", "launchers", "network"]
+    assert f"torch: {torch.__version__}" in said
+    assert re.search(r"^disk here: [\d.]+ GiB free, [\d,]+ MB/s written and synced$", said,
+                     re.MULTILINE)  # fmt: skip
+    kernels = re.findall(r"^(?:standard|xformer|flash), \w+, \w+: (.+)$", said, re.MULTILINE)
+    assert len(kernels) == 6
+    assert all(re.search(r"off by \de-\d\d$", kernel) for kernel in kernels), kernels
+    assert re.search(r"^torchrun: /", said, re.MULTILINE)
+    assert "NCCL_DEBUG: INFO" in said and "hidden" not in said
+    assert re.search(r"^lo: ", said, re.MULTILINE)
