@@ -36,6 +36,7 @@ from trainer.config.settings import Settings
 from trainer.data.dataset import WindowBatch
 from trainer.optimizer import learning_rate, make_optimizer
 from trainer.routing import LayerRouting
+from trainer.stragglers import AttentionClock
 
 MicroBatch = tuple[Inputs, tuple[Tensor, Tensor]]
 """The network's inputs, and labels: target and context."""
@@ -47,7 +48,7 @@ CHUNK = 32
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step, equal on all ranks."""
+    """One optimizer step, equal on all ranks but for the last number."""
 
     loss: float
     """Mean over the global batch."""
@@ -60,6 +61,8 @@ class StepResult:
     """Whether the weights have taken the step: not where the norm is no number or too large."""
     routing: dict[str, LayerRouting]
     """Of each mixture-of-experts layer, by its global name."""
+    attention_seconds: float
+    """Of this rank alone: how long its attention computed forward."""
 
 
 class Engine:
@@ -77,6 +80,7 @@ class Engine:
         """Of all tensors that the ranks' states hold between them."""
         self._mixtures = list(self.network.mixtures())
         self.network.recompute = settings.parallel.activation_checkpointing
+        self._clock = AttentionClock(self.network, place.device)
         self._groups = make_groups(place)
         self._spread = spread(self.network, place, self._groups, train.seed)
         for mixture in self.network.mixtures().values():
@@ -162,7 +166,7 @@ class Engine:
         rows = self.settings.train.global_batch_size * self.network.rows_per_sample
         return StepResult(
             loss, routing.auxiliary_loss(statistics, rows),
-            norm, rate, applied, routing.describe(statistics),
+            norm, rate, applied, routing.describe(statistics), self._clock.take(),
         )  # fmt: skip
 
     def _pipeline_step(self, micro_batches: Iterator[MicroBatch]) -> float:

@@ -32,6 +32,7 @@ from trainer.report import draw, pictured_windows, print_table
 from trainer.resume import take_over, whole_checkpoint, whole_source
 from trainer.signals import StopRequest
 from trainer.source import Source
+from trainer.stragglers import Stragglers
 from trainer.switches import Asked, Switches
 from trainer.watchdog import Watchdog
 
@@ -79,6 +80,11 @@ class Trainer:
             plan.run.store, place, self.settings.checkpoint, self.engine.shapes, ownership
         )
         self.watchdog = self._start_watchdog()
+        self.stragglers = None
+        if place.layout.world > 1:
+            self.stragglers = Stragglers(
+                place, self.settings.faults.slow_factor, self.settings.logging.every
+            )
 
     def _start_watchdog(self) -> Watchdog | None:
         seconds = self.settings.faults.hang_seconds
@@ -215,7 +221,18 @@ class Trainer:
             row[f"{name}/load"] = layer.load
             row[f"{name}/entropy"] = layer.entropy
             row[f"{name}/drop_rate"] = layer.drop_rate
+        self._compare_ranks(row, result.attention_seconds)
         return row
+
+    def _compare_ranks(self, row: Row, seconds_here: float) -> None:
+        if self.stragglers is None:
+            return
+        seconds, sentences = self.stragglers.look(self.steps_done, seconds_here)
+        if seconds is not None:
+            row["attention_seconds"] = seconds
+        if self.place.is_main:
+            for sentence in sentences:
+                say(sentence)
 
     def _validate(self, row: Row) -> None:
         """Add the validation score of the steps done, where one is due and no signal comes."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 Row = dict[str, Any]
-"""A step's numbers; a list holds one number for each expert."""
+"""A step's numbers; a list holds one number for each expert or rank."""
 
 
 def read_metrics(path: Path) -> list[Row]:

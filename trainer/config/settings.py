@@ -196,6 +196,8 @@ class FaultsConfig(Section):
     is no number or a spike; the next one ends the run."""
     spike_factor: Annotated[float, Field(ge=0)] = 0.0
     """A gradient norm of so many times the median of the last 64 is a spike; 0: none is."""
+    slow_factor: Annotated[float, Field(ge=1)] = 1.5
+    """A rank whose attention takes so many times as long as the median of its stage is named."""
 
 
 class LoggingConfig(Section):

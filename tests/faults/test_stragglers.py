@@ -1,0 +1,87 @@
+"""The rank that the others wait for is named."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parallel.layout import Layout
+from tests import ranks
+from tests.settings import train_rank
+from trainer.metrics import read_metrics
+from trainer.stragglers import slow_ranks
+
+SETTINGS: dict[str, Any] = {
+    "data.rows": 600, "data.split": [0.9, 0.1, 0.0], "logging.tensorboard": False,
+    "train.steps": 100000, "checkpoint.every": 100000, "logging.every": 10,
+    "faults.slow_factor": 2.0,
+}  # fmt: skip
+
+
+def _slow_down(pid: int, until: threading.Event) -> None:
+    """As if another program took most of the processor."""
+    while not until.is_set():
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.005)
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("layout", [
+    {"parallel.tensor": 2},
+    pytest.param({"parallel.zero_stage": 3}, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_a_slow_rank_is_named_until_it_recovers(tmp_path: Path, layout: dict[str, Any]) -> None:
+    """Its tensor group's mate waits for it in every layer, and is not named."""
+    run, logs = tmp_path / "run", [tmp_path / f"rank-{rank}.log" for rank in range(4)]
+    pipes = [Pipe(duplex=False) for _ in logs]
+    processes = ranks.start(train_rank, (run, {**SETTINGS, **layout}), [w for _, w in pipes], logs)
+
+    def wait_for(words: str) -> None:
+        deadline = time.monotonic() + 60
+        while not re.search(words, logs[0].read_text() if logs[0].exists() else ""):
+            assert time.monotonic() < deadline, logs[0].read_text()
+            time.sleep(0.1)
+
+    healthy = threading.Event()
+    try:
+        wait_for(r"step 10/")
+        victim = threading.Thread(target=_slow_down, args=(processes[2].pid, healthy))
+        victim.start()
+        wait_for(r"steps \d+-\d+: rank 2 \(\S+\) is slow, and the others wait for it: its "
+                 r"attention takes \d+\.\d times as long as the median of its stage")  # fmt: skip
+        healthy.set()
+        victim.join()
+        wait_for(r"steps \d+-\d+: rank 2 is slow no longer")
+        (run / "stop").touch()
+        wait_for("saved at step")
+    finally:
+        healthy.set()
+        for process in processes:
+            process.kill()
+    assert set(re.findall(r"rank (\d) \(", logs[0].read_text())) == {"2"}
+    told = {row["step"]: len(row["attention_seconds"]) for row in read_metrics(
+        run / "metrics.jsonl") if "attention_seconds" in row}  # fmt: skip
+    assert list(told) == [*range(10, 10 * len(told) + 1, 10)] and set(told.values()) == {4}
+
+
+@pytest.mark.parametrize(("seconds", "layout", "slow"), [
+    ([1.0, 1.0, 1.0, 2.0], Layout(1, 4), {3: 2.0}),
+    ([1.0, 2.0], Layout(1, 2), {1: 2.0}),
+    ([1.0, 1.0, 3.0, 3.0], Layout(pipeline=2, data=2), {}),  # stages hold different layers
+    ([1.0, 1.0, 3.0, 6.0], Layout(pipeline=2, data=2), {3: 2.0}),
+    ([1.0, 5.0], Layout(pipeline=2, data=1), {}),  # nobody to compare with
+    ([0.0, 0.0], Layout(1, 2), {}),
+])  # fmt: skip
+def test_a_rank_is_held_to_its_stage(
+    seconds: list[float], layout: Layout, slow: dict[int, float]
+) -> None:
+    assert slow_ranks(seconds, layout, 1.5) == slow

@@ -1,0 +1,109 @@
+"""Which rank is slow: the others wait for it, so that all steps take as long as its own.
+
+What tells ranks apart is the time that they compute alone. Attention is in each layer of each
+architecture, costs the ranks of a stage the same, and no collective interrupts it: tensor
+parallelism's sums come after it, ZeRO 3 gathers its weights before. So each rank's clock runs while
+it computes forward, and slow is who needs much longer than the median of its stage.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from statistics import median_low
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.attention import Attention
+from parallel.agreement import spans
+from parallel.groups import Place, join_records, sum_over_ranks
+from parallel.layout import Layout
+
+
+class AttentionClock:
+    """Of one rank. Made before tensor parallelism wraps the modules of `network`."""
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        self._device = device
+        self._spans: list[tuple[Any, Any]] = []
+        for module in network.modules():
+            if isinstance(module, Attention):
+                module.forward = self._timed(module, module.forward)
+
+    def _timed(self, module: nn.Module, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def timed(*inputs: Any, **options: Any) -> Tensor:
+            if not module.training:
+                return forward(*inputs, **options)
+            began = self._now()
+            answer = forward(*inputs, **options)
+            self._spans.append((began, self._now()))
+            return answer
+
+        return timed
+
+    def _now(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def take(self) -> float:
+        """Seconds since it was asked last; the device must have finished them."""
+        spans, self._spans = self._spans, []
+        if self._device.type != "cuda":
+            return float(sum(ended - began for began, ended in spans))
+        return sum(began.elapsed_time(ended) for began, ended in spans) / 1000
+
+
+class Stragglers:
+    """Compares the ranks of a run every `every` steps."""
+
+    def __init__(self, place: Place, factor: float, every: int) -> None:
+        self._place, self._factor, self._every = place, factor, every
+        self._hosts = join_records(place, {str(place.rank): os.uname().nodename})
+        self._seconds, self._steps = 0.0, 0
+        self._suspects: set[int] = set()
+        self._named: set[int] = set()
+
+    def look(self, step: int, seconds_here: float) -> tuple[list[float] | None, list[str]]:
+        """After each step, on all ranks. Every so many steps: seconds a step of each rank, and
+        sentences about who is slow the second time in a row, or no longer."""
+        self._seconds += seconds_here
+        self._steps += 1
+        if step % self._every:
+            return None, []
+        mine = torch.zeros(self._place.layout.world, dtype=torch.float64)
+        mine[self._place.rank] = self._seconds / self._steps
+        seconds: list[float] = sum_over_ranks(self._place, mine).tolist()
+        first, self._seconds, self._steps = step - self._steps + 1, 0.0, 0
+        return seconds, list(self._sentences(seconds, f"steps {first}-{step}"))
+
+    def _sentences(self, seconds: list[float], when: str) -> list[str]:
+        slow = slow_ranks(seconds, self._place.layout, self._factor)
+        lasting, self._suspects = self._suspects & slow.keys(), set(slow)
+        told = [
+            f"{when}: rank {rank} ({self._hosts[str(rank)]}) is slow, and the others wait for it: "
+            f"its attention takes {slow[rank]:.1f} times as long as the median of its stage "
+            f"({seconds[rank]:.3g} s a step)"
+            for rank in sorted(lasting - self._named)
+        ]  # fmt: skip
+        recovered = sorted(self._named - slow.keys())
+        if recovered:
+            told.append(f"{when}: rank {spans(recovered)} is slow no longer")
+        self._named = (self._named | lasting) & slow.keys()
+        return told
+
+
+def slow_ranks(seconds: list[float], layout: Layout, factor: float) -> dict[int, float]:
+    """Ranks that take more than `factor` times their stage's median, and how many times it."""
+    slow = {}
+    for first in range(0, layout.world, layout.stage):
+        usual = median_low(seconds[first : first + layout.stage])
+        for rank in range(first, first + layout.stage):
+            if seconds[rank] > factor * usual > 0:
+                slow[rank] = seconds[rank] / usual
+    return slow
