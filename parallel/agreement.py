@@ -25,6 +25,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from model.errors import SaidElsewhereError, UserError
 from parallel.groups import Place, any_rank, sum_over_ranks
+from parallel.layout import Layout
 
 PAUSE = 0.2
 """Seconds between looks."""
@@ -46,12 +47,19 @@ class Meeting:
     hosts: dict[str, list[int]]
     """Ranks by machine; known to rank 0."""
 
-    def __str__(self) -> str:
-        where = ", ".join(f"{host} {spans(ranks)}" for host, ranks in self.hosts.items())
-        return (
-            f"ranks by machine: {where}; they met at "
-            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        )
+    def table(self, layout: Layout) -> str:
+        """Who runs where, a line for each machine."""
+        rows = [("machine", "ranks", "stages")]
+        for host, ranks in self.hosts.items():
+            stages = sorted({layout.coordinates(rank).pipeline for rank in ranks})
+            rows.append((host, spans(ranks), spans(stages)))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        return "\n".join([f"the ranks have met at {where}", *lines])
 
 
 def spans(numbers: Sequence[int]) -> str:

@@ -66,5 +66,5 @@ def _join(plan: Plan, rank: int, local_rank: int, local_world: int) -> Place:
         meeting = meet(rank, plan.layout.world, facts, START_SECONDS)
         store = meeting.store
         if rank == 0 and plan.layout.world > 1:
-            say(str(meeting))
+            say(meeting.table(plan.layout))
     return join(plan.layout, rank, local_rank, local_world, store)

@@ -50,8 +50,9 @@ def test_a_job_trains_on_all_its_nodes(submit: Submit) -> None:
     job.wait_until_done()
     assert "preflight: node1, node2 can train" in job.said()
     assert re.search(
-        r"ranks by machine: node1 0-1, node2 2-3; they met at node1:2\d{4}", job.said()
-    )
+        r"0: the ranks have met at node1:2\d{4}\n0: machine  ranks  stages\n"
+        r"0: node1    0-1    0\n0: node2    2-3    0\n", job.said(),
+    )  # fmt: skip
     assert [row["step"] for row in job.rows()] == [1, 2, 3]
     assert job.starts() == 1
 
@@ -276,24 +277,30 @@ def test_what_cannot_be_is_refused_once(
 
 
 @pytest.mark.slow
-def test_srun_with_pmix_and_torchrun_over_nodes(idle: Cluster, tmp_path: Path) -> None:
-    """Without the script: ranks by srun --mpi=pmix, and by a torchrun on each node."""
+def test_srun_with_pmix_torchrun_and_mpirun_over_nodes(idle: Cluster, tmp_path: Path) -> None:
+    """Without the script: ranks by srun --mpi=pmix, by a torchrun on each node, and by mpirun in
+    an allocation, which meet where MPI says."""
+    if shutil.which("mpirun") is None:
+        skip("no mpirun here: apt-get install --no-install-recommends openmpi-bin libopenmpi3")
     program = ["launch/train.py", "configs/tiny.yaml", *QUICK, "train.steps=3"]
     plain = ["srun", "--nodes=2", "--ntasks-per-node=2", "--mpi=pmix", sys.executable]
     torchrun = ["srun", "--nodes=2", "--ntasks-per-node=1", sys.executable, "-m",
                 "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2", "--rdzv-backend=c10d",
                 f"--rdzv-endpoint=127.0.0.1:{free_port()}"]  # fmt: skip
+    mpirun = ["salloc", "--nodes=2", "--ntasks-per-node=2", "mpirun", "-np", "4", "--map-by",
+              "ppr:2:node", "--mca", "btl_tcp_if_include", "lo", sys.executable]  # fmt: skip
     found = []
-    for name, command in (("pmix", plain), ("torchrun", torchrun)):
+    for name, command in (("pmix", plain), ("torchrun", torchrun), ("mpirun", mpirun)):
         run = tmp_path / name
         done = subprocess.run(
             [*command, *program, f"--run-dir={run}"], cwd=ROOT, capture_output=True, text=True,
-            env={**idle.environment, "OMP_NUM_THREADS": "1"}, timeout=200, check=False,
+            env={**idle.environment, "OMP_NUM_THREADS": "1", "OMPI_ALLOW_RUN_AS_ROOT": "1",
+                 "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}, timeout=200, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
-        assert re.search(r"ranks by machine: node\d 0-1, node\d 2-3; they met at", done.stdout)
+        assert re.search(r"\nnode\d    0-1    0\nnode\d    2-3    0\n", done.stdout), done.stdout
         found.append([row["loss"] for row in read_metrics(run / "metrics.jsonl")])
-    assert found[0] == found[1] and len(found[0]) == 3
+    assert found[0] == found[1] == found[2] and len(found[0]) == 3
 
 
 def test_outside_slurm_the_script_says_how_to_submit_it() -> None:
