@@ -65,18 +65,18 @@ export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not take it from
 export PYTHONUNBUFFERED=1
 unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE # each step may use its nodes' memory
 
-again() { # WHY [NODES TO KEEP AWAY FROM]
+again() { # CODE WHY [NODES TO KEEP AWAY FROM]: the code where requeue is off
     if [[ ${FORESCALE_REQUEUE:-yes} == no ]]; then
-        end 0 "$1; submit again, or let the next of the array go on"
+        end "$1" "$2; submit again, or let the next of the array go on"
     fi
-    echo "train_large: $1; the job is requeued"
+    echo "train_large: $2; the job is requeued"
     trap '' TERM # which comes with the requeue
     local excluded
     excluded=$(scontrol -o show job "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\([^ ]*\) .*/\1/p')
     [[ $excluded == "(null)" ]] && excluded=
     scontrol requeue "$SLURM_JOB_ID" || exit 1
-    if [[ -n ${2:-} ]]; then
-        scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="${excluded:+$excluded,}$2"
+    if [[ -n ${3:-} ]]; then
+        scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="${excluded:+$excluded,}$3"
     fi
     exit 0
 }
@@ -93,7 +93,7 @@ failed() { # CODE [NODES TO KEEP AWAY FROM]: the third time after the same step 
     if [[ $(tail -n 3 "$run/failures" | grep -c "^step $step:") == 3 ]]; then
         end 1 "failed 3 times after step $step, for the reason above; giving up"
     fi
-    again "$why" "${2:-}"
+    again 1 "$why" "${2:-}"
 }
 
 echo "train_large: job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, $(date '+%F %T'), $run" \
@@ -129,6 +129,6 @@ code=$?
 # How a run ended is said by its markers: a node's failure leaves srun's code at 0.
 [[ -e $run/done ]] && end 0 "$run is done"
 [[ -e $run/stop ]] && end 0 "$run was asked to stop"
-[[ -e $run/saved ]] && again "$(<"$run/saved") is saved"
+[[ -e $run/saved ]] && again 0 "$(<"$run/saved") is saved"
 [[ $code == 2 ]] && end 2 "the run is refused (above); nothing is requeued"
 failed "$code"
