@@ -115,6 +115,9 @@ def _launchers() -> Iterator[tuple[str, str]]:
 
 
 def _mpi() -> str:
+    import mpi4py
+
+    mpi4py.rc.initialize = False  # under srun without PMI it would end this process
     from mpi4py import MPI
 
     return str(MPI.Get_library_version().splitlines()[0].rstrip("\0, "))

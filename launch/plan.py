@@ -27,10 +27,12 @@ def explain(
     """Print grid, stages, and what each rank holds and sends."""
     from trainer.config import load
     from trainer.config.load import parse_overrides
+    from trainer.ownership import Incarnation, refuse_if_taken
     from trainer.prepare import prepare
 
     configuration = load(config, parse_overrides(overrides))
     plan = prepare(configuration, run_dir=run_dir, resume=resume, world=world)
+    refuse_if_taken(plan.run.path, Incarnation.here())
     settings, layout = plan.configuration.settings, plan.layout
 
     import torch
@@ -62,7 +64,7 @@ def explain(
         f"{layout.data} x accumulation {work.accumulation}; ZeRO {work.zero_stage}, "
         f"activation checkpointing {settings.parallel.activation_checkpointing}"
     )
-    console.print(where_it_begins(plan))
+    print(f"run folder: {plan.run.path}\n{where_it_begins(plan)}", flush=True)
     for line in across_nodes(layout, node):
         console.print(line)
     console.print(grid(layout))
@@ -77,14 +79,14 @@ def explain(
 
 
 def where_it_begins(plan: Plan) -> str:
-    run, steps = plan.run.path, plan.configuration.settings.train.steps
     if plan.is_done:
-        return f"{run} is done: nothing is left to do"
+        return "it is done: nothing is left to do"
     if plan.resume_from is not None:
-        return f"{run} goes on from step {plan.steps_done} of {steps}"
+        steps = plan.configuration.settings.train.steps
+        return f"it goes on from step {plan.steps_done} of {steps}"
     if plan.start_from is not None:
-        return f"{run} starts from the weights of {plan.start_from.path}"
-    return f"{run} starts anew"
+        return f"it starts from the weights of {plan.start_from.path}"
+    return "it starts anew"
 
 
 def grid(layout: Layout) -> Table:

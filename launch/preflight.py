@@ -21,14 +21,11 @@ from torch.distributed.distributed_c10d import Store
 from launch.machine import GIB, free_bytes, memory, write_rate
 from launch.rendezvous import Rendezvous, announce, discover
 from model.errors import SaidElsewhereError, UserError
-from parallel.agreement import AbsentError, Meeting, first_difference, meet
+from parallel.agreement import AbsentError, Meeting, first_difference, meet, patience
 from trainer.environment import commit, versions
 
 LEAST_MEMORY, LEAST_DISK = GIB // 2, GIB
 """Of main memory for each task, and of disk for a run."""
-
-SECONDS = float(os.environ.get("FORESCALE_START_SECONDS", "60"))
-"""For all nodes to come."""
 
 Finding = dict[str, Any]
 """Of one node: its name, what is wrong with it or None, and its versions as JSON."""
@@ -52,8 +49,10 @@ def check(run: Path, tasks: int) -> bool:
         print(f"{mine['node']}: {error}", flush=True)
         return False
     if here.rank == 0:
+        # What all have in common is not theirs to be kept away from for.
+        word = "unfit" if len(unfit) < here.world or here.world == 1 else "no node can train:"
         for node, why in unfit.items():
-            print(f"unfit {node}: {why}", flush=True)
+            print(f"{word} {node}: {why}", flush=True)
     if not unfit and meeting is not None and not _can_sum(here, meeting, mine["node"]):
         return False
     if here.rank == 0 and not unfit:
@@ -94,7 +93,7 @@ def _judge_all(here: Rendezvous, mine: Finding) -> tuple[dict[str, str], Meeting
     if here.world == 1:
         return judge([mine]), None
     announce(here)
-    meeting = meet(here.rank, here.world, {}, SECONDS)
+    meeting = meet(here.rank, here.world, {})
     store = meeting.store
     try:
         store.set(f"finding {here.rank}", json.dumps(mine))
@@ -129,7 +128,7 @@ def _judge_absent(ranks: list[int], here: Rendezvous, mine: Finding) -> dict[str
     if 2 * len(ranks) > here.world:
         return {mine["node"]: f"{len(ranks)} of {here.world} nodes did not reach it"}
     nodes = _nodes() or [f"of rank {rank}" for rank in range(here.world)]
-    return {nodes[rank]: f"did not come within {SECONDS:g} s" for rank in ranks}
+    return {nodes[rank]: f"did not come within {patience():g} s" for rank in ranks}
 
 
 def _nodes() -> list[str]:
@@ -150,7 +149,7 @@ def _can_sum(here: Rendezvous, meeting: Meeting, node: str) -> bool:
     from parallel.layout import Layout
 
     try:
-        place = join(Layout(1, here.world), here.rank, 0, 1, meeting.store, SECONDS)
+        place = join(Layout(1, here.world), here.rank, 0, 1, meeting.store, patience())
         total = float(sum_over_ranks(place, torch.tensor(1.0)))
         leave()
     except RuntimeError as error:

@@ -66,6 +66,8 @@ def _of_mpirun(environment: Mapping[str, str]) -> Rendezvous:
         master = "127.0.0.1", port_of(environment.get("PMIX_NAMESPACE", str(os.getppid())))
     elif "MASTER_ADDR" not in environment:
         master = _ask_mpi(rank)
+    elif "MASTER_PORT" not in environment:
+        master = environment["MASTER_ADDR"], port_of(environment.get("PMIX_NAMESPACE", ""))
     return Rendezvous(
         rank, _number(environment, "OMPI_COMM_WORLD_LOCAL_RANK", 0, local_world - 1), world,
         local_world, master,
@@ -153,6 +155,11 @@ def _number(
 def announce(rendezvous: Rendezvous, environment: MutableMapping[str, str] = os.environ) -> None:
     """Set what torch and DeepSpeed read, where no launcher did."""
     host, port = rendezvous.master or ("127.0.0.1", 0)
+    if port == 0 and rendezvous.world > 1 and "MASTER_PORT" not in environment:
+        raise UserError(
+            "MASTER_PORT: not set: ranks that are started by hand need one to meet at, the same "
+            "for all"
+        )
     environment.setdefault("MASTER_ADDR", host)
     environment.setdefault("MASTER_PORT", str(port or free_port()))
     environment["RANK"] = str(rendezvous.rank)

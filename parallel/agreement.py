@@ -69,8 +69,18 @@ def spans(numbers: Sequence[int]) -> str:
     return ", ".join(f"{run[0]}-{run[-1]}" if run[1:] else str(run[0]) for run in runs)
 
 
-def meet(rank: int, world: int, facts: Mapping[str, Any], seconds: float) -> Meeting:
+def patience() -> float:
+    """Seconds that ranks wait for each other at the start."""
+    text = os.environ.get("FORESCALE_START_SECONDS", "25")
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise UserError(f"FORESCALE_START_SECONDS: expected a number of seconds, got {text!r}")
+
+
+def meet(rank: int, world: int, facts: Mapping[str, Any]) -> Meeting:
     """At MASTER_ADDR:MASTER_PORT, once all ranks are there and agree."""
+    seconds = patience()
     # torchrun's agent keeps a store there already.
     hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:

@@ -17,5 +17,9 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 
-cd "${FORESCALE_HOME:-${SLURM_SUBMIT_DIR:-.}}" || exit 2
-FORESCALE_REQUEUE=no FORESCALE_PREFLIGHT=no exec bash slurm/train_large.sh "$@"
+home=${FORESCALE_HOME:-${SLURM_SUBMIT_DIR:-.}}
+if [[ ! -f $home/slurm/train_large.sh ]]; then
+    echo "train_node: $home is not Forescale's checkout; submit from there or set FORESCALE_HOME" >&2
+    exit 2
+fi
+FORESCALE_REQUEUE=no FORESCALE_PREFLIGHT=no exec bash "$home/slurm/train_large.sh" "$@"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class RunFailedError(RuntimeError):
     """The run cannot go on; its checkpoints are good."""
@@ -20,4 +22,11 @@ class SaveFailedError(RunFailedError):
 
 
 class TakenOverError(RunFailedError):
-    """A newer incarnation of this job writes in the run folder now."""
+    """A newer incarnation of this job writes in the run folder now, or the folder is gone."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            f"{folder} is this start's no longer: a newer start of the job has taken it over"
+            if folder.exists()
+            else f"{folder} has been removed"
+        )

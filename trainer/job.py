@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 
 from parallel.agreement import meet
@@ -15,9 +14,6 @@ from trainer.ownership import Incarnation, own
 from trainer.prepare import Plan
 from trainer.progress import say
 from trainer.signals import StopRequest, ended_by_signal, stop_on_signal
-
-START_SECONDS = float(os.environ.get("FORESCALE_START_SECONDS", "25"))
-"""How long ranks wait for each other at the start."""
 
 
 def train(
@@ -45,7 +41,7 @@ def train(
         outcome = trainer.run()
         if ownership is not None:
             if not ownership.lasts():
-                raise TakenOverError(f"a newer start of this job has taken {plan.run.path} over")
+                raise TakenOverError(plan.run.path)
             plan.run.mark(outcome, trainer.steps_done)
     return outcome
 
@@ -63,7 +59,7 @@ def _join(plan: Plan, rank: int, local_rank: int, local_world: int) -> Place:
             "forescale's commit": commit(),
             **flat(plan.configuration.settings.model_dump()),
         }
-        meeting = meet(rank, plan.layout.world, facts, START_SECONDS)
+        meeting = meet(rank, plan.layout.world, facts)
         store = meeting.store
         if rank == 0 and plan.layout.world > 1:
             say(meeting.table(plan.layout))

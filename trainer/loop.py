@@ -175,7 +175,7 @@ class Trainer:
         flags = (bool(self.stop) or seen.stop, seen.save, seen.taken_over)
         asked = Asked(*any_of(self.place, flags))
         if asked.taken_over:
-            raise TakenOverError(f"a newer start of this job has taken {self.plan.run.path} over")
+            raise TakenOverError(self.plan.run.path)
         return asked
 
     def _save_last_good(self, log: MetricsLog | None) -> None:

@@ -65,6 +65,15 @@ class Ownership:
             return False
 
 
+def is_later_start(folder: Path, incarnation: Incarnation) -> bool:
+    """Whether the job of `incarnation` has begun the run in `folder` itself, perhaps earlier."""
+    try:
+        held = _held(json.loads((folder / NAME).read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError):
+        return False
+    return bool(held.job) and held.job == incarnation.job and held.turn <= incarnation.turn
+
+
 def refuse_if_taken(folder: Path, incarnation: Incarnation) -> None:
     """Raises UserError where another run is going on in `folder`."""
     if (folder / NAME).exists():
@@ -128,10 +137,7 @@ def _opened(path: Path) -> TextIOWrapper:
 
 
 def _refuse(folder: Path, incarnation: Incarnation, holder: dict[str, Any], lock: Lock) -> None:
-    try:
-        held = Incarnation(str(holder.get("job", "")), tuple(map(int, holder.get("turn", ()))))
-    except (TypeError, ValueError):
-        held = Incarnation("", ())
+    held = _held(holder)
     where = f"process {holder.get('process')} on {holder.get('host')}"
     if held.follows(incarnation) and lock is not Lock.OURS:
         raise UserError(
@@ -143,6 +149,13 @@ def _refuse(folder: Path, incarnation: Incarnation, holder: dict[str, Any], lock
             f"--run-dir: another process is training in {folder} ({where}); "
             "wait for it, stop it, or choose another folder"
         )
+
+
+def _held(holder: dict[str, Any]) -> Incarnation:
+    try:
+        return Incarnation(str(holder.get("job", "")), tuple(map(int, holder.get("turn", ()))))
+    except (TypeError, ValueError):
+        return Incarnation("", ())
 
 
 class Lock(Enum):

@@ -11,6 +11,7 @@ from trainer.checkpoint.store import Checkpoint
 from trainer.config import Configuration
 from trainer.config.rules import check
 from trainer.data import Dataset
+from trainer.ownership import Incarnation, is_later_start
 from trainer.run import RunFolder, check_same
 from trainer.source import Source, find
 from trainer.switches import refuse_if_stopped
@@ -66,6 +67,8 @@ def prepare(
         dataset = Dataset(configuration.settings.data)
     except UserError as error:
         raise configuration.locate(error) from None
+    if is_later_start(run.path, Incarnation.here()) and (resume == "never" or run.store.newest()):
+        resume = "auto"  # a job that is started again goes on with what it has begun itself
     run.check(configuration, resume)
     refuse_if_stopped(run.path)
     point = run.resume_point(resume)

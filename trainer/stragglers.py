@@ -22,6 +22,10 @@ from parallel.agreement import spans
 from parallel.groups import Place, join_records, sum_over_ranks
 from parallel.layout import Layout
 
+LASTING, LEAST = 3, 0.01
+"""Looks in a row, and seconds a step of a stage's median: below, the operating system's own pauses
+make ranks slow now and then."""
+
 
 class AttentionClock:
     """Of one rank. Made before tensor parallelism wraps the modules of `network`."""
@@ -66,12 +70,13 @@ class Stragglers:
         self._place, self._factor, self._every = place, factor, every
         self._hosts = join_records(place, {str(place.rank): os.uname().nodename})
         self._seconds, self._steps = 0.0, 0
-        self._suspects: set[int] = set()
+        self._looks: dict[int, int] = {}
+        """In a row, in which a rank was slow."""
         self._named: set[int] = set()
 
     def look(self, step: int, seconds_here: float) -> tuple[list[float] | None, list[str]]:
         """After each step, on all ranks. Every so many steps: seconds a step of each rank, and
-        sentences about who is slow the second time in a row, or no longer."""
+        sentences about who is slow, or no longer."""
         self._seconds += seconds_here
         self._steps += 1
         if step % self._every:
@@ -84,7 +89,8 @@ class Stragglers:
 
     def _sentences(self, seconds: list[float], when: str) -> list[str]:
         slow = slow_ranks(seconds, self._place.layout, self._factor)
-        lasting, self._suspects = self._suspects & slow.keys(), set(slow)
+        self._looks = {rank: self._looks.get(rank, 0) + 1 for rank in slow}
+        lasting = {rank for rank, looks in self._looks.items() if looks >= LASTING}
         told = [
             f"{when}: rank {rank} ({self._hosts[str(rank)]}) is slow, and the others wait for it: "
             f"its attention takes {slow[rank]:.1f} times as long as the median of its stage "
@@ -99,11 +105,12 @@ class Stragglers:
 
 
 def slow_ranks(seconds: list[float], layout: Layout, factor: float) -> dict[int, float]:
-    """Ranks that take more than `factor` times their stage's median, and how many times it."""
+    """Ranks that take more than `factor` times their stage's median, and how many times it;
+    where that is under `LEAST`, nobody can tell."""
     slow = {}
     for first in range(0, layout.world, layout.stage):
         usual = median_low(seconds[first : first + layout.stage])
         for rank in range(first, first + layout.stage):
-            if seconds[rank] > factor * usual > 0:
+            if usual >= LEAST and seconds[rank] > factor * usual:
                 slow[rank] = seconds[rank] / usual
     return slow

@@ -92,6 +92,15 @@ class Watchdog:
     # The thread
 
     def _watch(self) -> None:
+        """Without it a rank could wait for ever: what it cannot do ends the rank, too."""
+        try:
+            self._guard()
+        except Exception:
+            traceback.print_exc()
+            say(f"rank {self._place.rank}: its watchdog has failed, above; the rank ends")
+            os._exit(1)
+
+    def _guard(self) -> None:
         try:
             store = self._connect()
         except (RuntimeError, OSError) as error:
@@ -168,23 +177,31 @@ class Watchdog:
         os._exit(1)
 
     def _report(self) -> Report:
+        now = doing(main_thread())
+        try:
+            within(2 * self._pause, self._write_stacks)
+        except (OSError, TimeoutError) as error:  # a disk may be what it hangs on
+            say(f"rank {self._place.rank}: its stacks cannot be written: {error}")
+        return Report(
+            self.step, self._place.coordinates.pipeline, self.layer, now.words,
+            list(now.awaited), os.uname().nodename,
+        )  # fmt: skip
+
+    def _write_stacks(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         with open(self._folder / f"rank-{self._place.rank:05d}.txt", "w", encoding="utf-8") as file:
             traceback.print_stack(main_thread(), file=file)
             file.write("\nall threads:\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
-        now = doing(main_thread())
-        return Report(
-            self.step, self._place.coordinates.pipeline, self.layer, now.words,
-            list(now.awaited), os.uname().nodename,
-        )  # fmt: skip
 
     def _tell(self, why: str, reports: dict[int, Report]) -> None:
         lines = [f"training stands still: {why}", *in_words(self._place.layout.world, reports)]
         lines.append(f"each rank's stack is in {self._folder}; the run ends, to be started again")
-        (self._folder / "report.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        say("\n".join(lines))
+        text = "\n".join(lines) + "\n"
+        say(text.rstrip())
+        with suppress(OSError, TimeoutError):
+            within(2 * self._pause, lambda: (self._folder / "report.txt").write_text(text))
 
 
 def within(seconds: float, action: Callable[[], T]) -> T:

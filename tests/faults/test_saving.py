@@ -320,7 +320,7 @@ def test_an_older_incarnation_cannot_commit(tmp_path: Path) -> None:
     run = tmp_path / "run"
     said = ranks.run(_taken_over, 2, run, {**SETTINGS, "checkpoint.asynchronous": False})
     for text in said:
-        assert f"TakenOverError: a newer start of this job writes in {run}; this one ends" in text
+        assert f"TakenOverError: {run} is this start's no longer: a newer start of the job" in text
     assert committed(run) == [2, 4]
     assert not (run / "saved").exists() and not (run / "done").exists()
     assert not list((run / "checkpoints").glob(".*"))

@@ -80,9 +80,14 @@ def test_who_waits_for_whom_is_told(tmp_path: Path, layout: dict[str, Any], word
     assert (run / "hang" / "report.txt").read_text() in said
 
 
-@pytest.mark.parametrize("victims", [pytest.param([0], marks=pytest.mark.slow), [1, 3]])
-def test_a_stopped_rank_is_named(tmp_path: Path, victims: list[int]) -> None:
+@pytest.mark.parametrize(("victims", "writable"), [
+    pytest.param([0], True, marks=pytest.mark.slow), ([1, 3], True),
+    pytest.param([2], False, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_a_stopped_rank_is_named(tmp_path: Path, victims: list[int], writable: bool) -> None:
     def stop(pids: list[int]) -> None:
+        if not writable:
+            (tmp_path / "run" / "hang").touch()  # where the stacks' folder would be
         for rank in victims:
             os.kill(pids[rank], signal.SIGSTOP)
 
@@ -92,6 +97,7 @@ def test_a_stopped_rank_is_named(tmp_path: Path, victims: list[int]) -> None:
     if 0 in victims:
         assert "rank 0, at which the ranks meet, has not answered for 3 s; here: step" in said
     else:
+        assert ("its stacks cannot be written" in said) != writable
         who = ", ".join(map(str, victims))
         assert f"rank {who}: does not answer: stopped, dead or cut off" in said, said
 

@@ -33,6 +33,12 @@ def test_a_node_is_judged_by_itself_and_by_most(
     assert judge(findings) == unfit
 
 
+def test_what_all_nodes_lack_is_not_theirs(tmp_path: Path) -> None:
+    (code, said), (_, silent) = preflight("/proc/1/run", [0, 1], 2)
+    assert (code, silent) == (1, "")
+    assert "unfit" not in said and said.count("no node can train: node") == 2
+
+
 def preflight(run: Path | str, ranks: list[int], world: int, **odd: str) -> list[tuple[int, str]]:
     """Exit codes and words of some of `world` tasks; `odd` are variables of the last one."""
     port = str(free_port())

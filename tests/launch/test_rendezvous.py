@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launch.rendezvous import FIRST_PORT, PORTS, Rendezvous, announce, discover, first_host
+from launch.rendezvous import FIRST_PORT, PORTS, Rendezvous, announce, discover, first_host, port_of
 from model.errors import UserError
 
 SRUN = {"SLURM_STEP_NUM_TASKS": "11", "SLURM_STEP_TASKS_PER_NODE": "4(x2),3", "SLURM_NODEID": "2",
@@ -12,6 +12,15 @@ SRUN = {"SLURM_STEP_NUM_TASKS": "11", "SLURM_STEP_TASKS_PER_NODE": "4(x2),3", "S
         "SLURM_STEP_NODELIST": "gpu[03-04,9]"}  # fmt: skip
 MPIRUN = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3",
           "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}  # fmt: skip
+
+
+def test_ranks_over_machines_meet_at_one_port() -> None:
+    variables = {**MPIRUN, "MASTER_ADDR": "head", "PMIX_NAMESPACE": "17"}
+    others = {**variables, "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
+    met = discover(variables).master
+    assert met == discover(others).master == ("head", port_of("17"))
+    with pytest.raises(UserError, match="MASTER_PORT: not set"):
+        announce(discover({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "head"}), {})
 
 
 @pytest.mark.parametrize(("variables", "expected"), [

@@ -24,7 +24,7 @@ def _train(rank: int, world: int, run: Path, own: dict[str, Any], seconds: float
     }
     began = time.monotonic()
     try:
-        with patch("trainer.job.START_SECONDS", seconds):
+        with patch.dict("os.environ", FORESCALE_START_SECONDS=str(seconds)):
             train_rank(rank, world, run, settings)
     except SaidElsewhereError:
         return "said elsewhere"

@@ -1,7 +1,7 @@
 """A real Slurm of several nodes on this machine, for tests and to try things by hand.
 
     python -m tests.slurm.cluster start --nodes 4     # prints what to export
-    sbatch --nodes 2 slurm/train_large.sh configs/tiny.yaml
+    sbatch --nodes 2 --ntasks-per-node 2 slurm/train_large.sh configs/tiny.yaml
     python -m tests.slurm.cluster stop
 
 Debian's munged, slurmctld and one slurmd for each node, started by hand with all state in one
@@ -29,6 +29,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "unsh
 INSTALL = "apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
 PROCESSORS, GPUS, MEMORY = 96, 8, 10_000
 FOLDER = Path("/tmp/forescale-slurm")
+RECORD = "daemons.json"
 
 CONFIGURATION = """
 ClusterName=forescale
@@ -105,6 +106,8 @@ class Cluster:
     nodes: int = 4
     daemons: dict[str, int] = field(default_factory=dict)
     """Process ids by name."""
+    namespaces: list[str] = field(default_factory=list)
+    """Of mounts: one for each node, in which are its daemon and its tasks."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -115,7 +118,10 @@ class Cluster:
         return [f"node{number}" for number in range(1, self.nodes + 1)]
 
     def start(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder.exists():
+            if any(self.folder.iterdir()) and not (self.folder / RECORD).exists():
+                raise FileExistsError(f"{self.folder} holds other files; choose an empty folder")
+            shutil.rmtree(self.folder)
         for name in ("state", "munge", *(f"{n}/{part}" for n in self.names
                                          for part in ("spool", "tmp"))):  # fmt: skip
             (self.folder / name).mkdir(parents=True)
@@ -130,9 +136,9 @@ class Cluster:
         """Everything, the jobs' processes too."""
         for name in list(self.daemons):
             self._kill(name)
-        for process in _processes():
-            if str(self.folder) in process.environment or "slurmstepd" in process.command:
-                _signal(process.pid, signal.SIGKILL)
+        for folder in Path("/proc").glob("[0-9]*"):
+            if _namespace(int(folder.name)) in self.namespaces:
+                _signal(int(folder.name), signal.SIGKILL)
         self.daemons.clear()
 
     def start_node(self, name: str) -> None:
@@ -145,6 +151,10 @@ class Cluster:
         )
         self._spawn(name, ["unshare", "--uts", "--mount", "--propagation", "private", "sh", "-c",
                            script, "sh", name, str(hosts)])  # fmt: skip
+        here = _namespace(os.getpid())
+        self.wait(lambda: _namespace(self.daemons[name]) not in (None, here), "a node's namespace")
+        self.namespaces.append(str(_namespace(self.daemons[name])))
+        self._record()
 
     def inside(self, name: str, *command: str) -> None:
         """Run on a node, with its mounts."""
@@ -192,6 +202,11 @@ class Cluster:
             and "SLURM_STEP_NUM_TASKS=" in process.environment
         ]
 
+    def script(self, job: str) -> list[int]:
+        """The processes of a job's batch script: the shell, and what it does in the background."""
+        return [p.pid for p in _processes() if f"/job{job:0>5}/slurm_script" in p.command
+                and str(self.folder) in p.command]  # fmt: skip
+
     # Daemons
 
     def _configure(self) -> None:
@@ -235,7 +250,11 @@ class Cluster:
                 stdin=subprocess.DEVNULL,
             )  # fmt: skip
         self.daemons[name] = process.pid
-        (self.folder / "daemons.json").write_text(json.dumps(self.daemons))
+        self._record()
+
+    def _record(self) -> None:
+        known = {"daemons": self.daemons, "namespaces": self.namespaces}
+        (self.folder / RECORD).write_text(json.dumps(known))
 
     def _kill(self, name: str) -> None:
         pid = self.daemons.pop(name)
@@ -275,6 +294,14 @@ def _processes() -> list[Process]:
     return found
 
 
+def _namespace(pid: int) -> str | None:
+    """Of a process's mounts; None where there is no such process."""
+    try:
+        return str(Path(f"/proc/{pid}/ns/mnt").readlink())
+    except OSError:
+        return None
+
+
 def _signal(pid: int, number: int) -> None:
     try:
         os.kill(pid, number)
@@ -292,12 +319,16 @@ def main() -> None:
     why = missing()
     if why is not None:
         parser.exit(2, f"{why}\n")
-    record = chosen.folder / "daemons.json"
+    record = chosen.folder / RECORD
     if record.exists():
-        cluster.daemons = json.loads(record.read_text())
+        known = json.loads(record.read_text())
+        cluster.daemons, cluster.namespaces = known["daemons"], known["namespaces"]
         cluster.stop()
     if chosen.action == "start":
-        cluster.start()
+        try:
+            cluster.start()
+        except FileExistsError as error:
+            parser.exit(2, f"{error}\n")
         print(f"export SLURM_CONF={chosen.folder}/slurm.conf")
 
 

@@ -169,18 +169,21 @@ def test_what_is_left_of_an_older_start_cannot_commit(
     elsewhere, beside them."""
     job = submit(*LONG, "checkpoint.keep=100")
     job.wait_for_step(30)
-    old = [p for p in job.cluster.tasks("launch/train.py") if p.node == "node1"]
-    for process in old:
-        os.kill(process.pid, signal.SIGSTOP)  # or it would be done before Slurm notices
+    tasks = [p.pid for p in job.cluster.tasks("launch/train.py") if p.node == "node1"]
+    old = [*tasks, *job.cluster.script(job.number)]
+    for pid in old:
+        os.kill(pid, signal.SIGSTOP)  # or it would be done before Slurm notices
     job.cluster.kill_daemon("node1")
     job.wait(lambda: job.starts() == 2, "the second start", 120)
     job.wait_for_step(len(job.rows()) + 5)
-    for process in old:
-        os.kill(process.pid, signal.SIGCONT)
+    for pid in old:
+        os.kill(pid, signal.SIGCONT)
     job.wait_until_done()
     assert told(job.rows()) == told(undisturbed)
-    for process in old:
-        job.wait(lambda pid=process.pid: not Path(f"/proc/{pid}").exists(), "the old ranks to end")
+    for pid in old:
+        job.wait(lambda pid=pid: not Path(f"/proc/{pid}").exists(), "what is old to end")
+    assert job.starts() == 2 and not (job.run / "failures").exists()
+    assert "start 0 is over: the job is RUNNING, start 1" in job.said()
 
 
 @pytest.mark.slow
@@ -204,7 +207,10 @@ def test_a_node_that_cannot_train_is_kept_away_from(submit: Submit) -> None:
 
 @pytest.mark.slow
 def test_a_port_in_use_is_another_ones_next_time(submit: Submit) -> None:
+    """Failures of an earlier job in this folder do not count."""
     job = submit("train.steps=3", flags=("--hold",))
+    job.run.mkdir()
+    (job.run / "failures").write_text("job 1, step 0: start 0, lightning\n" * 3)
     step = 2  # after the look at the GPUs and the plan
     with socket.socket() as taken:
         taken.bind(("", port_of(f"{job.number}/0/{step}")))
@@ -217,10 +223,80 @@ def test_a_port_in_use_is_another_ones_next_time(submit: Submit) -> None:
 
 @pytest.mark.slow
 def test_a_master_that_no_node_knows_ends_the_job(submit: Submit) -> None:
-    job = submit(MASTER_ADDR="nowhere.invalid", FORESCALE_START_SECONDS="5")
-    job.wait(lambda: job.facts().get("JobState") == "FAILED", "the end", 120)
+    """Also where the run was done before, with fewer steps."""
+    job = submit("train.steps=3")
+    job.wait_until_done()
+    again = submit("train.steps=3")
+    again.wait_until_done()
+    assert job.said().count("the ranks have met") == 1
+    longer = submit("train.steps=6", MASTER_ADDR="nowhere.invalid", FORESCALE_START_SECONDS="5")
+    longer.wait(lambda: longer.facts().get("JobState") == "FAILED", "the end", 120)
     assert "cannot open the meeting point nowhere.invalid:" in job.said()
-    assert "Name or service not known" in job.said() and job.starts() <= 3
+    assert "Name or service not known" in job.said()
+    assert longer.starts() == 1 + 1 + 3
+
+
+@pytest.mark.slow
+def test_a_second_job_cannot_use_a_run_folder(submit: Submit) -> None:
+    job = submit(*LONG, "train.steps=3000")
+    job.wait_for_step(10)
+    other = submit(*LONG, "train.steps=3000")
+    other.wait(lambda: other.facts().get("JobState") == "FAILED", "the refusal", 60)
+    assert "another process is training in" in job.said() and job.starts() == 1 + 1
+    assert not (job.run / "failures").exists()
+    step = len(job.rows())
+    job.wait_for_step(step + 10)
+
+
+@pytest.mark.slow
+def test_a_node_that_hangs_before_training_is_kept_away_from(submit: Submit) -> None:
+    job = submit("train.steps=3", FORESCALE_PREFLIGHT="yes", FORESCALE_START_SECONDS="15")
+    job.wait(lambda: len(job.cluster.tasks("launch preflight")) == 2, "the preflight")
+    [victim] = [p for p in job.cluster.tasks("launch preflight") if p.rank == 1]
+    os.kill(victim.pid, signal.SIGSTOP)
+    job.wait_until_done()
+    assert "unfit node2: did not come within 15 s" in job.said()
+    assert job.facts()["ExcNodeList"] == "node2" and job.starts() == 2
+
+
+@pytest.mark.slow
+def test_a_run_that_hangs_at_its_time_limit_comes_back(
+    submit: Submit, undisturbed: list[Row]
+) -> None:
+    job = submit(*LONG, "faults.hang_seconds=1000", flags=("--time=2", "--signal=USR1@1"))
+    job.wait_for_step(50)
+
+    def stopped() -> bool:
+        """Slurm lets them go on with the signal that it sends."""
+        for process in job.cluster.tasks("launch/train.py"):
+            os.kill(process.pid, signal.SIGSTOP)
+        return "is requeued" in job.said()
+
+    job.wait(stopped, "the requeue", 150)
+    job.wait_until_done()
+    assert job.starts() == 2
+    assert "nothing was saved before the time limit; the job is requeued" in job.said()
+    assert told(job.rows()) == told(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_script_reaches_the_ranks(submit: Submit, undisturbed: list[Row]) -> None:
+    """--signal=B:USR1; and a run that was to start anew goes on after it."""
+    job = submit(*LONG, "--resume=never")
+    job.wait_for_step(50)
+    job.cluster.run("scancel", "--batch", "--signal=USR1", job.number)
+    job.wait(lambda: job.starts() == 2, "the second start")
+    assert re.search(r"step \d+ is saved; the job is requeued", job.said())
+    job.wait_until_done()
+    assert told(job.rows()) == told(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_failure_without_requeue_is_a_failed_job(submit: Submit) -> None:
+    job = submit("train.learning_rate=1e30", "train.warmup_steps=0", "train.steps=100",
+                 FORESCALE_REQUEUE="no")  # fmt: skip
+    job.wait(lambda: job.facts().get("JobState") == "FAILED", "the end")
+    assert "the same command goes on from there" in job.said() and job.starts() == 1
 
 
 @pytest.mark.slow
@@ -257,7 +333,7 @@ def test_a_job_array_goes_on_where_requeue_is_forbidden(
         os.kill(process.pid, signal.SIGUSR1)
     job.wait(lambda: (job.run / "done").exists(), "the end", 200)
     assert told(job.rows()) == told(undisturbed)
-    assert "submit again, or let the next of the array go on" in job.said()
+    assert "the same command goes on from there, as does the next of a chain" in job.said()
 
 
 @pytest.mark.slow
@@ -289,8 +365,12 @@ def test_srun_with_pmix_torchrun_and_mpirun_over_nodes(idle: Cluster, tmp_path: 
                 f"--rdzv-endpoint=127.0.0.1:{free_port()}"]  # fmt: skip
     mpirun = ["salloc", "--nodes=2", "--ntasks-per-node=2", "mpirun", "-np", "4", "--map-by",
               "ppr:2:node", "--mca", "btl_tcp_if_include", "lo", sys.executable]  # fmt: skip
+    named = [*mpirun[:6], "-x", "MASTER_ADDR=node1", *mpirun[6:]]  # without mpi4py
     found = []
-    for name, command in (("pmix", plain), ("torchrun", torchrun), ("mpirun", mpirun)):
+    report = idle.run("srun", "--nodes=1", sys.executable, "-m", "launch", "doctor")
+    assert "this process: rank 0 of 1" in report and "## network" in report
+    for name, command in (("pmix", plain), ("torchrun", torchrun), ("mpirun", mpirun),
+                          ("named", named)):  # fmt: skip
         run = tmp_path / name
         done = subprocess.run(
             [*command, *program, f"--run-dir={run}"], cwd=ROOT, capture_output=True, text=True,
@@ -300,7 +380,7 @@ def test_srun_with_pmix_torchrun_and_mpirun_over_nodes(idle: Cluster, tmp_path: 
         assert done.returncode == 0, done.stdout + done.stderr
         assert re.search(r"\nnode\d    0-1    0\nnode\d    2-3    0\n", done.stdout), done.stdout
         found.append([row["loss"] for row in read_metrics(run / "metrics.jsonl")])
-    assert found[0] == found[1] == found[2] and len(found[0]) == 3
+    assert len(found[0]) == 3 and all(losses == found[0] for losses in found)
 
 
 def test_outside_slurm_the_script_says_how_to_submit_it() -> None:
@@ -322,7 +402,8 @@ def test_more_tasks_than_gpus_end_the_job(submit: Submit) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("variables", "message"), [
     ({"FORESCALE_HOME": "/tmp"}, "/tmp is not Forescale's checkout"),
-    ({"FORESCALE_CONTAINER": "nowhere.sqsh"}, "the run is refused"),
+    ({"FORESCALE_CONTAINER": "nowhere.sqsh"}, "there is no nowhere.sqsh"),
+    ({"FORESCALE_CONTAINER": "registry/image"}, "unrecognized option '--container-image"),
     ({"FORESCALE_HOME": "elsewhere", "PATH": "/usr/bin:/bin"}, "has no module|no python3"),
 ])  # fmt: skip
 def test_elsewhere_or_without_a_container_or_modules_it_says_so(
@@ -344,3 +425,10 @@ def test_scripts_are_clean() -> None:
         skip("no shellcheck here: apt-get install shellcheck")
     for script in sorted((ROOT / "slurm").glob("*.sh")):
         subprocess.run(["shellcheck", str(script)], check=True)
+
+
+def test_a_cluster_takes_no_folder_with_other_files(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(FileExistsError, match="holds other files; choose an empty folder"):
+        Cluster(tmp_path).start()
+    assert (tmp_path / "thesis.txt").exists()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from model.errors import UserError
-from trainer.ownership import NAME, Incarnation, own, refuse_if_taken
+from trainer.ownership import NAME, Incarnation, is_later_start, own, refuse_if_taken
 
 FIRST = Incarnation("slurm 7", (0, 0, 0))
 SECOND = Incarnation("slurm 7", (0, 1, 0))
@@ -129,3 +129,14 @@ def test_of_several_that_come_at_once_one_gets_it(tmp_path: Path) -> None:
         for racer in racers:
             racer.join()
         assert told.count(None) == 3 and told.count(True) == 1, told
+
+
+def test_a_later_start_of_a_job_knows_its_own_run(tmp_path: Path) -> None:
+    first, second = Incarnation("slurm 7", (0, 0)), Incarnation("slurm 7", (0, 1))
+    assert not is_later_start(tmp_path, first)
+    with own(tmp_path, first):
+        assert is_later_start(tmp_path, first)  # another rank of the same start
+    assert is_later_start(tmp_path, second)
+    assert not is_later_start(tmp_path, Incarnation("slurm 8", (0, 0)))
+    with own(tmp_path, Incarnation("", (0, 0))):
+        assert not is_later_start(tmp_path, Incarnation("", (0, 0)))

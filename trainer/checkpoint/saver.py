@@ -177,17 +177,23 @@ class Saver:
         write_manifest(beside, entries)
         sync(beside)
 
+    @property
+    def _folder(self) -> Path:
+        """The run's."""
+        return self._store.folder.parent
+
     def _commit(self, beside: Path, step: int) -> None:
         """From here on it counts."""
         if self._ownership is None:
             return
         if not self._ownership.lasts():
-            raise TakenOverError
+            raise TakenOverError(self._folder)
         final = self._store.folder / name_of(step)
         old = None
         if final.exists():
             if step not in self._committed:
-                raise TakenOverError  # nobody else makes steps that this run has yet to make
+                # Nobody else makes steps that this run has yet to make.
+                raise TakenOverError(self._folder)
             old = self._store.hide(final)  # the same step again, after an error past its rename
         os.rename(beside, final)
         self._committed.add(step)
@@ -200,7 +206,7 @@ class Saver:
         if self._ownership is None:
             return
         if not self._ownership.lasts():
-            raise TakenOverError
+            raise TakenOverError(self._folder)
         try:
             newest = self._store.committed()[-1]
             replace(self._store.folder / "latest", newest.path.name)
@@ -222,9 +228,7 @@ class Saver:
         dist.all_gather_object(told, mine, group=self._group)
         wrong = [text for _, text in told if text is not None]
         if "" in wrong:
-            raise TakenOverError(
-                f"a newer start of this job writes in {self._store.folder.parent}; this one ends"
-            )
+            raise TakenOverError(self._folder)
         if wrong:
             raise _FailedError(f"{what} failed at {phase}: {wrong[0]}")
         return [result for result, _ in told]
