@@ -72,7 +72,12 @@ unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE # each step may use
 
 facts=
 look() { # at the job as Slurm sees it; an array's number is that of one of its jobs, too
-    facts=" $(scontrol -o show job "$SLURM_JOB_ID" | grep "^JobId=$SLURM_JOB_ID ") "
+    for _ in {1..60}; do # ten minutes for a controller that is started anew
+        facts=" $(scontrol -o show job "$SLURM_JOB_ID" | grep "^JobId=$SLURM_JOB_ID ") "
+        [[ $facts == *" JobState="* ]] && return
+        sleep 10
+    done
+    end 1 "Slurm knows nothing of job $SLURM_JOB_ID"
 }
 
 fact() { # NAME
