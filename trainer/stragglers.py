@@ -32,21 +32,22 @@ class AttentionClock:
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         self._device = device
-        self._spans: list[tuple[Any, Any]] = []
+        self._timed: list[tuple[Any, Any]] = []
+        """When each attention began and ended."""
         for module in network.modules():
             if isinstance(module, Attention):
-                module.forward = self._timed(module, module.forward)
+                module.forward = self._clocked(module, module.forward)
 
-    def _timed(self, module: nn.Module, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def timed(*inputs: Any, **options: Any) -> Tensor:
+    def _clocked(self, module: nn.Module, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def clocked(*inputs: Any, **options: Any) -> Tensor:
             if not module.training:
                 return forward(*inputs, **options)
             began = self._now()
             answer = forward(*inputs, **options)
-            self._spans.append((began, self._now()))
+            self._timed.append((began, self._now()))
             return answer
 
-        return timed
+        return clocked
 
     def _now(self) -> Any:
         if self._device.type != "cuda":
@@ -56,11 +57,12 @@ class AttentionClock:
         return event
 
     def take(self) -> float:
-        """Seconds since it was asked last; the device must have finished them."""
-        spans, self._spans = self._spans, []
-        if self._device.type != "cuda":
-            return float(sum(ended - began for began, ended in spans))
-        return sum(began.elapsed_time(ended) for began, ended in spans) / 1000
+        """Seconds since it was asked last."""
+        timed, self._timed = self._timed, []
+        if self._device.type != "cuda" or not timed:
+            return float(sum(ended - began for began, ended in timed))
+        timed[-1][1].synchronize()
+        return sum(began.elapsed_time(ended) for began, ended in timed) / 1000
 
 
 class Stragglers:
