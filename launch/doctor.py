@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -107,8 +108,9 @@ def _try(kind: str, device: str, dtype: torch.dtype) -> str:
 def _launchers() -> Iterator[tuple[str, str]]:
     started = discover()
     yield "this process", f"rank {started.rank} of {started.world}"
+    places = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
     for name in LAUNCHERS:
-        yield name, shutil.which(name) or "not on the PATH"
+        yield name, shutil.which(name, path=places) or "neither beside Python nor on the PATH"
     yield "mpi4py", attempt(_mpi)
     if shutil.which("srun"):
         yield "srun --mpi", attempt(partial(_first_words, ["srun", "--mpi=list"]))
