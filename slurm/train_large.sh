@@ -67,6 +67,7 @@ else
     python=$(command -v python3) || end 2 "no python3: load a module, make setup, or set FORESCALE_CONTAINER"
 fi
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not take it from sbatch
+export FORESCALE_START_SECONDS=${FORESCALE_START_SECONDS:-120} # many nodes load Python slowly
 export PYTHONUNBUFFERED=1
 unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE # each step may use its nodes' memory
 
