@@ -10,18 +10,15 @@ import json
 import os
 import socket
 import subprocess
-import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.distributed_c10d import Store
-
 from launch.machine import GIB, free_bytes, memory, write_rate
 from launch.rendezvous import Rendezvous, announce, discover
 from model.errors import SaidElsewhereError, UserError
-from parallel.agreement import AbsentError, Meeting, first_difference, meet, patience
+from parallel.agreement import AbsentError, Meeting, first_difference, meet, patience, tell_all
 from trainer.environment import commit, versions
 
 LEAST_MEMORY, LEAST_DISK = GIB // 2, GIB
@@ -94,22 +91,11 @@ def _judge_all(here: Rendezvous, mine: Finding) -> tuple[dict[str, str], Meeting
         return judge([mine]), None
     announce(here)
     meeting = meet(here.rank, here.world, {})
-    store = meeting.store
     try:
-        store.set(f"finding {here.rank}", json.dumps(mine))
-        findings = [json.loads(store.get(f"finding {rank}")) for rank in range(here.world)]
-        store.add("read", 1)
-        _stay(store, here)
+        findings = tell_all(meeting, here.rank, here.world, json.dumps(mine))
     except RuntimeError as error:
         raise UserError(f"the other nodes are lost: {str(error).splitlines()[0]}") from None
-    return judge(findings), meeting
-
-
-def _stay(store: Store, here: Rendezvous) -> None:
-    """Rank 0 keeps the store until all have read it, or for some seconds."""
-    deadline = time.monotonic() + 10
-    while here.rank == 0 and store.add("read", 0) < here.world and time.monotonic() < deadline:
-        time.sleep(0.1)
+    return judge([json.loads(finding) for finding in findings]), meeting
 
 
 def judge(findings: list[Finding]) -> dict[str, str]:

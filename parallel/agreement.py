@@ -18,13 +18,12 @@ from datetime import timedelta
 from itertools import groupby
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from model.errors import SaidElsewhereError, UserError
-from parallel.groups import Place, any_rank, sum_over_ranks
+from parallel.groups import Place, any_rank, from_each
 from parallel.layout import Layout
 
 PAUSE = 0.2
@@ -189,6 +188,19 @@ def _all(store: Store, world: int, deadline: float) -> bool:
     return False
 
 
+def tell_all(meeting: Meeting, rank: int, world: int, text: str) -> list[str]:
+    """What each rank tells, by rank, on all of them.
+
+    Raises RuntimeError where one that has come is lost.
+    """
+    store = PrefixStore(_name("told"), meeting.store)
+    store.add("here", 1)
+    store.set(f"rank {rank}", text)
+    texts = [store.get(f"rank {other}").decode() for other in range(world)]
+    _leave(store, rank)
+    return texts
+
+
 def _leave(store: Store, rank: int) -> None:
     """Rank 0 keeps the store until those who are here have read it, or for some seconds."""
     store.add("read", 1)
@@ -221,9 +233,7 @@ def agree(place: Place, facts: Mapping[str, Any], among: list[int] | None = None
     """
     mine = json.dumps(dict(facts))
     digest = int.from_bytes(hashlib.sha256(mine.encode()).digest()[:6])  # exact in fp64
-    everyone = torch.zeros(place.layout.world, dtype=torch.float64)
-    everyone[place.rank] = digest
-    digests = sum_over_ranks(place, everyone)
+    digests = from_each(place, digest)
     ranks = list(range(place.layout.world)) if among is None else among
     same = bool((digests[ranks] == digests[ranks[0]]).all())
     if not any_rank(place, not same):

@@ -121,6 +121,13 @@ def sum_over_ranks(place: Place, values: Tensor) -> Tensor:
     return total
 
 
+def from_each(place: Place, number: float) -> Tensor:
+    """The number of each rank, [world] in fp64, the same on all."""
+    numbers = torch.zeros(place.layout.world, dtype=torch.float64)
+    numbers[place.rank] = number
+    return sum_over_ranks(place, numbers)
+
+
 def any_rank(place: Place, flag: bool) -> bool:
     """Whether `flag` is set on some rank: the same answer on all."""
     return any_of(place, [flag])[0]

@@ -67,8 +67,9 @@ def prepare(
         dataset = Dataset(configuration.settings.data)
     except UserError as error:
         raise configuration.locate(error) from None
-    if is_later_start(run.path, Incarnation.here()) and (resume == "never" or run.store.newest()):
-        resume = "auto"  # a job that is started again goes on with what it has begun itself
+    if resume != "auto" and is_later_start(run.path, Incarnation.here()):
+        # A job that is started again goes on with what it has begun itself.
+        resume = "auto" if resume == "never" or run.store.newest() else resume
     run.check(configuration, resume)
     refuse_if_stopped(run.path)
     point = run.resume_point(resume)

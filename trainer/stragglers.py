@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from model.attention import Attention
 from parallel.agreement import spans
-from parallel.groups import Place, join_records, sum_over_ranks
+from parallel.groups import Place, from_each, join_records
 from parallel.layout import Layout
 
 LASTING, LEAST = 3, 0.01
@@ -83,9 +83,7 @@ class Stragglers:
         self._steps += 1
         if step % self._every:
             return None, []
-        mine = torch.zeros(self._place.layout.world, dtype=torch.float64)
-        mine[self._place.rank] = self._seconds / self._steps
-        seconds: list[float] = sum_over_ranks(self._place, mine).tolist()
+        seconds: list[float] = from_each(self._place, self._seconds / self._steps).tolist()
         first, self._seconds, self._steps = step - self._steps + 1, 0.0, 0
         return seconds, list(self._sentences(seconds, f"steps {first}-{step}"))
 

@@ -198,10 +198,10 @@ class Watchdog:
     def _tell(self, why: str, reports: dict[int, Report]) -> None:
         lines = [f"training stands still: {why}", *in_words(self._place.layout.world, reports)]
         lines.append(f"each rank's stack is in {self._folder}; the run ends, to be started again")
-        text = "\n".join(lines) + "\n"
-        say(text.rstrip())
+        text, file = "\n".join(lines), self._folder / "report.txt"
+        say(text)
         with suppress(OSError, TimeoutError):
-            within(2 * self._pause, lambda: (self._folder / "report.txt").write_text(text))
+            within(2 * self._pause, lambda: file.write_text(text + "\n", encoding="utf-8"))
 
 
 def within(seconds: float, action: Callable[[], T]) -> T:

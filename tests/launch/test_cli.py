@@ -166,8 +166,9 @@ def test_plan_explains_a_layout_without_ranks(capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("start", [["launch/train.py", "x.yaml"], ["-m", "launch", "show", "x"]])
 def test_a_python_without_the_dependencies_says_what_it_lacks(start: list[str]) -> None:
-    bare = [sys._base_executable, "-S", *start]  # type: ignore[attr-defined]
-    done = subprocess.run(bare, cwd=ROOT, env={}, capture_output=True, text=True, check=False)
+    python = f"{sys.base_prefix}/bin/python3"
+    done = subprocess.run([python, "-S", *start], cwd=ROOT, env={}, capture_output=True, text=True,
+                          check=False)  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.startswith(f"forescale: {sys._base_executable} has no module '")  # type: ignore[attr-defined]
+    assert done.stderr.startswith(f"forescale: {python} has no module '")
     assert done.stderr.count("\n") == 1
