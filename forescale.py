@@ -18,7 +18,7 @@ if not (Path(__file__).parent / "model") == Path(_model.__file__ or "").parent:
 from model.decoding import reorder
 from model.errors import UserError
 from model.transformer import BaseTransformerLayer, TransformerDecoder, TransformerEncoder
-from trainer.predict import Forecaster
+from trainer.forecast.forecaster import Forecaster
 
 __all__ = [
     "BaseTransformerLayer",
@@ -39,7 +39,7 @@ def train(
     A keyword changes a setting: a section as a dict, train={"steps": 100}, or a dotted key,
     **{"train.steps": 100}. Raises UserError for what the command line exits with 2 for.
     """
-    from launch.rendezvous import announce, discover
+    from launch.cluster_environment import announce, discover
     from trainer.config import load
     from trainer.config.load import flat
     from trainer.job import train as run

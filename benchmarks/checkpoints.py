@@ -26,18 +26,18 @@ import torch.distributed as dist
 import torch.multiprocessing
 from timing import ROOT, arguments_of, print_header, print_table
 
-from launch.rendezvous import free_port
+from launch.cluster_environment import free_port
 from parallel.groups import Place
 from parallel.layout import Layout
 from trainer.checkpoint import storage
-from trainer.checkpoint.fragments import elements
 from trainer.checkpoint.manifest import damage
+from trainer.checkpoint.partitions import elements
 from trainer.checkpoint.saver import Saver
 from trainer.checkpoint.store import Store
 from trainer.config import Settings, load
 from trainer.data import Dataset, Split
-from trainer.engine import Engine
-from trainer.ownership import Incarnation, own
+from trainer.engine.engine import Engine
+from trainer.run.lease import Incarnation, own
 
 WORLD = 2
 LARGE = {"model.d_model": 1024, "model.nhead": 16, "model.num_layers": 16,

@@ -68,8 +68,8 @@ def evaluate(run: Path, split: str, as_json: bool) -> None:
 )  # fmt: skip
 def export(source: Path, out: Path, precision: Literal["fp32", "bf16"]) -> None:
     """Write the weights of SOURCE, a run or a checkpoint, to the folder OUT for others to use."""
-    from trainer.export.write import export as write
-    from trainer.source import find
+    from trainer.weights.export import export as write
+    from trainer.weights.source import find
 
     write(find(source), out, precision=precision)
 

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.cluster_environment import discover
 from launch.machine import GIB, attempt, free_bytes, interfaces, memory, write_rate
-from launch.rendezvous import discover
-from trainer.environment import commit, versions
+from trainer.run.environment import commit, versions
 
 if TYPE_CHECKING:
     import torch

@@ -9,9 +9,9 @@ from pathlib import Path
 def score(run: Path, split: str, *, as_json: bool) -> None:
     from model.errors import UserError
     from trainer.data import Split
-    from trainer.evaluate import evaluate
-    from trainer.predict import Forecaster
-    from trainer.report import print_table
+    from trainer.forecast.evaluate import evaluate
+    from trainer.forecast.forecaster import Forecaster
+    from trainer.forecast.report import print_table
 
     forecaster = Forecaster.load(run)
     chosen = Split(split)

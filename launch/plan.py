@@ -27,8 +27,8 @@ def explain(
     """Print grid, stages, and what each rank holds and sends."""
     from trainer.config import load
     from trainer.config.load import parse_overrides
-    from trainer.ownership import Incarnation, refuse_if_taken
     from trainer.prepare import prepare
+    from trainer.run.lease import Incarnation, refuse_if_taken
 
     configuration = load(config, parse_overrides(overrides))
     plan = prepare(configuration, run_dir=run_dir, resume=resume, world=world)

@@ -15,11 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from launch.cluster_environment import Rendezvous, announce, discover
 from launch.machine import GIB, free_bytes, memory, write_rate
-from launch.rendezvous import Rendezvous, announce, discover
 from model.errors import SaidElsewhereError, UserError
-from parallel.agreement import AbsentError, Meeting, first_difference, meet, patience, tell_all
-from trainer.environment import commit, versions
+from parallel.rendezvous import AbsentError, Meeting, first_difference, meet, patience, tell_all
+from trainer.run.environment import commit, versions
 
 LEAST_MEMORY, LEAST_DISK = GIB // 2, GIB
 """Of main memory for each task, and of disk for a run."""

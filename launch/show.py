@@ -13,9 +13,9 @@ from model.errors import UserError
 from parallel.layout import describe
 from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.store import Checkpoint
-from trainer.metrics import read_metrics
-from trainer.run import RunFolder
-from trainer.source import Source, find
+from trainer.logs.metrics import read_metrics
+from trainer.run.folder import RunFolder
+from trainer.weights.source import Source, find
 
 
 def tell(path: Path, *, verify: bool) -> None:

@@ -12,10 +12,10 @@ if __name__ == "__main__":
     # Run as a script, `launch/` itself is on the path; the packages lie beside it.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from launch.rendezvous import Rendezvous, announce, discover
+from launch.cluster_environment import Rendezvous, announce, discover
 from model.errors import UserError
-from trainer.failures import RunFailedError
-from trainer.signals import LASTING, StopRequest, stop_on_signal
+from trainer.faults.failures import RunFailedError
+from trainer.faults.signals import LASTING, StopRequest, stop_on_signal
 
 if TYPE_CHECKING:
     from trainer.prepare import Plan
@@ -27,8 +27,8 @@ def start(
     """Check everything, then train as this rank or through `ranks` new ones; the exit code."""
     from trainer.config import load
     from trainer.config.load import parse_overrides
-    from trainer.ownership import Incarnation, refuse_if_taken
     from trainer.prepare import prepare
+    from trainer.run.lease import Incarnation, refuse_if_taken
 
     rendezvous = discover()
     if ranks is not None and rendezvous.world > 1:
@@ -46,7 +46,7 @@ def start(
             return _train(plan, rendezvous, stop)
         if plan.run.exists():
             refuse_if_taken(plan.run.path, Incarnation.here())  # said here rather than by a rank
-        from launch.ranks import launch
+        from launch.local_ranks import launch
 
         options = ["--run-dir", str(plan.run.path), "--resume", resume]
         return launch(ranks, [str(config), *overrides, *options], stop)
@@ -55,7 +55,7 @@ def start(
 def _tell(rendezvous: Rendezvous, error: UserError) -> int:
     """Have rank 0 quote what went wrong here, unless it has ended by the same mistake."""
     announce(rendezvous)
-    from parallel.agreement import tell_failure
+    from parallel.rendezvous import tell_failure
 
     tell_failure(rendezvous.rank, str(error))
     return 2

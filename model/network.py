@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from model.attention import Attention
 from model.config import ModelConfig, SeriesShape
 from model.embedding import CalendarEmbedding, ChannelEmbedding, to_patches
-from model.heads import make_head
 from model.losses import sample_mean
 from model.moe import MixtureOfExperts
+from model.outputs import make_head
 from model.recompute import Recompute
 from model.transformer import DecoderLayer, EncoderLayer, Stack, make_layers, run_layer
 

@@ -17,7 +17,7 @@ from model.moe import MixtureOfExperts
 from model.network import Layer, TimeSeriesTransformer
 from model.transformer import DecoderLayer
 from parallel.layout import Layout
-from parallel.pipeline import split_layers, tied_modules
+from parallel.pipeline_parallel import split_layers, tied_modules
 from parallel.sharding import is_expert, part_of
 
 FP32 = 4

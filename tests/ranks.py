@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from launch.rendezvous import free_port
+from launch.cluster_environment import free_port
 
 T = TypeVar("T")
 

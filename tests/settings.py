@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import Configuration, load
-from trainer.metrics import Row, read_metrics
+from trainer.logs.metrics import Row, read_metrics
 
 TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny.yaml"
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from parallel.agreement import meet
 from parallel.groups import Place, is_joined, join
+from parallel.rendezvous import meet
 from trainer.config.load import flat
-from trainer.environment import commit, versions
-from trainer.failures import TakenOverError
+from trainer.faults.failures import TakenOverError
+from trainer.faults.signals import StopRequest, ended_by_signal, stop_on_signal
+from trainer.logs.progress import say
 from trainer.loop import Outcome, Trainer
-from trainer.ownership import Incarnation, own
 from trainer.prepare import Plan
-from trainer.progress import say
-from trainer.signals import StopRequest, ended_by_signal, stop_on_signal
+from trainer.run.environment import commit, versions
+from trainer.run.lease import Incarnation, own
 
 
 def train(

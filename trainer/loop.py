@@ -13,28 +13,28 @@ from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 
-from parallel.agreement import watchdogs_store
 from parallel.groups import Place, any_of, any_rank, join_records
-from trainer.badsteps import BadSteps
+from parallel.rendezvous import watchdogs_store
 from trainer.checkpoint import storage
 from trainer.checkpoint.saver import Saver
 from trainer.data import Dataset, Split
 from trainer.data.dataset import WindowBatch
-from trainer.engine import CHUNK, Engine
-from trainer.evaluate import Evaluation, evaluate
-from trainer.failures import DivergedError, TakenOverError
+from trainer.engine.engine import CHUNK, Engine
+from trainer.faults.failures import DivergedError, TakenOverError
+from trainer.faults.signals import StopRequest
+from trainer.faults.skipped_steps import BadSteps
+from trainer.faults.stragglers import Stragglers
+from trainer.faults.watchdog import Watchdog
 from trainer.files import replace
-from trainer.metrics import MetricsLog, Row
-from trainer.ownership import Ownership
+from trainer.forecast.evaluate import Evaluation, evaluate
+from trainer.forecast.report import draw, pictured_windows, print_table
+from trainer.logs.metrics import MetricsLog, Row
+from trainer.logs.progress import TrainingProgress, say
 from trainer.prepare import Plan
-from trainer.progress import TrainingProgress, say
-from trainer.report import draw, pictured_windows, print_table
 from trainer.resume import take_over, whole_checkpoint, whole_source
-from trainer.signals import StopRequest
-from trainer.source import Source
-from trainer.stragglers import Stragglers
-from trainer.switches import Asked, Switches
-from trainer.watchdog import Watchdog
+from trainer.run.control_files import Asked, Switches
+from trainer.run.lease import Ownership
+from trainer.weights.source import Source
 
 
 class Outcome(StrEnum):

@@ -11,10 +11,10 @@ from trainer.checkpoint.store import Checkpoint
 from trainer.config import Configuration
 from trainer.config.rules import check
 from trainer.data import Dataset
-from trainer.ownership import Incarnation, is_later_start
-from trainer.run import RunFolder, check_same
-from trainer.source import Source, find
-from trainer.switches import refuse_if_stopped
+from trainer.run.control_files import refuse_if_stopped
+from trainer.run.folder import RunFolder, check_same
+from trainer.run.lease import Incarnation, is_later_start
+from trainer.weights.source import Source, find
 
 
 @dataclass(frozen=True)

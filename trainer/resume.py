@@ -13,14 +13,14 @@ import torch
 from model.errors import UserError, shortened
 from model.network import TimeSeriesTransformer
 from parallel.groups import Place, join_records
-from trainer.checkpoint.fragments import bare
+from trainer.checkpoint.partitions import bare
 from trainer.checkpoint.storage import Shapes
 from trainer.checkpoint.store import Checkpoint
-from trainer.engine import Engine
-from trainer.optimizer_state import shapes
+from trainer.engine.engine import Engine
+from trainer.engine.zero_state import shapes
+from trainer.logs.progress import say
 from trainer.prepare import Plan, check_resume
-from trainer.progress import say
-from trainer.source import Source
+from trainer.weights.source import Source
 
 KINDS = ("weights/", "buffers/")
 """Of a state, what another run may begin with."""

@@ -10,7 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import forescale
-from trainer.engine import Engine
+from trainer.engine.engine import Engine
 
 write, train_step = os.write, Engine.train_step
 step = 0

@@ -26,8 +26,8 @@ from tests.settings import train_rank
 from trainer.checkpoint.manifest import damage
 from trainer.checkpoint.saver import Phase
 from trainer.checkpoint.storage import read, tensor_shapes
-from trainer.metrics import Row, read_metrics
-from trainer.run import RunFolder
+from trainer.logs.metrics import Row, read_metrics
+from trainer.run.folder import RunFolder
 
 KILLS, IN_A_PHASE = 100, 6
 WORLD, STEPS, EVERY = 2, 900, 2
@@ -71,7 +71,7 @@ class Kill:
 def _watched(rank: int, world: int, run: Path, board: Path) -> None:
     """Train, and keep this rank's place on `board` up to date."""
     from trainer.checkpoint.saver import Saver
-    from trainer.ownership import Ownership
+    from trainer.run.lease import Ownership
 
     memory = mmap.mmap(os.open(board, os.O_RDWR), world * PLACE.size)
     saving, save = 0, Saver.save

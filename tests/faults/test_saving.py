@@ -20,10 +20,10 @@ from tests import ranks
 from tests.conftest import ROOT, skip
 from tests.settings import train_rank
 from trainer.checkpoint.manifest import damage
-from trainer.failures import RunFailedError
-from trainer.metrics import Row, read_metrics
-from trainer.ownership import Incarnation, own
-from trainer.run import RunFolder
+from trainer.faults.failures import RunFailedError
+from trainer.logs.metrics import Row, read_metrics
+from trainer.run.folder import RunFolder
+from trainer.run.lease import Incarnation, own
 
 SETTINGS: dict[str, Any] = {"data.rows": 800, "logging.tensorboard": False, "train.steps": 8,
                             "checkpoint.every": 2, "parallel.pipeline": 2}  # fmt: skip
@@ -201,7 +201,7 @@ def test_metrics_wait_for_a_full_disk(tmp_path: Path) -> None:
 def _slow_disk(rank: int, world: int, run: Path, changes: dict[str, Any]) -> list[int]:
     """The first save is not written before step 5 has begun: a save that blocked would hang."""
     import trainer.checkpoint.saver as saver
-    from trainer.engine import Engine
+    from trainer.engine.engine import Engine
 
     begun, steps = threading.Event(), Engine.train_step
     original = saver.write
@@ -270,7 +270,7 @@ def _taken_in_between(rank: int, world: int, run: Path, changes: dict[str, Any])
     stack = contextlib.ExitStack()
 
     def hook(rank: int, run: Path) -> None:
-        from trainer.ownership import Ownership
+        from trainer.run.lease import Ownership
 
         lasts = Ownership.lasts
 
@@ -302,7 +302,7 @@ def _taken_over(rank: int, world: int, run: Path, changes: dict[str, Any]) -> st
     stack = contextlib.ExitStack()
 
     def hook(rank: int, run: Path) -> None:
-        from trainer.engine import Engine
+        from trainer.engine.engine import Engine
 
         steps = Engine.train_step
 

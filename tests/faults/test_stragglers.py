@@ -16,8 +16,8 @@ import pytest
 from parallel.layout import Layout
 from tests import ranks
 from tests.settings import train_rank
-from trainer.metrics import read_metrics
-from trainer.stragglers import slow_ranks
+from trainer.faults.stragglers import slow_ranks
+from trainer.logs.metrics import read_metrics
 
 SETTINGS: dict[str, Any] = {
     "data.rows": 600, "data.split": [0.9, 0.1, 0.0], "logging.tensorboard": False,
@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
 
 def _train(rank: int, world: int, run: Path, changes: dict[str, Any]) -> None:
     """Attention takes some milliseconds here, which are told apart all the same."""
-    from trainer import stragglers
+    from trainer.faults import stragglers
 
     stragglers.LEAST = 0.0
     train_rank(rank, world, run, changes)

@@ -15,8 +15,8 @@ import pytest
 
 from tests import ranks
 from tests.settings import train_rank
-from trainer.metrics import read_metrics
-from trainer.watchdog import Report, in_words
+from trainer.faults.watchdog import Report, in_words
+from trainer.logs.metrics import read_metrics
 
 SETTINGS: dict[str, Any] = {
     "data.rows": 600, "data.split": [0.9, 0.1, 0.0], "logging.tensorboard": False,
@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {
 
 def _hang(rank: int, world: int, run: Path, changes: dict[str, Any]) -> None:
     """Rank 1 sleeps in step 12, as if it waited for data."""
-    from trainer.engine import Engine
+    from trainer.engine.engine import Engine
 
     steps = Engine.train_step
 

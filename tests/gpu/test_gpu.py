@@ -21,7 +21,7 @@ from model.moe import MixtureOfExperts, grouped_linear, looped_linear
 from model.norm import normalise
 from tests.conftest import ROOT
 from tests.formulas import attention, normalised
-from trainer.metrics import read_metrics
+from trainer.logs.metrics import read_metrics
 
 pytestmark = [
     pytest.mark.gpu,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, skip
-from trainer.metrics import read_metrics
+from trainer.logs.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 

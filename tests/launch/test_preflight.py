@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.cluster_environment import free_port
 from launch.preflight import Finding, judge
-from launch.rendezvous import free_port
 from tests.conftest import ROOT
 
 

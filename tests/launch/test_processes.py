@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from launch.rendezvous import free_port
+from launch.cluster_environment import free_port
 from tests.conftest import ROOT
-from trainer.metrics import read_metrics
+from trainer.logs.metrics import read_metrics
 
 BIN = Path(sys.executable).parent
 QUICK = ["data.rows=800", "logging.tensorboard=false"]

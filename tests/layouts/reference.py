@@ -14,7 +14,7 @@ from model.init import initialise
 from model.network import TimeSeriesTransformer
 from trainer.config import Settings
 from trainer.data import Dataset, Split
-from trainer.optimizer import learning_rate
+from trainer.engine.optimizer import learning_rate
 
 
 @dataclass

@@ -21,7 +21,7 @@ from tests.layouts.conftest import BYTES
 from tests.layouts.layouts import BIAS, CAPACITY, DECODER, DENSE, TIED, case
 from tests.settings import tiny, train_rank
 from trainer.data import Dataset
-from trainer.engine import Engine
+from trainer.engine.engine import Engine
 
 KINDS = {
     "all_reduce": (0, "tensor"), "reduce": (0, "tensor"), "send": (0, "tensor"),

@@ -15,7 +15,7 @@ from tests.layouts.conftest import note
 from tests.layouts.layouts import AXES, BIAS, TIED
 from tests.settings import tiny, train_rank
 from trainer.checkpoint.storage import read, tensor_shapes
-from trainer.metrics import Row
+from trainer.logs.metrics import Row
 
 SAVED, STEPS = 2, 4
 
@@ -94,11 +94,11 @@ def _load(rank: int, world: int, settings: dict[str, Any], source: Path, run: Pa
     """Load `source`, write what has been loaded to `run/again`, go on to the last step."""
     from parallel.groups import join
     from trainer.checkpoint.store import Checkpoint
+    from trainer.faults.signals import StopRequest
+    from trainer.logs.metrics import read_metrics
     from trainer.loop import Trainer
-    from trainer.metrics import read_metrics
-    from trainer.ownership import Incarnation, own
     from trainer.prepare import prepare
-    from trainer.signals import StopRequest
+    from trainer.run.lease import Incarnation, own
 
     configuration = tiny(**{key.replace(".", "__"): value for key, value in settings.items()})
     plan = prepare(configuration, run_dir=run, resume="never", world=world)
@@ -187,7 +187,7 @@ def _die_at(rank: int, world: int, run: Path, settings: dict[str, Any], step: in
     import os
     import signal
 
-    from trainer.engine import Engine
+    from trainer.engine.engine import Engine
 
     steps = Engine.train_step
 

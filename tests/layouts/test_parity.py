@@ -12,16 +12,16 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from parallel import tensor
+from parallel import tensor_parallel as tensor
 from parallel.sharding import is_expert
 from tests import ranks
 from tests.layouts.conftest import note
 from tests.layouts.layouts import CASES, TIED, case
 from tests.layouts.reference import Trajectory, train_plainly
 from tests.settings import tiny, train_rank
-from trainer import optimizer
 from trainer.checkpoint.storage import read
-from trainer.metrics import Row
+from trainer.engine import optimizer
+from trainer.logs.metrics import Row
 
 STEPS, CLIP = 5, 0.2
 TOLERANCE = 1e-5
@@ -93,13 +93,13 @@ def _with_expert_gradients_scaled(rank: int, world: int, run: Path, changes: dic
                 parameter.register_hook(lambda gradient: 2 * gradient)
         return make(network, *arguments)
 
-    with patch("trainer.engine.make_optimizer", scaled):
+    with patch("trainer.engine.engine.make_optimizer", scaled):
         return train_rank(rank, world, run, changes)
 
 
 def _with_norms_counted_twice(rank: int, world: int, run: Path, changes: dict[str, Any]) -> Any:
     """As if a replicated parameter were another one on each tensor rank."""
-    with patch("parallel.deepspeed_view.is_split", lambda name, layout: layout.tensor > 1):
+    with patch("parallel.deepspeed_adapter.is_split", lambda name, layout: layout.tensor > 1):
         return train_rank(rank, world, run, changes)
 
 
@@ -149,7 +149,7 @@ def test_two_runs_of_one_layout_are_bit_equal(tmp_path: Path, changes: dict[str,
 
 def _masks(rank: int, world: int) -> list[list[bool]]:
     """Which attention weights two tensor ranks drop, and which of the residual stream's."""
-    from parallel.tensor import _own_dropout
+    from parallel.tensor_parallel import _own_dropout
 
     torch.manual_seed(7)
     kept = []

@@ -11,7 +11,7 @@ from model.config import ModelConfig, SeriesShape
 from model.init import initialise
 from model.network import TimeSeriesTransformer
 from parallel.layout import Layout
-from parallel.pipeline import keep_only, split_layers, tied_modules
+from parallel.pipeline_parallel import keep_only, split_layers, tied_modules
 from parallel.sharding import cut, sharding
 
 SHAPE = SeriesShape(96, 32, channels=2, covariates=1, calendar=(24, 7))

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import ROOT, skip
 from tests.slurm.cluster import Cluster, missing
-from trainer.metrics import Row, read_metrics
+from trainer.logs.metrics import Row, read_metrics
 
 QUICK = ("data.rows=600", "logging.tensorboard=false", "data.split=[0.9,0.1,0.0]")
 

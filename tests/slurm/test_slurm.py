@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from launch.rendezvous import free_port, port_of
+from launch.cluster_environment import free_port, port_of
 from tests import ranks
 from tests.conftest import ROOT, note_time, skip
 from tests.settings import train_rank
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import QUICK, Job
-from trainer.metrics import Row, read_metrics
+from trainer.logs.metrics import Row, read_metrics
 
 Submit = Callable[..., Job]
 

@@ -20,10 +20,10 @@ from tests import ranks
 from tests.settings import tiny, train_rank
 from trainer.checkpoint.manifest import entry, read_manifest, write_manifest
 from trainer.config import Configuration
-from trainer.metrics import MetricsLog, Row, read_metrics
-from trainer.ownership import Incarnation, own
+from trainer.logs.metrics import MetricsLog, Row, read_metrics
 from trainer.prepare import prepare
-from trainer.run import RunFolder
+from trainer.run.folder import RunFolder
+from trainer.run.lease import Incarnation, own
 
 QUICK: dict[str, Any] = {"data.rows": 800, "logging.tensorboard": False, "train.steps": 8,
                          "model.dropout": 0.1}  # fmt: skip
@@ -39,7 +39,7 @@ def _train_and_signal(
     rank: int, world: int, run: Path, overrides: dict[str, Any], at: int, number: int
 ) -> str:
     """Train; rank 1 of 2, or 0 of 1, gets a signal in step `at`."""
-    from trainer.engine import Engine
+    from trainer.engine.engine import Engine
     from trainer.job import train
     from trainer.prepare import prepare
 
@@ -132,7 +132,7 @@ def _train_and_die(
 ) -> None:
     """Train; every rank is killed when it calls `where` for the time number `at`."""
     import trainer.checkpoint.saver
-    from trainer.engine import Engine
+    from trainer.engine.engine import Engine
 
     owner: Any = {"train_step": Engine, "write": trainer.checkpoint.saver,
                   "sync": trainer.checkpoint.saver}[where]  # fmt: skip
@@ -283,11 +283,11 @@ def _train_and_touch(
     rank: int, world: int, run: Path, overrides: dict[str, Any], at: int, switch: str
 ) -> str:
     """Train; the file appears in step `at`."""
-    import trainer.switches
-    from trainer.engine import Engine
+    import trainer.run.control_files
+    from trainer.engine.engine import Engine
     from trainer.job import train
 
-    trainer.switches.SECONDS = 0.0
+    trainer.run.control_files.SECONDS = 0.0
     original = Engine.train_step
 
     def step(self: Engine, number: int, *batches: Any) -> Any:

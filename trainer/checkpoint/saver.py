@@ -28,10 +28,10 @@ from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.storage import Shapes, write
 from trainer.checkpoint.store import FORMAT, Store, name_of
 from trainer.config.settings import CheckpointConfig
-from trainer.failures import SaveFailedError, TakenOverError
+from trainer.faults.failures import SaveFailedError, TakenOverError
 from trainer.files import replace, sync, write_synced
-from trainer.ownership import Ownership
-from trainer.progress import say
+from trainer.logs.progress import say
+from trainer.run.lease import Ownership
 
 T = TypeVar("T")
 

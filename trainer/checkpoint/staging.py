@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from trainer.checkpoint.fragments import Fragment
+from trainer.checkpoint.partitions import Fragment
 
 
 class Staging:

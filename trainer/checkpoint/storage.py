@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from model.errors import UserError, shortened
-from trainer.checkpoint.fragments import Fragment
+from trainer.checkpoint.partitions import Fragment
 
 Shapes = dict[str, tuple[int, ...]]
 """Of whole tensors, by their global names."""

@@ -1,0 +1,69 @@
+"""`--ranks N`: N local ranks through the deepspeed launcher, and signals that reach them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from launch.cluster_environment import free_port
+from trainer.faults.signals import PARENT, StopRequest
+
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel")
+"""Where none exists, DeepSpeed need not look for an accelerator and warn that it found none."""
+
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+def launch(ranks: int, arguments: Sequence[str], stop: StopRequest) -> int:
+    """Train with `arguments` on `ranks` ranks; returns the exit code. `stop` may have been asked
+    for already: then the ranks save after their first step.
+
+    DeepSpeed's launcher ends its ranks at once on SIGINT and SIGTERM. So it runs in a session of
+    its own, where a Ctrl-C does not reach it, and ignores SIGUSR1, which this process sends
+    instead: the ranks save and end by themselves. A second Ctrl-C ends everything at once.
+    """
+    command = [
+        sys.executable, "-m", "deepspeed.launcher.runner", "--quiet",
+        "--hostfile", os.devnull, "--num_accelerators", str(ranks),
+        "--master_port", str(free_port()), str(Path(__file__).with_name("train.py")), *arguments,
+    ]  # fmt: skip
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    for number in ASKING:
+        signal.signal(number, ask)
+    # An ignored signal stays ignored in the launcher; the ranks install a handler.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    process = subprocess.Popen(command, start_new_session=True, env=_environment(ranks))
+    signal.signal(signal.SIGUSR1, ask)
+    while True:
+        try:
+            code = process.wait(timeout=0.5)
+            # The launcher exits with 1 whatever ended it by a signal.
+            return code if code >= 0 else 1
+        except subprocess.TimeoutExpired:
+            if asked or stop:
+                _pass_on(process, at_once=asked.count(signal.SIGINT) > 1)
+
+
+def _pass_on(process: subprocess.Popen[bytes], *, at_once: bool) -> None:
+    """Ask until the ranks have ended: one that is still starting has no handler yet."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL if at_once else signal.SIGUSR1)
+
+
+def _environment(ranks: int) -> dict[str, str]:
+    """Each rank takes its share of the processors, unless the user decided."""
+    environment = {**os.environ, PARENT: str(os.getpid())}
+    if not any(Path(device).exists() for device in GPU_DEVICES):
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    return environment

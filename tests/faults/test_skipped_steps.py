@@ -1,0 +1,161 @@
+"""Steps whose numbers go wrong are skipped by one rule on all ranks; too many end the run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests import ranks
+from tests.settings import train_rank
+from trainer.checkpoint.storage import read, tensor_shapes
+from trainer.config.settings import FaultsConfig
+from trainer.faults.failures import DivergedError, LostError
+from trainer.faults.skipped_steps import LEAST, BadSteps
+from trainer.logs.metrics import Row, read_metrics
+from trainer.run.folder import RunFolder
+
+SETTINGS: dict[str, Any] = {
+    "data.rows": 600, "data.split": [0.9, 0.1, 0.0], "logging.tensorboard": False,
+    "train.steps": 8, "checkpoint.every": 1, "checkpoint.keep": 99, "model.dropout": 0.1,
+    "model.balance_rate": 0.05, "model.router_score": "sigmoid",
+}  # fmt: skip
+
+LAYOUTS: list[tuple[int, dict[str, Any]]] = [
+    (1, {}),
+    (2, {}),
+    (2, {"parallel.pipeline": 2}),
+    (2, {"parallel.zero_stage": 2}),
+    (2, {"parallel.zero_stage": 3}),
+    (2, {"train.precision": "bf16"}),
+    (2, {"parallel.tensor": 2, "parallel.expert": 2}),
+    (2, {"parallel.offload_optimizer": "cpu"}),
+    (4, {"parallel.pipeline": 2, "train.precision": "bf16"}),
+]
+
+
+def _train_on(
+    rank: int, world: int, run: Path, changes: dict[str, Any], bad: dict[int, float]
+) -> str:
+    """Train with the last replica's targets of some steps multiplied; how it ends."""
+    from trainer.loop import Trainer
+
+    def batches(self: Trainer, step: int) -> Any:
+        here = self.place
+        for batch in original(self, step):
+            if step in bad and here.coordinates.data == here.layout.data - 1:
+                batch.target[:] = batch.target * np.float32(bad[step])
+            yield batch
+
+    original = Trainer._micro_batches
+    Trainer._micro_batches = batches  # type: ignore[method-assign]
+    try:
+        train_rank(rank, world, run, dict(changes))
+    except (DivergedError, LostError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "done"
+
+
+def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    path = run / "checkpoints" / f"step-{step:08d}"
+    state = {name: torch.zeros(shape) for name, shape in tensor_shapes(path).items()}
+    read(path, state, alone=True)
+    return state
+
+
+@pytest.mark.parametrize(("world", "layout"), [
+    *LAYOUTS[:5], *(pytest.param(*case, marks=pytest.mark.slow) for case in LAYOUTS[5:])
+])  # fmt: skip
+def test_a_step_that_is_no_number_is_skipped_on_all_ranks(
+    tmp_path: Path, world: int, layout: dict[str, Any]
+) -> None:
+    run = tmp_path / "run"
+    said = ranks.run(_train_on, world, run, {**SETTINGS, **layout}, {4: math.inf})
+    assert said == ["done"] * world
+    rows = read_metrics(run / "metrics.jsonl")
+    assert [row["skipped_steps"] for row in rows] == [0, 0, 0, 1, 1, 1, 1, 1]
+    assert rows[3]["grad_norm"] is None and rows[3]["loss"] is None
+    assert all(math.isfinite(row["loss"]) for row in rows if row["step"] != 4)
+    before, skipped, after = (weights(run, step) for step in (3, 4, 5))
+    assert all(torch.equal(tensor, skipped[name]) for name, tensor in before.items())
+    assert not all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize(("world", "layout"), [
+    LAYOUTS[1], *(pytest.param(*LAYOUTS[i], marks=pytest.mark.slow) for i in (2, 4, 5))
+])  # fmt: skip
+def test_a_spike_is_skipped_and_the_run_resumes_bit_for_bit(
+    tmp_path: Path, world: int, layout: dict[str, Any]
+) -> None:
+    """AdamW's count of steps and the norms that a spike is told by are resumed too."""
+    steps = LEAST + 8
+    changes = {**SETTINGS, **layout, "train.steps": steps, "faults.spike_factor": 20.0,
+               "checkpoint.every": LEAST + 4}  # fmt: skip
+    bad = {2: math.inf, LEAST + 3: 1e4, LEAST + 6: 1e4}
+    run = tmp_path / "run"
+    assert ranks.run(_train_on, world, run, changes, bad) == ["done"] * world
+    straight = read_metrics(run / "metrics.jsonl")
+    skipped = [row["skipped_steps"] for row in straight]
+    assert skipped[-1] == 3 and skipped[LEAST + 1] == 1 and skipped[LEAST + 2] == 2
+    assert straight[LEAST + 2]["grad_norm"] > 20 * straight[LEAST + 1]["grad_norm"]
+    (run / "done").unlink()
+    import shutil
+
+    shutil.rmtree(run / "checkpoints" / f"step-{steps:08d}")
+    assert ranks.run(_train_on, world, run, changes, bad) == ["done"] * world
+    resumed = read_metrics(run / "metrics.jsonl")
+    keys = ("step", "loss", "grad_norm", "skipped_steps")
+    assert [[row[k] for k in keys] for row in resumed] == [
+        [row[k] for k in keys] for row in straight
+    ]
+
+
+@pytest.mark.parametrize("layout", [{}, {"parallel.pipeline": 2}])
+def test_too_many_end_the_run_with_a_checkpoint_from_before(
+    tmp_path: Path, layout: dict[str, Any]
+) -> None:
+    run = tmp_path / "run"
+    changes = {**SETTINGS, **layout, "checkpoint.every": 100, "faults.max_skipped_steps": 2}
+    bad = dict.fromkeys((4, 5, 6), math.inf)
+    said = ranks.run(_train_on, 2, run, changes, bad)
+    for text in said:
+        assert text.startswith("DivergedError: step 6: the loss is inf, the gradient's norm inf")
+        assert ", after 2 skipped steps in a row (faults.max_skipped_steps)" in text
+    assert [c.step for c in RunFolder(run).store.committed()] == [3]
+    assert not (run / "done").exists()
+    assert ranks.run(_train_on, 2, run, changes, {}) == ["done", "done"]
+    rows = read_metrics(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert rows[-1]["skipped_steps"] == 0
+    straight: list[Row] = ranks.run(train_rank, 2, tmp_path / "straight", dict(changes))[0]
+    assert [row["loss"] for row in rows] == [row["loss"] for row in straight]
+
+
+def test_a_learning_rate_out_of_bounds_ends_the_run(tmp_path: Path) -> None:
+    wild = {**SETTINGS, "train.learning_rate": 1e30, "train.warmup_steps": 0, "train.steps": 30}
+    said = ranks.run(_train_on, 2, tmp_path / "run", wild, {})
+    assert all("lower train.learning_rate in a new run" in text for text in said)
+
+
+def test_the_rule() -> None:
+    rule = BadSteps(FaultsConfig(spike_factor=10.0, max_skipped_steps=2))
+    for step in range(1, LEAST + 1):
+        assert rule.limit() == math.inf
+        assert rule.see(step, 1.0, float(step), applied=True) is None
+    assert rule.limit() == 10 * (LEAST + 1) / 2
+    told = rule.see(17, 0.5, 1e6, applied=False)
+    assert (
+        told == "step 17 is skipped: the loss is 0.5, the gradient's norm 1e+06; 1 skipped in all"
+    )
+    again = BadSteps(FaultsConfig(spike_factor=10.0), rule.content())
+    assert again.limit() == rule.limit() and again.skipped == 1
+    rule.see(18, 0.5, math.inf, applied=False)
+    with pytest.raises(DivergedError, match="after 2 skipped steps in a row"):
+        rule.see(19, 0.5, math.inf, applied=False)
+    assert rule.rewind() == 3 and rule.skipped == 0
+    with pytest.raises(LostError):
+        rule.see(20, math.nan, 1.0, applied=True)

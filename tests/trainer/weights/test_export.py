@@ -1,0 +1,282 @@
+"""Weights for others: what is exported is what was trained, and nothing in a folder can run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from model.errors import UserError
+from tests import ranks
+from tests.conftest import ROOT
+from tests.settings import train_rank
+from trainer.data import Split
+from trainer.forecast.forecaster import Forecaster
+from trainer.weights.export import export, shards
+from trainer.weights.export_folder import INDEX, Export
+from trainer.weights.source import find
+
+SETTINGS: dict[str, Any] = {"train.steps": 3, "checkpoint.every": 2, "data.rows": 800,
+                            "logging.tensorboard": False, "model.router_score": "sigmoid",
+                            "model.balance_rate": 0.05}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained as two stages of two tensor ranks; its routers have buffers."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    ranks.run(train_rank, 4, folder, {**SETTINGS, "parallel.pipeline": 2, "parallel.tensor": 2})
+    return folder
+
+
+def weights(forecaster: Forecaster) -> dict[str, torch.Tensor]:
+    network = forecaster.network
+    return dict(network.named_parameters()) | dict(network.named_buffers())
+
+
+@pytest.mark.parametrize("file_bytes", [10**9, 100_000])
+def test_one_loader_gives_the_same_of_a_run_a_checkpoint_and_an_export(
+    run: Path, tmp_path: Path, file_bytes: int
+) -> None:
+    checkpoint = run / "checkpoints" / "step-00000003"
+    export(find(run), tmp_path / "out", file_bytes=file_bytes)
+    several = file_bytes < 10**9
+    assert (tmp_path / "out" / INDEX).exists() == several
+    assert (len(list((tmp_path / "out").glob("*.safetensors"))) > 1) == several
+    first = Forecaster.load(run)
+    for path in (checkpoint, tmp_path / "out"):
+        other = Forecaster.load(path)
+        assert other.step == 3 and other.facts == first.facts
+        for name, tensor in weights(first).items():
+            assert torch.equal(weights(other)[name], tensor), name
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_plain_torch_reads_it(run: Path, tmp_path: Path) -> None:
+    export(find(run), tmp_path / "out")
+    network = Forecaster.load(run).network
+    held = load_file(tmp_path / "out" / "model.safetensors")
+    assert held.keys() == network.state_dict().keys()
+    assert any("bias" in name and "router" in name for name in held)
+    network.load_state_dict(held, strict=True)
+
+
+def test_it_loads_without_deepspeed_and_without_the_data(run: Path, tmp_path: Path) -> None:
+    export(find(run), tmp_path / "out")
+    config = tmp_path / "out" / "config.json"
+    config.write_text(config.read_text().replace('"vic_elec"', '"gone.csv"'))
+    code = (
+        "import sys, numpy; from forescale import Forecaster\n"
+        f"forecaster = Forecaster.load({str(tmp_path / 'out')!r})\n"
+        "made = forecaster.forecast(numpy.ones((2, 96, 2)), numpy.zeros((2, 128, 3)))\n"
+        "print(made.shape, 'deepspeed' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          check=True)  # fmt: skip
+    assert told.stdout == "(2, 32, 2) False\n"
+
+
+def test_forecasts_are_in_the_series_own_units(run: Path) -> None:
+    forecaster = Forecaster.load(run)
+    dataset = forecaster.dataset
+    batch = dataset.batch(Split.TEST, np.arange(4))
+    [(_, standardised)] = forecaster.predict([batch])
+    context = batch.context * dataset.deviation + dataset.mean
+    made = forecaster.forecast(context, batch.covariates)
+    expected = standardised.double().numpy() * dataset.deviation + dataset.mean
+    np.testing.assert_allclose(made, expected, rtol=1e-5)
+    with pytest.raises(UserError, match=r"context: expected \[B, 96, 2\], got \[4, 95, 2\]"):
+        forecaster.forecast(context[:, 1:], batch.covariates)
+    with pytest.raises(UserError, match=r"covariates: expected \[B, 128, 3\], got \[4, 128, 0\]"):
+        forecaster.forecast(context)
+
+
+def test_bf16_is_half_the_size_and_the_rounded_weights(run: Path, tmp_path: Path) -> None:
+    export(find(run), tmp_path / "out", precision="bf16")
+    held = load_file(tmp_path / "out" / "model.safetensors")
+    for name, tensor in weights(Forecaster.load(run)).items():
+        assert torch.equal(held[name], tensor.bfloat16()), name
+
+
+def test_nothing_of_this_machine_is_told(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    source = find(copy)
+    data = source.settings.data.model_copy(update={"source": "/home/somebody/secret/load.csv"})
+    settings = source.settings.model_copy(update={"data": data})
+    export(type(source)(source.path, source.step, settings, source.facts), tmp_path / "out")
+    text = (tmp_path / "out" / "config.json").read_text()
+    assert "load.csv" in text and "secret" not in text
+
+
+def test_an_old_folder_is_not_written_over(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds something already; choose another folder"):
+        export(find(run), tmp_path / "out")
+    assert [f.name for f in tmp_path.rglob("*")] == ["out", "thesis.tex"]
+
+
+@pytest.mark.parametrize(("harm", "message"), [
+    (lambda out: (out / "model.safetensors").unlink(), "model.safetensors: No such file"),
+    (lambda out: (out / "model.safetensors").write_bytes(
+        (out / "model.safetensors").read_bytes()[:-9]), "model.safetensors does not match its sum"),
+    (lambda out: (out / "config.json").write_text("{"), "is no export: config.json"),
+    (lambda out: (out / "config.json").write_text("[" * 10**5), "is no export: config.json"),
+    (lambda out: (out / "config.json").write_text("{}"), "of something else than Forescale"),
+    (lambda out: edit(out, format=9), "has format 9; this version reads"),
+    (lambda out: edit(out, step=-3), "does not say what it holds: config.json: step"),
+    (lambda out: edit(out, buffers=5), "does not say what it holds: config.json: buffers"),
+    (lambda out: edit(out, files={}), "does not say what it holds: config.json: files"),
+    (lambda out: edit(out, files={"../../etc/passwd.safetensors": [1, "x"]}),
+     "does not say what it holds: config.json: files"),
+    (lambda out: edit(out, "series", mean=[1.0]), "of mean cannot be read here: expected 2"),
+    (lambda out: edit(out, "series", deviation=[0.0, 1.0]), "deviation"),
+    (lambda out: edit(out, "settings", model={"d_model": 10**6, "nhead": 4}), "of another model"),
+    (lambda out: edit(out, "settings", modell={}), "modell cannot be read here"),
+])  # fmt: skip
+def test_what_is_broken_is_refused(run: Path, tmp_path: Path, harm: Any, message: str) -> None:
+    export(find(run), tmp_path / "out")
+    harm(tmp_path / "out")
+    with pytest.raises(UserError, match=message):
+        Forecaster.load(tmp_path / "out")
+
+
+def edit(out: Path, *section: str, **changes: Any) -> None:
+    content = json.loads((out / "config.json").read_text())
+    part = content
+    for key in section:
+        part = part[key]
+    part |= changes
+    (out / "config.json").write_text(json.dumps(content))
+
+
+def test_a_path_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="neither a run folder nor a checkpoint nor an export"):
+        Forecaster.load(tmp_path)
+
+
+def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_used(
+    run: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    file = copy / "checkpoints" / "step-00000003" / "__1_0.distcp"
+    content = bytearray(file.read_bytes())
+    content[99] ^= 1
+    file.write_bytes(content)
+    with pytest.warns(UserWarning, match="does not match its sum; step-00000002 is used"):
+        assert Forecaster.load(copy).step == 2
+    with pytest.raises(UserError, match="is damaged"):
+        Forecaster.load(copy / "checkpoints" / "step-00000003")
+
+
+def test_files_are_filled_in_order() -> None:
+    sizes = {"a": 4, "b": 5, "c": 20, "d": 1, "e": 9}
+    assert shards(sizes, 10) == [["a", "b"], ["c"], ["d", "e"]]
+
+
+def _start_from(rank: int, world: int, run: Path, overrides: dict[str, Any]) -> Any:
+    """The state that a run would start with, and what it says of it."""
+    from parallel.groups import Place, join
+    from parallel.layout import Layout
+    from tests.settings import tiny
+    from trainer.engine.engine import Engine
+    from trainer.prepare import prepare
+    from trainer.resume import take_over, whole_source
+
+    changes = {key.replace(".", "__"): value for key, value in overrides.items()}
+    plan = prepare(tiny(**changes), run_dir=run, world=world)
+    torch.distributed.init_process_group("gloo")
+    place: Place = join(plan.layout, rank, rank, world, None)
+    assert isinstance(plan.layout, Layout)
+    engine = Engine(plan.configuration.settings, plan.dataset.shape, place)
+    fresh = {name: p.detach().clone() for name, p in engine.network.named_parameters()}
+    source = whole_source(plan, place)
+    assert source is not None
+    taken = take_over(engine, source)
+    moments = [t.data_1d.abs().sum() for n, t in engine.state().items() if n.startswith("exp_avg")]
+    now = dict(engine.network.named_parameters())
+    parts = engine._spread.parts
+    same = {n for n, p in now.items() if torch.equal(p, fresh[n])}
+    held = {n: (parts[n], p.detach().numpy()) for n, p in now.items()}
+    return taken, same, held, float(sum(moments))
+
+
+@pytest.mark.parametrize("layout", [
+    {"parallel.zero_stage": 2},
+    {"parallel.pipeline": 2},
+    {"parallel.tensor": 2, "parallel.expert": 2},
+])  # fmt: skip
+@pytest.mark.parametrize("kind", ["run", "export"])
+def test_fine_tuning_takes_over_what_fits_and_tells_the_rest(
+    run: Path, tmp_path: Path, layout: dict[str, Any], kind: str
+) -> None:
+    """Another head (quantiles), another context, other covariates."""
+    source = run
+    if kind == "export":
+        source = tmp_path / "out"
+        export(find(run), source, file_bytes=100_000)
+    changes = {**SETTINGS, **layout, "model.init_from": str(source), "model.loss": "quantile",
+               "data.context_length": 128, "data.covariates": []}  # fmt: skip
+    before = weights(Forecaster.load(run))
+    told = ranks.run(_start_from, 2, tmp_path / "new", changes)
+    anew = {"encoder.input_projection.weight", "decoder.input_projection.weight", "head.weight",
+            "head.bias"}  # fmt: skip
+    for taken, same, held, moments in told:
+        assert set(taken.anew) == anew and not taken.left
+        assert taken.anew["head.bias"] == "(16,) there, (144,) here"
+        assert moments == 0.0
+        for name, (part, tensor) in held.items():
+            assert (name in same) == (name in anew) or name.endswith(("norm.weight", "bias")), name
+            if name not in anew:
+                expected = before[name].narrow(part.dim, part.start, part.size)
+                np.testing.assert_array_equal(tensor, expected.detach().numpy(), name)
+    sentence = told[0][0].sentence()
+    assert "drawn anew: " in sentence and "head.bias ((16,) there, (144,) here)" in sentence
+
+
+def test_weights_of_something_else_are_refused(run: Path, tmp_path: Path) -> None:
+    changes = {**SETTINGS, "model.init_from": str(tmp_path / "nowhere")}
+    with pytest.raises(
+        ranks.RanksFailedError, match=r"model\.init_from: .*nowhere is neither a run"
+    ):
+        ranks.run(train_rank, 1, tmp_path / "new", changes)
+    changes = {**SETTINGS, "model.init_from": str(run), "model.d_model": 16,
+               "model.num_experts": 2, "model.loss": "quantile"}  # fmt: skip
+    with pytest.raises(ranks.RanksFailedError, match="has the name and shape of anything here"):
+        ranks.run(train_rank, 1, tmp_path / "other", changes)
+    assert not (tmp_path / "other" / "config.yaml").exists()  # the corrected command may use it
+
+
+def test_exports_do_not_go_into_checkpoints(run: Path) -> None:
+    with pytest.raises(UserError, match="lies in a checkpoint, and would go with it"):
+        export(find(run), run / "checkpoints" / "step-00000003" / "out")
+
+
+def test_a_run_that_was_started_from_weights_goes_on_without_them(
+    run: Path, tmp_path: Path
+) -> None:
+    source = shutil.copytree(run / "checkpoints" / "step-00000003", tmp_path / "step-00000003")
+    changes = {**SETTINGS, "model.init_from": str(source)}
+    started = ranks.run(train_rank, 2, tmp_path / "new", changes)[0]
+    recorded = json.loads((tmp_path / "new" / "environment.json").read_text())["init_from"]
+    assert recorded["step"] == 3 and "head.weight" in recorded["taken"]
+    shutil.rmtree(source)
+    longer = ranks.run(train_rank, 2, tmp_path / "new", {**changes, "train.steps": 4})[0]
+    assert [row["step"] for row in longer] == [1, 2, 3, 4]
+    assert [row["loss"] for row in longer[:3]] == [row["loss"] for row in started]
+
+
+def test_an_export_describes_itself(run: Path, tmp_path: Path) -> None:
+    export(find(run), tmp_path / "forecaster")
+    card = (tmp_path / "forecaster" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: forescale\npipeline_tag: time-series-forecasting\n")
+    assert "It forecasts 32 points of\nDemand, Temperature from 96." in card
+    assert Export(tmp_path / "forecaster").description()["model_type"] == "forescale"

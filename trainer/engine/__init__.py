@@ -1,0 +1,1 @@
+"""The adapter to DeepSpeed: one face for all layouts."""

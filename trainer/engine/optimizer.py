@@ -1,0 +1,71 @@
+"""AdamW's parameter groups and its learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from parallel.deepspeed_adapter import expert_group_name
+from parallel.layout import Layout
+from parallel.sharding import is_expert
+from trainer.config.settings import TrainConfig
+
+
+def parameter_groups(
+    network: nn.Module, train: TrainConfig, layout: Layout
+) -> list[dict[str, Any]]:
+    """Matrices with weight decay, norms and biases without, and experts that are spread over ranks.
+
+    Every pipeline stage has all of them, in this order: DeepSpeed reduces group by group, and
+    stages with different lists of groups would wait for each other for ever.
+    """
+    named = list(network.named_parameters())
+    apart = {name for name, _ in named if layout.expert > 1 and is_expert(name)}
+    groups: list[dict[str, Any]] = [
+        {"name": "decay", "weight_decay": train.weight_decay,
+         "params": [p for name, p in named if p.ndim > 1 and name not in apart]},
+        {"name": "no_decay", "weight_decay": 0.0,
+         "params": [p for name, p in named if p.ndim <= 1]},
+    ]  # fmt: skip
+    if layout.expert > 1:
+        groups.append({
+            "name": expert_group_name(layout), "moe": True, "weight_decay": train.weight_decay,
+            "params": [p for name, p in named if name in apart],
+        })  # fmt: skip
+    assert all(group["params"] for group in groups), "a stage without some kind of parameters"
+    return groups
+
+
+class GuardedAdamW(torch.optim.AdamW):
+    """Leaves weights and moments as they are where the global gradient norm is above a limit."""
+
+    limit = math.inf
+    norm: Callable[[], float] | None = None
+    """Of the step's gradient, before clipping; equal on all ranks."""
+
+    def step(self, closure: Any = None) -> Any:
+        if self.norm is not None and not self.norm() <= self.limit:
+            return None
+        return super().step(closure)
+
+
+def make_optimizer(network: nn.Module, train: TrainConfig, layout: Layout) -> GuardedAdamW:
+    return GuardedAdamW(
+        parameter_groups(network, train, layout), lr=train.learning_rate,
+        betas=(train.beta1, train.beta2), eps=train.epsilon, fused=True,
+    )  # fmt: skip
+
+
+def learning_rate(train: TrainConfig, step: int) -> float:
+    """Of optimizer step `step`, counted from 1: linear warm-up, then half a cosine."""
+    if step <= train.warmup_steps:
+        return train.learning_rate * step / train.warmup_steps
+    # The cosine would end one step after the last, so that the last one still moves the weights.
+    progress = (step - train.warmup_steps) / (train.steps - train.warmup_steps + 1)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    floor = train.final_learning_rate
+    return train.learning_rate * (floor + (1 - floor) * cosine)

@@ -1,1 +1,0 @@
-"""Exports: weights for others, in the shape that model hubs take."""

@@ -1,0 +1,116 @@
+"""Which rank is slow: the others wait for it, so that all steps take as long as its own.
+
+What tells ranks apart is the time that they compute alone. Attention is in each layer of each
+architecture, costs the ranks of a stage the same, and no collective interrupts it: tensor
+parallelism's sums come after it, ZeRO 3 gathers its weights before. So each rank's clock runs while
+it computes forward, and slow is who needs much longer than the median of its stage.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from statistics import median_low
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.attention import Attention
+from parallel.groups import Place, from_each, join_records
+from parallel.layout import Layout
+from parallel.rendezvous import spans
+
+LASTING, LEAST = 3, 0.01
+"""Looks in a row, and seconds a step of a stage's median: below, the operating system's own pauses
+make ranks slow now and then."""
+
+
+class AttentionClock:
+    """Of one rank. Made before tensor parallelism wraps the modules of `network`."""
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        self._device = device
+        self._timed: list[tuple[Any, Any]] = []
+        """When each attention began and ended."""
+        for module in network.modules():
+            if isinstance(module, Attention):
+                module.forward = self._clocked(module, module.forward)
+
+    def _clocked(self, module: nn.Module, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def clocked(*inputs: Any, **options: Any) -> Tensor:
+            if not module.training:
+                return forward(*inputs, **options)
+            began = self._now()
+            answer = forward(*inputs, **options)
+            self._timed.append((began, self._now()))
+            return answer
+
+        return clocked
+
+    def _now(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def take(self) -> float:
+        """Seconds since it was asked last."""
+        timed, self._timed = self._timed, []
+        if self._device.type != "cuda" or not timed:
+            return float(sum(ended - began for began, ended in timed))
+        timed[-1][1].synchronize()
+        return sum(began.elapsed_time(ended) for began, ended in timed) / 1000
+
+
+class Stragglers:
+    """Compares the ranks of a run every `every` steps."""
+
+    def __init__(self, place: Place, factor: float, every: int) -> None:
+        self._place, self._factor, self._every = place, factor, every
+        self._hosts = join_records(place, {str(place.rank): os.uname().nodename})
+        self._seconds, self._steps = 0.0, 0
+        self._looks: dict[int, int] = {}
+        """In a row, in which a rank was slow."""
+        self._named: set[int] = set()
+
+    def look(self, step: int, seconds_here: float) -> tuple[list[float] | None, list[str]]:
+        """After each step, on all ranks. Every so many steps: seconds a step of each rank, and
+        sentences about who is slow, or no longer."""
+        self._seconds += seconds_here
+        self._steps += 1
+        if step % self._every:
+            return None, []
+        seconds: list[float] = from_each(self._place, self._seconds / self._steps).tolist()
+        first, self._seconds, self._steps = step - self._steps + 1, 0.0, 0
+        return seconds, list(self._sentences(seconds, f"steps {first}-{step}"))
+
+    def _sentences(self, seconds: list[float], when: str) -> list[str]:
+        slow = slow_ranks(seconds, self._place.layout, self._factor)
+        self._looks = {rank: self._looks.get(rank, 0) + 1 for rank in slow}
+        lasting = {rank for rank, looks in self._looks.items() if looks >= LASTING}
+        told = [
+            f"{when}: rank {rank} ({self._hosts[str(rank)]}) is slow, and the others wait for it: "
+            f"its attention takes {slow[rank]:.1f} times as long as the median of its stage "
+            f"({seconds[rank]:.3g} s a step)"
+            for rank in sorted(lasting - self._named)
+        ]  # fmt: skip
+        recovered = sorted(self._named - slow.keys())
+        if recovered:
+            told.append(f"{when}: rank {spans(recovered)} is slow no longer")
+        self._named = (self._named | lasting) & slow.keys()
+        return told
+
+
+def slow_ranks(seconds: list[float], layout: Layout, factor: float) -> dict[int, float]:
+    """Ranks that take more than `factor` times their stage's median, and how many times it;
+    where that is under `LEAST`, nobody can tell."""
+    slow = {}
+    for first in range(0, layout.world, layout.stage):
+        usual = median_low(seconds[first : first + layout.stage])
+        for rank in range(first, first + layout.stage):
+            if usual >= LEAST and seconds[rank] > factor * usual:
+                slow[rank] = seconds[rank] / usual
+    return slow

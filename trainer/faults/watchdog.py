@@ -1,0 +1,249 @@
+"""Notices that training stands still, says who waits for whom, and ends the run so that whoever
+started it can start it again.
+
+Each rank's thread tells a key-value store that it lives, and whether its main thread gets on: every
+layer and every step is progress. Where a main thread does not for `seconds`, or a rank is not heard
+of for as long, all ranks write down where they are, and end.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
+from torch.distributed.distributed_c10d import Store
+
+from model.transformer import BaseTransformerLayer
+from parallel.groups import Place
+from parallel.rendezvous import spans
+from trainer.faults.stacks import doing, main_thread
+from trainer.logs.progress import say
+
+ALARM = "alarm"
+
+T = TypeVar("T")
+
+
+@dataclass
+class Report:
+    """Where a rank stands."""
+
+    step: int
+    stage: int
+    layer: str
+    words: str
+    awaited: list[int]
+    host: str
+
+    def where(self) -> str:
+        return f"step {self.step}, stage {self.stage}, layer {self.layer or 'none yet'}"
+
+
+class Watchdog:
+    """Of one rank. `connect` opens a connection of its own to the ranks' store; `is_excused`
+    says that the main thread waits for something that may take longer, such as a disk."""
+
+    def __init__(
+        self, place: Place, seconds: float, folder: Path, connect: Callable[[], Store],
+        is_excused: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        self._place, self._seconds, self._folder = place, seconds, folder
+        self._connect, self._is_excused = connect, is_excused
+        self._pause = min(5.0, seconds / 5)
+        self._over = threading.Event()
+        self._beats, self._pulse = 0, 0
+        self._heard: dict[int, tuple[str, float]] = {}
+        self.step, self.layer = 0, ""
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def watch(self, network: nn.Module) -> None:
+        """Begin; each transformer layer's forward pass is progress."""
+        for name, module in network.named_modules():
+            if isinstance(module, BaseTransformerLayer):
+                module.register_forward_pre_hook(self._hook(name))
+        self._thread.start()
+
+    def _hook(self, name: str) -> Callable[..., None]:
+        def enter(*_: object) -> None:
+            self.layer = name
+            self._beats += 1
+
+        return enter
+
+    def beat(self, step: int) -> None:
+        """`step` is being made."""
+        self.step = step
+        self._beats += 1
+
+    def close(self) -> None:
+        self._over.set()
+
+    # The thread
+
+    def _watch(self) -> None:
+        """Without it a rank could wait for ever: what it cannot do ends the rank, too."""
+        try:
+            self._guard()
+        except Exception:
+            traceback.print_exc()
+            say(f"rank {self._place.rank}: its watchdog has failed, above; the rank ends")
+            os._exit(1)
+
+    def _guard(self) -> None:
+        try:
+            store = self._connect()
+        except (RuntimeError, OSError) as error:
+            say(f"rank {self._place.rank} has no watchdog: {str(error).splitlines()[0]}")
+            return
+        beats, since, reached = -1, time.monotonic(), time.monotonic()
+        while not self._over.wait(self._pause):
+            now = time.monotonic()
+            if self._beats != beats or self._is_excused():
+                beats, since = self._beats, now
+            try:
+                alarm = within(self._seconds, lambda: self._exchange(store, time.monotonic()))
+                reached = now
+            except (RuntimeError, TimeoutError):  # rank 0's process keeps the store
+                alarm = None
+            if self._over.is_set():
+                return
+            if time.monotonic() - reached > self._seconds:
+                self._end_alone()
+            if now - since > self._seconds:
+                alarm = alarm or f"no progress for {self._seconds:g} s"
+            if alarm is not None:
+                self._end_together(store, alarm)
+
+    def _exchange(self, store: Store, now: float) -> str | None:
+        """Tell that this rank lives, hear of the others; why there is an alarm, if there is."""
+        self._pulse += 1
+        store.set(f"pulse {self._place.rank}", str(self._pulse))
+        if self._place.is_main:
+            for rank in range(self._place.layout.world):
+                told = store.get(f"pulse {rank}").decode() if self._is_known(store, rank) else ""
+                if self._heard.get(rank, ("", 0.0))[0] != told or rank not in self._heard:
+                    self._heard[rank] = told, now
+            silent = [r for r, (_, heard) in self._heard.items() if now - heard > self._seconds]
+            if silent:
+                return f"nothing heard of rank {spans(silent)} for {self._seconds:g} s"
+        return store.get(ALARM).decode() if store.check([ALARM]) else None
+
+    @staticmethod
+    def _is_known(store: Store, rank: int) -> bool:
+        return bool(store.check([f"pulse {rank}"]))
+
+    def _end_together(self, store: Store, why: str) -> None:
+        """Write down where all ranks are, and end this one."""
+        mine = self._report()
+        reports: dict[int, Report] = {self._place.rank: mine}
+
+        def gather() -> None:
+            store.set(ALARM, why)
+            store.set(f"report {self._place.rank}", json.dumps(asdict(mine)))
+            deadline = time.monotonic() + 3 * self._pause + 1
+            while len(reports) < self._place.layout.world and time.monotonic() < deadline:
+                time.sleep(0.2)
+                reports.update(self._reports(store))
+
+        with suppress(RuntimeError, TimeoutError):  # what has been heard is told
+            within(6 * self._pause + 2, gather)
+        if self._place.rank == min(reports):
+            self._tell(why, reports)
+        time.sleep(1.0 if self._place.is_main else 0.5)  # the store goes last
+        os._exit(1)
+
+    def _reports(self, store: Store) -> dict[int, Report]:
+        return {
+            rank: Report(**json.loads(store.get(f"report {rank}")))
+            for rank in range(self._place.layout.world)
+            if store.check([f"report {rank}"])
+        }
+
+    def _end_alone(self) -> None:
+        mine = self._report()
+        say(f"rank {self._place.rank}: rank 0, at which the ranks meet, has not answered for "
+            f"{self._seconds:g} s; here: {mine.where()}: {mine.words}")  # fmt: skip
+        os._exit(1)
+
+    def _report(self) -> Report:
+        now = doing(main_thread())
+        try:
+            within(2 * self._pause, self._write_stacks)
+        except (OSError, TimeoutError) as error:  # a disk may be what it hangs on
+            say(f"rank {self._place.rank}: its stacks cannot be written: {error}")
+        return Report(
+            self.step, self._place.coordinates.pipeline, self.layer, now.words,
+            list(now.awaited), os.uname().nodename,
+        )  # fmt: skip
+
+    def _write_stacks(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with open(self._folder / f"rank-{self._place.rank:05d}.txt", "w", encoding="utf-8") as file:
+            traceback.print_stack(main_thread(), file=file)
+            file.write("\nall threads:\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)
+
+    def _tell(self, why: str, reports: dict[int, Report]) -> None:
+        lines = [f"training stands still: {why}", *in_words(self._place.layout.world, reports)]
+        lines.append(f"each rank's stack is in {self._folder}; the run ends, to be started again")
+        text, file = "\n".join(lines), self._folder / "report.txt"
+        say(text)
+        with suppress(OSError, TimeoutError):
+            within(2 * self._pause, lambda: file.write_text(text + "\n", encoding="utf-8"))
+
+
+def within(seconds: float, action: Callable[[], T]) -> T:
+    """Its result; TimeoutError where it takes longer, as when a store's process is stopped."""
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(action())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return answer.result(timeout=seconds)
+
+
+def in_words(world: int, reports: dict[int, Report]) -> Iterable[str]:
+    """Who waits for whom, ranks of one sentence together."""
+    said: dict[str, list[int]] = {}
+    for rank, report in sorted(reports.items()):
+        said.setdefault(_sentence(rank, report, reports), []).append(rank)
+    silent = sorted(set(range(world)) - set(reports))
+    if silent:
+        said["does not answer: stopped, dead or cut off"] = silent
+    for sentence, ranks in said.items():
+        host = f" ({reports[ranks[0]].host})" if ranks[0] in reports else ""
+        yield f"rank {spans(ranks)}{host}: {sentence}"
+
+
+def _sentence(rank: int, report: Report, reports: dict[int, Report]) -> str:
+    if not report.awaited:
+        return f"{report.words}; {report.where()}"
+    missing = [
+        other
+        for other in report.awaited
+        if other != rank and (other not in reports or not _is_there(reports[other], report))
+    ]
+    whom = f"waits for rank {spans(missing)}" if missing else "all of its ranks are there"
+    among = f" of rank {spans(sorted(report.awaited))}" if len(report.awaited) > 1 else ""
+    return f"{report.words}{among}, {whom}; {report.where()}"
+
+
+def _is_there(other: Report, report: Report) -> bool:
+    """In the same collective."""
+    return set(other.awaited) == set(report.awaited) and other.words == report.words

@@ -1,0 +1,1 @@
+"""Forecasts of a trained network, and their scores."""

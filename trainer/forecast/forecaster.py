@@ -1,0 +1,137 @@
+"""A trained network in plain torch, on one device, without DeepSpeed."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model.errors import UserError
+from model.network import TimeSeriesTransformer
+from trainer.checkpoint.storage import compare
+from trainer.config import Settings
+from trainer.data import Dataset
+from trainer.data.dataset import WindowBatch
+from trainer.data.facts import SeriesFacts
+from trainer.run.folder import RunFolder
+from trainer.weights.source import Source, find
+
+TRIES = 5
+"""A run that is training may remove the checkpoint that is being read."""
+
+
+class Forecaster:
+    """A network with its weights, and what it must know of the series it was trained on."""
+
+    def __init__(
+        self, network: TimeSeriesTransformer, settings: Settings, facts: SeriesFacts, step: int
+    ) -> None:
+        self.network = network.eval()
+        self.settings, self.facts, self.step = settings, facts, step
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Forecaster:
+        """From a run folder's newest whole checkpoint, from a checkpoint, or from an export,
+        whatever layout wrote it.
+
+        Raises UserError where there are no weights or they are damaged.
+        """
+        for _ in range(TRIES):
+            source = _whole(Path(path))
+            try:
+                network = _network(source)
+                break
+            except UserError:
+                if source.path.exists():
+                    raise
+        else:
+            raise UserError(f"{path}: its checkpoints are replaced faster than they can be read")
+        return cls(network.to(device), source.settings, source.facts, source.step)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The series that the configuration names; raises UserError where they are not here."""
+        return Dataset(self.settings.data)
+
+    @torch.no_grad()
+    def predict(self, batches: Iterable[WindowBatch]) -> Iterator[tuple[WindowBatch, Tensor]]:
+        """Batches with their forecasts [B, H, C], in standardised units and on the CPU."""
+        device = next(self.network.parameters()).device
+        for batch in batches:
+            context = torch.from_numpy(batch.context).to(device)
+            covariates = torch.from_numpy(batch.covariates).to(device)
+            forecast = future = torch.full(batch.target.shape, math.nan, device=device)
+            for number in range(self.network.passes):
+                output = self.network(self.network.inputs(context, covariates, future))
+                forecast = self.network.forecast(output, context)
+                future = self.network.with_patch(future, forecast, number)
+            yield batch, forecast.cpu()
+
+    def forecast(
+        self, context: npt.ArrayLike, covariates: npt.ArrayLike | None = None
+    ) -> npt.NDArray[np.float64]:
+        """Forecasts [B, H, C] from contexts [B, L, C], both in the series' own units, NaN where a
+        point is missing.
+
+        `covariates` [B, L + H, F] are what is known in advance, as `trainer.data.tables.known`
+        makes them. Raises UserError for other shapes.
+        """
+        shape = self.facts.shape
+        values = np.asarray(context, np.float64)
+        length = shape.context_length + shape.prediction_length
+        columns = shape.covariates + len(shape.calendar)
+        _expect("context", values, (shape.context_length, shape.channels))
+        rows = len(values)
+        told = np.zeros((rows, length, 0)) if covariates is None else np.asarray(covariates)
+        _expect("covariates", told, (length, columns))
+        mean, deviation = np.asarray(self.facts.mean), np.asarray(self.facts.deviation)
+        batch = WindowBatch(
+            ((values - mean) / deviation).astype(np.float32),
+            np.full((rows, shape.prediction_length, shape.channels), np.nan, np.float32),
+            told.astype(np.float32), np.ones(rows, np.float32),
+        )  # fmt: skip
+        [(_, forecast)] = self.predict([batch])
+        return np.asarray(forecast.double().numpy() * deviation + mean)
+
+
+def _expect(name: str, values: npt.NDArray[np.float64], wanted: tuple[int, int]) -> None:
+    if values.ndim != 3 or values.shape[1:] != wanted:
+        raise UserError(f"{name}: expected [B, {wanted[0]}, {wanted[1]}], got {list(values.shape)}")
+
+
+def _network(source: Source) -> TimeSeriesTransformer:
+    """With its weights; nothing large is made before it is known to fit."""
+    settings, shape = source.settings, source.facts.shape
+    with torch.device("meta"):
+        wanted = TimeSeriesTransformer(settings.model, shape)
+    compare(source.path, source.shapes(), {k: tuple(t.shape) for k, t in _state(wanted).items()})
+    network = TimeSeriesTransformer(settings.model, shape)
+    source.read(_state(network))
+    return network.bfloat16() if settings.train.precision == "bf16" else network
+
+
+def _state(network: TimeSeriesTransformer) -> dict[str, Tensor]:
+    weights = {f"weights/{name}": p.detach() for name, p in network.named_parameters()}
+    return weights | {f"buffers/{name}": buffer for name, buffer in network.named_buffers()}
+
+
+def _whole(path: Path) -> Source:
+    """Of a run, the newest checkpoint that is whole to the last byte; it is told where that is
+    not the newest."""
+    source = find(path)
+    wrong = source.damage()
+    if wrong is None or not source.path.exists():
+        return source
+    sentence = f"{source.path} is damaged: {wrong}"
+    older = RunFolder(path).store.newest(contents=True) if RunFolder(path).exists() else None
+    if older is None:
+        raise UserError(sentence)
+    warnings.warn(f"{sentence}; {older.path.name} is used", stacklevel=3)
+    return find(older.path)

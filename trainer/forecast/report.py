@@ -1,0 +1,87 @@
+"""What an evaluation looks like: a table and a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from trainer.data.dataset import Dataset, Split
+from trainer.forecast.evaluate import MODEL, Evaluation, baselines, seasonal_name
+
+
+def print_table(evaluation: Evaluation) -> None:
+    table = Table()
+    for column in ("forecast", "MSE", "MAE", "MASE"):
+        table.add_column(column, justify="left" if column == "forecast" else "right")
+    for name, scores in evaluation.scores().items():
+        numbers = (f"{scores[key]:.4f}" for key in ("mse", "mae", "mase"))
+        table.add_row(name, *numbers, style="bold" if name == MODEL else None)
+    console = Console(width=100)
+    console.print(
+        f"\n{evaluation.windows} {evaluation.split} windows, errors in {evaluation.units}"
+    )
+    console.print(table)
+
+
+def pictured_windows(dataset: Dataset, split: Split, count: int = 3) -> list[int]:
+    """Windows spread evenly over a split."""
+    return [int(dataset.windows(split) * (i + 0.5) / count) for i in range(count)]
+
+
+MOST_CHANNELS = 6
+"""More would make no picture that a person can read."""
+
+
+def draw(dataset: Dataset, evaluation: Evaluation, path: Path) -> None:
+    """The kept windows' contexts, futures and forecasts of the first channels, in the source's
+    units."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    windows = list(evaluation.forecasts)
+    channels = dataset.channels[:MOST_CHANNELS]
+    figure, axes = plt.subplots(
+        len(channels), len(windows), squeeze=False, sharex="col", layout="constrained",
+        figsize=(4.6 * len(windows), 2.4 * len(channels) + 0.6),
+    )  # fmt: skip
+    length, horizon = dataset.shape.context_length, dataset.shape.prediction_length
+    shown = min(length, 3 * horizon)
+    seasons = dataset.season_lengths
+    naive_name = seasonal_name(seasons[0]) if seasons else "last value"
+    for column, window in enumerate(windows):
+        batch = dataset.batch(evaluation.split, np.array([window]))
+        times = dataset.window_times(evaluation.split, window)
+        if times is not None and times.tz is not None:
+            times = times.tz_convert(dataset.config.timezone or times.tz).tz_localize(None)
+        at = np.arange(length + horizon) if times is None else times.to_numpy()
+        naive = next(baselines(batch.context, dataset))
+        lines = (
+            ("truth", batch.target[0], {"color": "#444", "lw": 1.2}),
+            (naive_name, naive[0], {"color": "#e0a030", "lw": 1.2, "ls": ":"}),
+            (MODEL, evaluation.forecasts[window], {"color": "#1668c7", "lw": 2}),
+        )
+        for row, channel in enumerate(channels):
+            scale, mean = dataset.deviation[row], dataset.mean[row]
+            past = batch.context[0, -shown:, row]
+            ax = axes[row][column]
+            ax.plot(at[length - shown : length], past * scale + mean, color="#444", lw=1.2)
+            for name, values, style in lines:
+                joined = np.concatenate([past[-1:], values[:, row]])
+                ax.plot(at[length - 1 :], joined * scale + mean, label=name, **style)
+            ax.axvline(at[length - 1], color="#bbb", lw=0.8)
+            ax.spines[["top", "right"]].set_visible(False)
+            if column == 0:
+                ax.set_ylabel(channel)
+        axes[-1][column].tick_params(axis="x", rotation=30)
+    figure.legend(
+        *axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False
+    )
+    title = f"{evaluation.split} windows of {Path(dataset.config.source).name}"
+    figure.suptitle(title, x=0.01, ha="left")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,1 @@
+"""Trained weights, wherever they lie, and exports of them."""

@@ -1,0 +1,127 @@
+"""An export's folder, and what is read of it.
+
+    config.json                          what the network is: settings, channels, scaling; and the
+                                         weights files' sizes and sums
+    model-00001-of-00002.safetensors     its weights by global names (model.safetensors if one)
+    model.safetensors.index.json         which file has which (if several)
+    README.md                            a model card
+
+Plain torch reads it, and nothing in it can run. Finding and describing one imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict  # pydantic's wish before Python 3.12
+
+from model.errors import UserError, check_content
+from trainer.checkpoint.manifest import entry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.checkpoint.storage import Shapes
+
+
+class Content(TypedDict):
+    """config.json, of what is read of it."""
+
+    step: Annotated[int, Field(ge=0)]
+    settings: dict[str, Any]
+    series: dict[str, Any]
+    buffers: list[str]
+    files: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[\w.-]+\.safetensors$")], tuple[int, str]],
+        Field(min_length=1),
+    ]
+
+
+_CONTENT = TypeAdapter(Content)
+
+MODEL_TYPE = "forescale"
+FORMAT = 1
+ONE_FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Export:
+    """A folder."""
+
+    path: Path
+
+    def exists(self) -> bool:
+        return (self.path / "config.json").is_file()
+
+    def description(self) -> dict[str, Any]:
+        """config.json; raises UserError where it is of something else."""
+        content = self._json("config.json")
+        if content.get("model_type") != MODEL_TYPE:
+            raise UserError(f"{self.path} is an export of something else than Forescale")
+        if content.get("format") != FORMAT:
+            raise UserError(
+                f"{self.path} has format {content.get('format')}; this version reads {FORMAT}"
+            )
+        check_content(_CONTENT, content, f"{self.path} does not say what it holds: config.json")
+        return content
+
+    def shapes(self) -> Shapes:
+        buffers = set(self.description()["buffers"])
+        return {
+            f"{'buffers' if name in buffers else 'weights'}/{name}": tuple(
+                file.get_slice(name).get_shape()
+            )
+            for file, names in self._files()
+            for name in names
+        }
+
+    def read(self, state: Mapping[str, Tensor]) -> None:
+        """Fill tensors or fragments in place, reading no more than they hold.
+
+        Raises UserError naming the tensors that the export lacks or holds in another shape.
+        """
+        from trainer.checkpoint.partitions import bare, fill
+        from trainer.checkpoint.storage import compare
+
+        compare(self.path, self.shapes(), {k: tuple(t.shape) for k, t in state.items()})
+        wanted = {bare(name): tensor for name, tensor in state.items()}
+        for file, names in self._files():
+            for name in names & wanted.keys():
+                fill(wanted[name], file.get_slice(name))
+
+    def damage(self, part: int = 0, parts: int = 1) -> str | None:
+        """What is wrong with every `parts`-th weights file, from `part` on, in words."""
+        held = self.description()["files"]
+        for name in sorted(held)[part::parts]:
+            try:
+                if list(entry(self.path / name)) != held[name]:
+                    return f"{name} does not match its sum"
+            except OSError as error:
+                return f"{name}: {error.strerror}"
+        return None
+
+    def _files(self) -> Iterator[tuple[Any, set[str]]]:
+        """Each weights file, opened, and the names of its tensors."""
+        from safetensors import SafetensorError, safe_open
+
+        for name in sorted(self.description()["files"]):
+            try:
+                with safe_open(self.path / name, "pt") as file:
+                    yield file, set(file.keys())
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"{self.path}: {name}: {error}") from None
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{self.path} is no export: {name}: {error}") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{self.path} is no export: {name} is no JSON object")
+        return content
