@@ -27,8 +27,18 @@ CONFIG = ROOT / "configs" / "demo.yaml"
 def seeded(seed: int, folder: Path) -> dict[str, Any]:
     """The evaluation of one run on two ranks."""
     run = folder / f"seed-{seed}"
-    command = [sys.executable, "-m", "launch", "train", str(CONFIG), "--ranks", "2",
-               "--run-dir", str(run), f"train.seed={seed}"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "launch",
+        "train",
+        str(CONFIG),
+        "--ranks",
+        "2",
+        "--run-dir",
+        str(run),
+        f"train.seed={seed}",
+    ]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return json.loads((run / "evaluation.json").read_text())
 
@@ -58,8 +68,10 @@ def main() -> None:
         print(f"| **median of {len(runs)} seeds** | **{median:.4f}** | | |")
         for baseline in list(runs[arguments.seeds[0]])[1:]:
             row(baseline, runs[arguments.seeds[0]][baseline])
-        row("attention and experts replaced by nothing",
-            without_transformer(folder)["scores"]["Forescale"])  # fmt: skip
+        row(
+            "attention and experts replaced by nothing",
+            without_transformer(folder)["scores"]["Forescale"],
+        )
 
 
 def row(name: str, scores: dict[str, float]) -> None:

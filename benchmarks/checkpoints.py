@@ -40,11 +40,20 @@ from trainer.engine.engine import Engine
 from trainer.run.lease import Incarnation, own
 
 WORLD = 2
-LARGE = {"model.d_model": 1024, "model.nhead": 16, "model.num_layers": 16,
-         "model.dim_feedforward": 4096}  # fmt: skip
+LARGE = {
+    "model.d_model": 1024,
+    "model.nhead": 16,
+    "model.num_layers": 16,
+    "model.dim_feedforward": 4096,
+}
 SMALL = {"model.d_model": 64, "model.num_layers": 2, "model.dim_feedforward": 256}
-COMMON = {"model.architecture": "encoder", "model.use_moe": False, "data.rows": 600,
-          "train.global_batch_size": 4, "train.micro_batch_size": 2}  # fmt: skip
+COMMON = {
+    "model.architecture": "encoder",
+    "model.use_moe": False,
+    "data.rows": 600,
+    "train.global_batch_size": 4,
+    "train.micro_batch_size": 2,
+}
 
 STEP = 1
 
@@ -69,13 +78,16 @@ class Bench:
         ownership = self.owner.__enter__() if rank == 0 else None
         self.savers = {
             asynchronous: Saver(
-                Store(folder / f"ours-{asynchronous}"), place,
+                Store(folder / f"ours-{asynchronous}"),
+                place,
                 self.settings.checkpoint.model_copy(
-                    update={"asynchronous": asynchronous, "keep": 1}),
-                self.engine.shapes, ownership,
+                    update={"asynchronous": asynchronous, "keep": 1}
+                ),
+                self.engine.shapes,
+                ownership,
             )
             for asynchronous in (False, True)
-        }  # fmt: skip
+        }
 
     def step(self) -> None:
         batch = self.dataset.batch(Split.TRAIN, self.dataset.draw(0, 0, 2))
@@ -117,8 +129,9 @@ class Bench:
     def save(self, *, asynchronous: bool) -> None:
         saver = self.savers[asynchronous]
         name = "asynchronous" if asynchronous else "synchronous"
-        self.time(f"{name} save, blocked",
-                  lambda: saver.save(STEP, self.engine.state(), {"settings": {}}))  # fmt: skip
+        self.time(
+            f"{name} save, blocked", lambda: saver.save(STEP, self.engine.state(), {"settings": {}})
+        )
         began = time.perf_counter()
         if asynchronous:
             self.time("a step while it is written", self.step)
@@ -154,11 +167,23 @@ class Bench:
             return
         folder = self.folder / "deepspeed"
         subprocess.run(
-            [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state",
-             "--input_folder", folder / "plain", "--output_folder", folder / "universal",
-             "--num_extract_workers", "2", "--num_merge_workers", "2"],
-            check=True, capture_output=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "deepspeed.checkpoint.ds_to_universal",
+                "--inject_missing_state",
+                "--input_folder",
+                folder / "plain",
+                "--output_folder",
+                folder / "universal",
+                "--num_extract_workers",
+                "2",
+                "--num_merge_workers",
+                "2",
+            ],
+            check=True,
+            capture_output=True,
+        )
         os.sync()
 
     def kept_bytes(self) -> int:
@@ -177,8 +202,13 @@ def size_of(folder: Path) -> int:
 
 
 def rank_main(rank: int, port: int, folder: Path, rounds: int, quick: bool) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD),
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(WORLD),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)
     bench = Bench(rank, folder, quick)
@@ -207,17 +237,24 @@ def report(bench: Bench, settings: Settings, kept: float) -> None:
             for name, seconds, size in (
                 ("raw write of as many bytes", raw, ""),
                 ("ours", ours, share(bench, "ours", kept)),
-                ("DeepSpeed, its own layout only", middle["DeepSpeed save"],
-                 share(bench, "DeepSpeed", kept)),
+                (
+                    "DeepSpeed, its own layout only",
+                    middle["DeepSpeed save"],
+                    share(bench, "DeepSpeed", kept),
+                ),
                 ("DeepSpeed + ds_to_universal", whole, share(bench, "universal", kept)),
             )
         ],
-    )  # fmt: skip
+    )
     print_table(
         ["from disk (page cache)", "s", "GB/s", "times ours"],
         [
-            [name, f"{seconds:.2f}", f"{kept / seconds / 1e9:.2f}",
-             f"x{seconds / middle['our load']:.2f}"]
+            [
+                name,
+                f"{seconds:.2f}",
+                f"{kept / seconds / 1e9:.2f}",
+                f"x{seconds / middle['our load']:.2f}",
+            ]
             for name, seconds in (
                 ("ours", middle["our load"]),
                 ("every byte verified, by one rank each", middle["our verification"]),
@@ -225,7 +262,7 @@ def report(bench: Bench, settings: Settings, kept: float) -> None:
                 ("DeepSpeed, universal", middle["universal load"]),
             )
         ],
-    )  # fmt: skip
+    )
     first = bench.times["asynchronous save, blocked"][0]
     print_table(
         ["asynchronous save", "s", "of the synchronous one"],

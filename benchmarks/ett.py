@@ -26,8 +26,17 @@ ROOT = Path(__file__).resolve().parent.parent
 def trained(config: Path, source: Path, seed: int, folder: Path) -> tuple[dict[str, Any], float]:
     """The evaluation of one run, and its seconds."""
     run = folder / f"seed-{seed}"
-    command = [sys.executable, "-m", "launch", "train", str(config), f"data.source={source}",
-               "--run-dir", str(run), f"train.seed={seed}"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "launch",
+        "train",
+        str(config),
+        f"data.source={source}",
+        "--run-dir",
+        str(run),
+        f"train.seed={seed}",
+    ]
     began = time.perf_counter()
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return json.loads((run / "evaluation.json").read_text()), time.perf_counter() - began

@@ -37,8 +37,12 @@ from model.config import TransformerConfig
 from model.init import initialise
 
 TOP_K = 2
-LIMITS = {"looped_linear": (5, 1e-6), "w[i]": (5, 1e-6), "masks": (2, 1e-6),
-          "DeepSpeed, nothing dropped": (1, 1e-6)}  # fmt: skip
+LIMITS = {
+    "looped_linear": (5, 1e-6),
+    "w[i]": (5, 1e-6),
+    "masks": (2, 1e-6),
+    "DeepSpeed, nothing dropped": (1, 1e-6),
+}
 """How far from ours at most: of the answer, the gradient of x, and those of our three weights."""
 
 Step = Callable[[], list[Tensor | None]]
@@ -96,9 +100,16 @@ def deepspeed_layer(ours: moe.MixtureOfExperts, drop_tokens: bool) -> nn.Module:
         logging.getLogger("DeepSpeed").setLevel("ERROR")
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
         experts, _, width, d_model = ours.experts.input.shape
-        layer = MoE(d_model, PlainSwiGLU(d_model, width), num_experts=experts, ep_size=1, k=TOP_K,
-                    capacity_factor=2.0, drop_tokens=drop_tokens,
-                    top2_2nd_expert_sampling=False)  # fmt: skip
+        layer = MoE(
+            d_model,
+            PlainSwiGLU(d_model, width),
+            num_experts=experts,
+            ep_size=1,
+            k=TOP_K,
+            capacity_factor=2.0,
+            drop_tokens=drop_tokens,
+            top2_2nd_expert_sampling=False,
+        )
         layer.set_deepspeed_parallelism()
     inner = layer.deepspeed_moe
     copy_weights(ours, inner.gate.wg, inner.experts.deepspeed_experts)
@@ -134,8 +145,9 @@ def main() -> None:
     experts, rows, length = (8, 2, 32) if quick else (64, 8, 256)
 
     torch.manual_seed(0)
-    config = TransformerConfig(d_model=128, dim_feedforward=384, use_moe=True, num_experts=experts,
-                               top_k=TOP_K)  # fmt: skip
+    config = TransformerConfig(
+        d_model=128, dim_feedforward=384, use_moe=True, num_experts=experts, top_k=TOP_K
+    )
     ours = moe.MixtureOfExperts(config)
     initialise(ours, seed=0)
     x = torch.randn(rows, length, config.d_model, requires_grad=True)
@@ -172,11 +184,15 @@ def main() -> None:
     print_table(
         ["variant", "tokens/s", "ours is faster by", "answer differs by"],
         (
-            [name, f"{rows * length / value:,.0f}", f"x{value / seconds['ours']:.2f}",
-             f"{differences[name][0]:.0e}"]
+            [
+                name,
+                f"{rows * length / value:,.0f}",
+                f"x{value / seconds['ours']:.2f}",
+                f"{differences[name][0]:.0e}",
+            ]
             for name, value in seconds.items()
         ),
-    )  # fmt: skip
+    )
     dist.destroy_process_group()
 
 

@@ -17,9 +17,12 @@ run_dir_option = click.option(
     "--run-dir", type=click.Path(path_type=Path), help="Default: runs/NAME_OF_CONFIG."
 )
 resume_option = click.option(
-    "--resume", default="auto", show_default=True, metavar="auto|never|CHECKPOINT",
+    "--resume",
+    default="auto",
+    show_default=True,
+    metavar="auto|never|CHECKPOINT",
     help="Go on from the run folder's newest checkpoint, start anew, or from a given one.",
-)  # fmt: skip
+)
 
 
 @click.group(context_settings=HELP)
@@ -63,9 +66,12 @@ def evaluate(run: Path, split: str, as_json: bool) -> None:
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
-    "--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
     help="Of the weights that are written.",
-)  # fmt: skip
+)
 def export(source: Path, out: Path, precision: Literal["fp32", "bf16"]) -> None:
     """Write the weights of SOURCE, a run or a checkpoint, to the folder OUT for others to use."""
     from trainer.weights.export import export as write

@@ -69,9 +69,12 @@ def _of_mpirun(environment: Mapping[str, str]) -> Rendezvous:
     elif "MASTER_PORT" not in environment:
         master = environment["MASTER_ADDR"], port_of(environment.get("PMIX_NAMESPACE", ""))
     return Rendezvous(
-        rank, _number(environment, "OMPI_COMM_WORLD_LOCAL_RANK", 0, local_world - 1), world,
-        local_world, master,
-    )  # fmt: skip
+        rank,
+        _number(environment, "OMPI_COMM_WORLD_LOCAL_RANK", 0, local_world - 1),
+        world,
+        local_world,
+        master,
+    )
 
 
 def _ask_mpi(rank: int) -> tuple[str, int]:
@@ -106,9 +109,11 @@ def _of_srun(environment: Mapping[str, str]) -> Rendezvous:
     job = "/".join(environment.get(name, "0") for name in names)
     return Rendezvous(
         _number(environment, "SLURM_PROCID", 0, world - 1),
-        _number(environment, "SLURM_LOCALID", 0, local_world - 1), world, local_world,
+        _number(environment, "SLURM_LOCALID", 0, local_world - 1),
+        world,
+        local_world,
         ("127.0.0.1" if len(counts) == 1 else first, port_of(job)),
-    )  # fmt: skip
+    )
 
 
 def _tasks_per_node(text: str) -> list[int]:
@@ -139,9 +144,12 @@ def port_of(job: str) -> int:
 
 
 def _number(
-    environment: Mapping[str, str], name: str, least: int, most: int | None,
+    environment: Mapping[str, str],
+    name: str,
+    least: int,
+    most: int | None,
     default: int | None = None,
-) -> int:  # fmt: skip
+) -> int:
     text = environment.get(name)
     if text is None and default is not None:
         return default

@@ -28,9 +28,13 @@ LAUNCHERS = ("deepspeed", "torchrun", "mpirun", "srun")
 def report() -> None:
     """One fact a line."""
     for title, facts in (
-        ("machine", _machine()), ("versions", _versions()), ("devices", _devices()),
-        ("attention kernels", _kernels()), ("launchers", _launchers()), ("network", _network()),
-    ):  # fmt: skip
+        ("machine", _machine()),
+        ("versions", _versions()),
+        ("devices", _devices()),
+        ("attention kernels", _kernels()),
+        ("launchers", _launchers()),
+        ("network", _network()),
+    ):
         print(f"## {title}")
         for name, fact in facts:
             print(f"{name}: {fact}")
@@ -64,10 +68,14 @@ def _devices() -> Iterator[tuple[str, str]]:
         yield "GPUs", "none that torch can use"
     for index in range(torch.cuda.device_count()):
         yield f"GPU {index}", attempt(partial(_gpu, index))
-    yield "collectives", ", ".join(
-        name for name in ("gloo", "nccl", "mpi")
-        if getattr(torch.distributed, f"is_{name}_available")()
-    )  # fmt: skip
+    yield (
+        "collectives",
+        ", ".join(
+            name
+            for name in ("gloo", "nccl", "mpi")
+            if getattr(torch.distributed, f"is_{name}_available")()
+        ),
+    )
 
 
 def _gpu(index: int) -> str:

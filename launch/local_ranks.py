@@ -29,10 +29,19 @@ def launch(ranks: int, arguments: Sequence[str], stop: StopRequest) -> int:
     instead: the ranks save and end by themselves. A second Ctrl-C ends everything at once.
     """
     command = [
-        sys.executable, "-m", "deepspeed.launcher.runner", "--quiet",
-        "--hostfile", os.devnull, "--num_accelerators", str(ranks),
-        "--master_port", str(free_port()), str(Path(__file__).with_name("train.py")), *arguments,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "deepspeed.launcher.runner",
+        "--quiet",
+        "--hostfile",
+        os.devnull,
+        "--num_accelerators",
+        str(ranks),
+        "--master_port",
+        str(free_port()),
+        str(Path(__file__).with_name("train.py")),
+        *arguments,
+    ]
     asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:

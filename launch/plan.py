@@ -45,12 +45,14 @@ def explain(
         network = TimeSeriesTransformer(settings.model, plan.dataset.shape)
     train = settings.train
     work = Work(
-        layout, settings.parallel.zero_stage, train.micro_batch_size,
+        layout,
+        settings.parallel.zero_stage,
+        train.micro_batch_size,
         train.global_batch_size // (train.micro_batch_size * layout.data),
         weight_bytes=2 if train.precision == "bf16" else 4,
         offloaded=settings.parallel.offload_optimizer == "cpu",
         recomputed=settings.parallel.activation_checkpointing != "none",
-    )  # fmt: skip
+    )
     console = Console(width=110)
     total = network_parameters(settings.model, plan.dataset.shape)
     active = active_parameters(settings.model, plan.dataset.shape)
@@ -138,10 +140,13 @@ def _stages(costs: Sequence[StageCosts]) -> Table:
     for number, cost in enumerate(costs):
         sizes = (cost.weights, cost.gradients, cost.optimizer, cost.total, cost.host)
         table.add_row(
-            str(number), ", ".join(_summary(cost.layers)), f"{cost.flops / all_flops:.0%}",
-            count(cost.parameters), count(cost.dense + cost.experts),
+            str(number),
+            ", ".join(_summary(cost.layers)),
+            f"{cost.flops / all_flops:.0%}",
+            count(cost.parameters),
+            count(cost.dense + cost.experts),
             *(size_of(size) for size in sizes[: len(memory)]),
-        )  # fmt: skip
+        )
     return table
 
 

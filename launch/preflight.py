@@ -121,8 +121,9 @@ def _nodes() -> list[str]:
     """Of this Slurm step, one for each task."""
     names = os.environ.get("SLURM_STEP_NODELIST", "")
     with suppress(OSError, subprocess.CalledProcessError):
-        told = subprocess.run(["scontrol", "show", "hostnames", names], capture_output=True,
-                              text=True, check=True)  # fmt: skip
+        told = subprocess.run(
+            ["scontrol", "show", "hostnames", names], capture_output=True, text=True, check=True
+        )
         return told.stdout.split()
     return []
 

@@ -87,9 +87,14 @@ class SelfAttention(Attention):
         )
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, is_causal: bool = False, *,
-        start: int = 0, cache: KeyValue | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        is_causal: bool = False,
+        *,
+        start: int = 0,
+        cache: KeyValue | None = None,
+    ) -> Tensor:
         """x [B, T, d_model], at positions start, start + 1, ...; mask as `may_see` gives it.
 
         With a cache, T is 1: the query sees itself and all that the cache holds.
@@ -113,9 +118,12 @@ class CrossAttention(Attention):
     """Attention of one sequence over another, the memory."""
 
     def __init__(
-        self, config: TransformerConfig, att_type: AttentionType | None = None, *,
+        self,
+        config: TransformerConfig,
+        att_type: AttentionType | None = None,
+        *,
         on_one_axis: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`on_one_axis`: both sequences lie on one time axis, the memory from 0 on, so that
         rotary positions turn queries and keys here too."""
         super().__init__(config, att_type or config.att_type)
@@ -125,9 +133,14 @@ class CrossAttention(Attention):
         self.key_value = nn.Parameter(torch.empty(config.kv_heads, 2, config.head_dim, d))
 
     def forward(
-        self, x: Tensor, memory: Tensor, mask: Tensor | None = None, *,
-        start: int = 0, cache: KeyValue | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        x: Tensor,
+        memory: Tensor,
+        mask: Tensor | None = None,
+        *,
+        start: int = 0,
+        cache: KeyValue | None = None,
+    ) -> Tensor:
         """x [B, T, d_model]; memory [B, S, d_model]; the cache keeps the memory's projections."""
         query = F.linear(x, self.query.flatten(0, 2)).unflatten(-1, self.query.shape[:3])
         if self.rotary:

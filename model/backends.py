@@ -69,31 +69,53 @@ class Kernel(Protocol):
         """Why it cannot answer `call`; None if it can."""
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
-        is_causal: bool, dropout: float,
-    ) -> Tensor: ...  # fmt: skip
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        is_causal: bool,
+        dropout: float,
+    ) -> Tensor: ...
 
 
 def choose_for(
-    query: Tensor, key: Tensor, *, att_type: str, mask: Tensor | None = None,
-    is_causal: bool = False, dropout: float = 0.0, strict: bool = False,
-) -> Choice:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    *,
+    att_type: str,
+    mask: Tensor | None = None,
+    is_causal: bool = False,
+    dropout: float = 0.0,
+    strict: bool = False,
+) -> Choice:
     """The kernel of `att_type` for these tensors.
 
     With `strict`, raises UserError where the first kernel of the list cannot answer.
     """
     kind: MaskKind = "none" if mask is None else "keys" if mask.shape[-2] == 1 else "full"
     call = Call(
-        query.device.type, query.dtype, query.shape[-1], key.shape[1] != query.shape[1],
-        kind, is_causal, dropout > 0,
-    )  # fmt: skip
+        query.device.type,
+        query.dtype,
+        query.shape[-1],
+        key.shape[1] != query.shape[1],
+        kind,
+        is_causal,
+        dropout > 0,
+    )
     return choose(att_type, call, strict)
 
 
 def attend(
-    kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None,
-    is_causal: bool = False, dropout: float = 0.0,
-) -> Tensor:  # fmt: skip
+    kernel: Kernel,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None = None,
+    is_causal: bool = False,
+    dropout: float = 0.0,
+) -> Tensor:
     """softmax(query key^T / sqrt(D)) value by `kernel`, [B, H, T, D]."""
     if mask is None:
         return kernel(query, key, value, None, is_causal, dropout)
@@ -139,9 +161,14 @@ def _sdpa(backend: SDPBackend, *arguments: Any, grouped: bool = False) -> Tensor
 
 
 def formula(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool,
-    dropout: float, first: int = 0,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    dropout: float,
+    first: int = 0,
+) -> Tensor:
     """The definition (Vaswani et al. 2017, eq. 1); `first` is the first query's place."""
     key, value = _repeated(query, key, value)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
@@ -164,8 +191,15 @@ class Formula:
     def refusal(self, call: Call) -> str | None:
         return None
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
-                 is_causal: bool, dropout: float) -> Tensor:  # fmt: skip
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        is_causal: bool,
+        dropout: float,
+    ) -> Tensor:
         return formula(query, key, value, mask, is_causal, dropout)
 
 
@@ -178,8 +212,15 @@ class Blockwise:
     def refusal(self, call: Call) -> str | None:
         return None
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
-                 is_causal: bool, dropout: float) -> Tensor:  # fmt: skip
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        is_causal: bool,
+        dropout: float,
+    ) -> Tensor:
         if query.shape[2] <= BLOCK:
             return formula(query, key, value, mask, is_causal, dropout)
         answers = []
@@ -217,8 +258,15 @@ class TorchFlash:
             return f"the CUDA kernel takes head dimensions up to 256 by 8, not {call.head_dim}"
         return None if call.device in ("cpu", "cuda") else f"no kernel for {call.device}"
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
-                 is_causal: bool, dropout: float) -> Tensor:  # fmt: skip
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        is_causal: bool,
+        dropout: float,
+    ) -> Tensor:
         grouped = key.shape[1] != query.shape[1]
         arguments = (query, key, value, mask, is_causal, dropout)
         return _sdpa(SDPBackend.FLASH_ATTENTION, *arguments, grouped=grouped)
@@ -236,8 +284,15 @@ class TorchEfficient:
             return "it takes a mask or the causal order, not both"
         return None
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
-                 is_causal: bool, dropout: float) -> Tensor:  # fmt: skip
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        is_causal: bool,
+        dropout: float,
+    ) -> Tensor:
         key, value = _repeated(query, key, value)
         # The mask stays as small as it came: expanded it would be made dense, [B, 1, T, S].
         arguments = (query, key, value, mask, is_causal, dropout)
@@ -261,8 +316,15 @@ class FlashAttnPackage:
         _, missing = _package("flash_attn", "flash_attn_func")
         return missing
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
-                 is_causal: bool, dropout: float) -> Tensor:  # fmt: skip
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        is_causal: bool,
+        dropout: float,
+    ) -> Tensor:
         function, _ = _package("flash_attn", "flash_attn_func")
         lengthwise = (t.transpose(1, 2) for t in (query, key, value))
         answer: Tensor = function(*lengthwise, dropout_p=dropout, causal=is_causal)
@@ -284,8 +346,15 @@ class XformersPackage:
         _, missing = _package("xformers.ops", "memory_efficient_attention")
         return missing
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
-                 is_causal: bool, dropout: float) -> Tensor:  # fmt: skip
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        is_causal: bool,
+        dropout: float,
+    ) -> Tensor:
         import xformers.ops
 
         bias = xformers.ops.LowerTriangularMask() if is_causal else None

@@ -166,8 +166,16 @@ class ModelConfig(TransformerConfig):
     huber_delta: Annotated[float, Field(gt=0.0)] = 1.0
     """Where the Huber loss turns from squares to straight lines."""
     quantiles: Annotated[list[Annotated[float, Field(gt=0.0, lt=1.0)]], Field(min_length=1)] = [
-        0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9,
-    ]  # fmt: skip
+        0.1,
+        0.2,
+        0.3,
+        0.4,
+        0.5,
+        0.6,
+        0.7,
+        0.8,
+        0.9,
+    ]
     """Levels of loss: quantile, ascending; 0.5 is the point forecast."""
 
     @model_validator(mode="after")
@@ -209,13 +217,16 @@ class ModelConfig(TransformerConfig):
         attention = (self.att_type, self.att_type_of_decoder)
         rules: tuple[tuple[bool, str, tuple[str, ...]], ...] = (
             (not self.use_moe, "use_moe: false", OF_A_MIXTURE),
-            (self.architecture != "encoder_decoder", f"architecture: {self.architecture}",
-             ("num_decoder_layers",)),
+            (
+                self.architecture != "encoder_decoder",
+                f"architecture: {self.architecture}",
+                ("num_decoder_layers",),
+            ),
             (self.architecture == "encoder", "architecture: encoder", ("decoder_att_type",)),
             ("frequency" not in attention, "no frequency attention", ("freq_modes",)),
             (self.loss != "quantile", f"loss: {self.loss}", ("quantiles",)),
             (self.loss != "huber", f"loss: {self.loss}", ("huber_delta",)),
-        )  # fmt: skip
+        )
         return [
             f"model.{key} has no effect with {reason}"
             for is_idle, reason, keys in rules
@@ -225,9 +236,16 @@ class ModelConfig(TransformerConfig):
 
 
 OF_A_MIXTURE = (
-    "num_experts", "top_k", "router_score", "router_noise", "capacity_factor", "shared_expert",
-    "balance_loss", "z_loss", "balance_rate",
-)  # fmt: skip
+    "num_experts",
+    "top_k",
+    "router_score",
+    "router_noise",
+    "capacity_factor",
+    "shared_expert",
+    "balance_loss",
+    "z_loss",
+    "balance_rate",
+)
 
 FREQUENCY_SEES_ALL = (
     "frequency attention sees all of its input, the future too, so a causal decoder cannot use "

@@ -15,9 +15,14 @@ from model.errors import UserError
 
 
 def frequency_attention(
-    query: Tensor, key: Tensor, value: Tensor, mix: Tensor, *,
-    mask: Tensor | None = None, dropout: float = 0.0,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mix: Tensor,
+    *,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
     """softmax(|Q K^H| / sqrt(D)) V * (1 + mix) between modes, back in time.
 
     In fp32 inside, whatever the inputs are. Shapes: query [B, H, T, D]; key and value [B, H, S, D];

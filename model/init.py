@@ -82,9 +82,13 @@ def draw(name: str, part: Part, init: Init, seed: int) -> Tensor:
 
 def _normal(shape: tuple[int, ...], init: Init, generator: torch.Generator) -> Tensor:
     return nn.init.trunc_normal_(
-        torch.empty(shape), init.mean, init.std, init.mean - 3 * init.std,
-        init.mean + 3 * init.std, generator=generator,
-    )  # fmt: skip
+        torch.empty(shape),
+        init.mean,
+        init.std,
+        init.mean - 3 * init.std,
+        init.mean + 3 * init.std,
+        generator=generator,
+    )
 
 
 def initialise(network: nn.Module, seed: int, parts: Mapping[str, Part] | None = None) -> None:

@@ -135,8 +135,10 @@ def grouped_linear(x_ND: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor
 def _say_once(size: torch.Size, dtype: torch.dtype) -> None:
     log.info(
         "experts of %s x %s in %s are computed one by one: a grouped product takes sizes by 16 "
-        "bytes and no fp64", *size, str(dtype).removeprefix("torch."),
-    )  # fmt: skip
+        "bytes and no fp64",
+        *size,
+        str(dtype).removeprefix("torch."),
+    )
 
 
 def looped_linear(x_ND: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:

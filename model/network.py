@@ -147,8 +147,11 @@ class TimeSeriesTransformer(nn.Module):
 
     def _embedding(self, run: Callable[[Inputs], State], **stacks: int) -> Layer:
         """The first layer; `stacks` gives the tokens of each stack."""
-        used = {f"{stack}.{part}": tokens for stack, tokens in stacks.items()
-                for part in ("input_projection", "positions")}  # fmt: skip
+        used = {
+            f"{stack}.{part}": tokens
+            for stack, tokens in stacks.items()
+            for part in ("input_projection", "positions")
+        }
         for extra in ("channel_embedding", "calendar_embedding"):
             if getattr(self, extra) is not None:
                 used[extra] = 0
@@ -161,9 +164,13 @@ class TimeSeriesTransformer(nn.Module):
         for index, layer in enumerate(stack.layers):
             shared = 0 if self.config.share_layers else index
             yield Layer(
-                f"{name}.layers.{index}", (f"{name}.layers.{shared}",), partial(run, layer),
-                (tokens,), memory, is_block=True,
-            )  # fmt: skip
+                f"{name}.layers.{index}",
+                (f"{name}.layers.{shared}",),
+                partial(run, layer),
+                (tokens,),
+                memory,
+                is_block=True,
+            )
 
     def forward(self, inputs: Inputs) -> Tensor:
         """-> [B, H, C, head size] in instance-normalised units; `forecast` scales it back."""
@@ -255,8 +262,10 @@ class TimeSeriesTransformer(nn.Module):
         if self.calendar_embedding is None:
             return past, future, covariates.new_zeros(())
         calendar = self.calendar_embedding
-        vectors = [calendar(dates[:, :length], patch, align="end"),
-                   calendar(dates[:, length:], patch, align="start")]  # fmt: skip
+        vectors = [
+            calendar(dates[:, :length], patch, align="end"),
+            calendar(dates[:, length:], patch, align="start"),
+        ]
         return past, future, torch.cat(vectors, 1)
 
     def _tokens(self, stack: Stack, features: Tensor, start: int, calendar: Tensor) -> Tensor:

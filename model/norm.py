@@ -42,9 +42,15 @@ class _Normalise(torch.autograd.Function):
         gradient, size = gradients[0].contiguous(), len(gain)
         centred = x if mean is None else torch.addcmul(x, mean, removed, value=-1)
         of_x, of_gain, _ = torch.ops.aten.native_layer_norm_backward(
-            gradient, centred, gain.shape, torch.zeros_like(inverse_rms), inverse_rms, gain, None,
+            gradient,
+            centred,
+            gain.shape,
+            torch.zeros_like(inverse_rms),
+            inverse_rms,
+            gain,
+            None,
             [True, True, False],
-        )  # fmt: skip
+        )
         of_x += torch.mv(gradient, gain).unsqueeze(-1).mul_(inverse_rms).div_(size)
         if mean is None:
             return of_x, of_gain, None

@@ -91,18 +91,24 @@ class StudentTHead:
     def scaled(self, raw: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
         location, scale, freedom = raw.unbind(-1)
         return torch.stack(
-            [location * deviation + mean, (F.softplus(scale) + 1e-4) * deviation,
-             F.softplus(freedom) + 2.0], dim=-1,
-        )  # fmt: skip
+            [
+                location * deviation + mean,
+                (F.softplus(scale) + 1e-4) * deviation,
+                F.softplus(freedom) + 2.0,
+            ],
+            dim=-1,
+        )
 
     def loss(self, scaled: Tensor, target: Tensor) -> Tensor:
         location, scale, freedom = scaled.unbind(-1)
         half = (freedom + 1) / 2
         return (
-            torch.lgamma(freedom / 2) - torch.lgamma(half)
-            + 0.5 * (freedom * math.pi).log() + scale.log()
+            torch.lgamma(freedom / 2)
+            - torch.lgamma(half)
+            + 0.5 * (freedom * math.pi).log()
+            + scale.log()
             + half * torch.log1p(((target - location) / scale).square() / freedom)
-        )  # fmt: skip
+        )
 
     def point(self, scaled: Tensor) -> Tensor:
         return scaled[..., 0]

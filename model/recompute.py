@@ -34,9 +34,14 @@ def _recomputation() -> Iterator[None]:
 
 
 KEPT = (
-    "mm", "bmm", "addmm", "_grouped_mm", "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention",
-)  # fmt: skip
+    "mm",
+    "bmm",
+    "addmm",
+    "_grouped_mm",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_efficient_attention",
+)
 """Operators whose answers selective recomputation keeps: those that cost most to do again."""
 
 
@@ -68,6 +73,9 @@ def recomputed(
     """block(...), keeping only its inputs for the backward pass (Chen et al. 2016); with
     `selective` the answers of matrix products and attention too (Korthikanti et al. 2022)."""
     return checkpoint(
-        block, *arguments, use_reentrant=False, context_fn=_selective if selective else _plain,
+        block,
+        *arguments,
+        use_reentrant=False,
+        context_fn=_selective if selective else _plain,
         **options,
-    )  # fmt: skip
+    )

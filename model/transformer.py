@@ -68,9 +68,12 @@ class EncoderLayer(BaseTransformerLayer):
     """Self-attention, then feed-forward; causal where told so."""
 
     def __init__(
-        self, config: TransformerConfig, att_type: AttentionType | None = None, *,
+        self,
+        config: TransformerConfig,
+        att_type: AttentionType | None = None,
+        *,
         is_causal: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(config)
         self.is_causal = is_causal
         self.self_attention_norm = make_norm(config)
@@ -104,23 +107,31 @@ class DecoderLayer(BaseTransformerLayer):
         )
 
     def forward(
-        self, x: Tensor, memory: Tensor, memory_padding: Tensor | None = None,
-        padding: Tensor | None = None, attention_mask: Tensor | None = None, *,
-        start: int = 0, state: dict[str, KeyValue] | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        x: Tensor,
+        memory: Tensor,
+        memory_padding: Tensor | None = None,
+        padding: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        start: int = 0,
+        state: dict[str, KeyValue] | None = None,
+    ) -> Tensor:
         """x [B, T, d_model] at positions start, start + 1, ...; memory [B, S, d_model];
         memory_padding [B, S] and padding [B, T] bool, True on padding. With a state, T is 1."""
         mask, memory_mask = may_see(padding, attention_mask), may_see(memory_padding)
         own, cross = (None, None) if state is None else (state["self_attn"], state["cross_attn"])
         is_causal = self.is_causal and state is None
         x = self.residual(
-            x, self.self_attention_norm,
+            x,
+            self.self_attention_norm,
             lambda h: self.self_attention(h, mask, is_causal, start=start, cache=own),
-        )  # fmt: skip
+        )
         x = self.residual(
-            x, self.cross_attention_norm,
+            x,
+            self.cross_attention_norm,
             lambda h: self.cross_attention(h, memory, memory_mask, start=start, cache=cross),
-        )  # fmt: skip
+        )
         return self.feed_forward_block(x, padding)
 
 
@@ -215,15 +226,30 @@ class TransformerEncoder(Stack):
     """
 
     def __init__(
-        self, input_size: int, d_model: int = 512, nhead: int = 8, num_layers: int = 6,
-        dim_feedforward: int = 2048, dropout: float = 0.1, activation: str | None = None,
-        att_type: str = "standard", norm_strategy: str = "pre_norm",
-        use_adaptive_ln: str | Callable[[int], nn.Module] = "layer", use_swiglu: bool = True,
-        use_gradient_checkpointing: bool = False, share_layers: bool = False,
-        use_final_norm: bool = True, use_moe: bool = False, num_experts: int = 8, top_k: int = 2,
-        num_kv_heads: int | None = None, max_seq_len: int = 5000, freq_modes: int = 32,
-        time_feature_sizes: Sequence[int] = (), **options: Any,
-    ) -> None:  # fmt: skip
+        self,
+        input_size: int,
+        d_model: int = 512,
+        nhead: int = 8,
+        num_layers: int = 6,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str | None = None,
+        att_type: str = "standard",
+        norm_strategy: str = "pre_norm",
+        use_adaptive_ln: str | Callable[[int], nn.Module] = "layer",
+        use_swiglu: bool = True,
+        use_gradient_checkpointing: bool = False,
+        share_layers: bool = False,
+        use_final_norm: bool = True,
+        use_moe: bool = False,
+        num_experts: int = 8,
+        top_k: int = 2,
+        num_kv_heads: int | None = None,
+        max_seq_len: int = 5000,
+        freq_modes: int = 32,
+        time_feature_sizes: Sequence[int] = (),
+        **options: Any,
+    ) -> None:
         config = _configuration(locals(), options)
         layers = make_layers(config, num_layers, lambda: EncoderLayer(config))
         super().__init__(input_size, config, layers)
@@ -234,9 +260,12 @@ class TransformerEncoder(Stack):
         initialise(self, _seed())
 
     def forward(
-        self, src: Tensor, src_key_padding_mask: Tensor | None = None,
-        mask: Tensor | None = None, time_features: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        src: Tensor,
+        src_key_padding_mask: Tensor | None = None,
+        mask: Tensor | None = None,
+        time_features: Tensor | None = None,
+    ) -> Tensor:
         """src [B, T, input_size]; src_key_padding_mask [B, T] bool, True on padding; mask [T, T]
         bool, True where a query may not look; time_features [B, T, features], whole numbers."""
         batch, length = _check_input(src, "src", self.input_projection.in_features)
@@ -253,8 +282,7 @@ class TransformerEncoder(Stack):
             _check_calendar(time_features, self.calendar.sizes, (batch, length))
             x = x + self.calendar(time_features, 1, align="start")
         for layer in self.layers:
-            x = run_layer(layer, x, src_key_padding_mask, mask,
-                         recompute=self.recompute)  # fmt: skip
+            x = run_layer(layer, x, src_key_padding_mask, mask, recompute=self.recompute)
         return self.final_norm(x)
 
 
@@ -265,16 +293,31 @@ class TransformerDecoder(Stack):
     """
 
     def __init__(
-        self, input_size: int, output_size: int, d_model: int = 512, nhead: int = 8,
-        num_layers: int = 6, dim_feedforward: int = 2048, dropout: float = 0.1,
-        activation: str | None = None, att_type: str = "standard",
+        self,
+        input_size: int,
+        output_size: int,
+        d_model: int = 512,
+        nhead: int = 8,
+        num_layers: int = 6,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str | None = None,
+        att_type: str = "standard",
         norm_strategy: str = "pre_norm",
-        use_adaptive_ln: str | Callable[[int], nn.Module] = "layer", use_swiglu: bool = True,
-        use_gradient_checkpointing: bool = False, share_layers: bool = False,
-        use_final_norm: bool = True, use_moe: bool = False, num_experts: int = 8, top_k: int = 2,
-        num_kv_heads: int | None = None, max_seq_len: int = 5000, freq_modes: int = 32,
-        is_causal: bool = True, **options: Any,
-    ) -> None:  # fmt: skip
+        use_adaptive_ln: str | Callable[[int], nn.Module] = "layer",
+        use_swiglu: bool = True,
+        use_gradient_checkpointing: bool = False,
+        share_layers: bool = False,
+        use_final_norm: bool = True,
+        use_moe: bool = False,
+        num_experts: int = 8,
+        top_k: int = 2,
+        num_kv_heads: int | None = None,
+        max_seq_len: int = 5000,
+        freq_modes: int = 32,
+        is_causal: bool = True,
+        **options: Any,
+    ) -> None:
         config = _configuration(locals(), options)
         if is_causal and config.att_type_of_decoder == "frequency":
             raise UserError(f"att_type: {FREQUENCY_SEES_ALL}")
@@ -285,10 +328,13 @@ class TransformerDecoder(Stack):
         initialise(self, _seed())
 
     def forward(
-        self, tgt: Tensor, memory: Tensor, tgt_mask: Tensor | None = None,
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Tensor | None = None,
         tgt_key_padding_mask: Tensor | None = None,
         memory_key_padding_mask: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """tgt [B, T, input_size]; memory [B, S, d_model]; masks bool, True on padding [B, T] and
         [B, S], or where a query may not look [T, T], beside the causal order."""
         batch, length = _check_input(tgt, "tgt", self.input_projection.in_features)
@@ -298,15 +344,25 @@ class TransformerDecoder(Stack):
         x = self.positions(self.input_projection(_without_padding(tgt, tgt_key_padding_mask)))
         memory = _without_padding(memory, memory_key_padding_mask)
         for layer in self.layers:
-            x = run_layer(layer, x, memory, memory_key_padding_mask, tgt_key_padding_mask, tgt_mask,
-                         recompute=self.recompute)  # fmt: skip
+            x = run_layer(
+                layer,
+                x,
+                memory,
+                memory_key_padding_mask,
+                tgt_key_padding_mask,
+                tgt_mask,
+                recompute=self.recompute,
+            )
         return self.output_projection(self.final_norm(x))
 
     @torch.no_grad()
     def forward_one_step(
-        self, tgt: Tensor, memory: Tensor, incremental_state: dict[str, Any] | None = None,
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        incremental_state: dict[str, Any] | None = None,
         memory_key_padding_mask: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Any]]:  # fmt: skip
+    ) -> tuple[Tensor, dict[str, Any]]:
         """The next token tgt [B, 1, input_size] -> its output [B, 1, output_size] and the state.
 
         An empty state starts. Equal to the same position of a full causal forward. For

@@ -91,11 +91,16 @@ def _stage(
     # DeepSpeed keeps bf16 gradients beside their fp32 sums where it does not spread them.
     both = work.weight_bytes if work.weight_bytes < FP32 and work.zero_stage == 1 else 0
     return StageCosts(
-        layers, sum(forward_flops(network, layer) for layer in layers), whole, dense, experts,
+        layers,
+        sum(forward_flops(network, layer) for layer in layers),
+        whole,
+        dense,
+        experts,
         weights=work.weight_bytes * (spread if work.zero_stage == 3 else held),
         gradients=FP32 * (spread if work.zero_stage >= 2 else held) + both * held,
-        optimizer=0.0 if work.offloaded else states, host=states if work.offloaded else 0.0,
-    )  # fmt: skip
+        optimizer=0.0 if work.offloaded else states,
+        host=states if work.offloaded else 0.0,
+    )
 
 
 def _parameters(
@@ -129,11 +134,14 @@ def traffic(network: TimeSeriesTransformer, work: Work) -> list[dict[str, float]
             for axis, elements in _block(network, block, tokens, memory, work).items():
                 per_micro_batch[axis] += elements
         size = work.weight_bytes * work.accumulation
-        sent.append({axis: size * elements for axis, elements in per_micro_batch.items()} | {
-            "pipeline": size * _boundaries(network, rows, number, work.layout.pipeline),
-            "data": _data(cost, work),
-            "tied": _tied(network, stages, number, work.layout),
-        })  # fmt: skip
+        sent.append(
+            {axis: size * elements for axis, elements in per_micro_batch.items()}
+            | {
+                "pipeline": size * _boundaries(network, rows, number, work.layout.pipeline),
+                "data": _data(cost, work),
+                "tied": _tied(network, stages, number, work.layout),
+            }
+        )
     return sent
 
 

@@ -86,9 +86,13 @@ def is_joined() -> bool:
 
 
 def join(
-    layout: Layout, rank: int, local_rank: int, local_world: int, store: Store | None,
+    layout: Layout,
+    rank: int,
+    local_rank: int,
+    local_world: int,
+    store: Store | None,
     seconds: float | None = None,
-) -> Place:  # fmt: skip
+) -> Place:
     """Form the process group of all ranks, which have met at `store`; None where it is formed.
 
     A collective that takes longer than `seconds`, or else than the backend's own limit, fails.
@@ -96,9 +100,12 @@ def join(
     device = local_device(local_rank)
     if store is not None:
         dist.init_process_group(
-            backend(device, local_world), store=PrefixStore("world", store), rank=rank,
-            world_size=layout.world, timeout=timedelta(seconds=seconds) if seconds else None,
-        )  # fmt: skip
+            backend(device, local_world),
+            store=PrefixStore("world", store),
+            rank=rank,
+            world_size=layout.world,
+            timeout=timedelta(seconds=seconds) if seconds else None,
+        )
     return Place(layout, rank, device)
 
 

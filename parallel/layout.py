@@ -77,15 +77,23 @@ class Layout:
     def replica_groups(self) -> list[list[int]]:
         """Ranks that compute the same samples between them."""
         return [
-            [stage * self.stage + data * self.tensor + tensor
-             for stage in range(self.pipeline) for tensor in range(self.tensor)]
+            [
+                stage * self.stage + data * self.tensor + tensor
+                for stage in range(self.pipeline)
+                for tensor in range(self.tensor)
+            ]
             for data in range(self.data)
-        ]  # fmt: skip
+        ]
 
     def sizes(self) -> dict[str, int]:
         """The world and each axis, as runs and checkpoints record them."""
-        return {"world": self.world, "pipeline": self.pipeline, "data": self.data,
-                "tensor": self.tensor, "expert": self.expert}  # fmt: skip
+        return {
+            "world": self.world,
+            "pipeline": self.pipeline,
+            "data": self.data,
+            "tensor": self.tensor,
+            "expert": self.expert,
+        }
 
     def __str__(self) -> str:
         return describe(self.sizes())

@@ -130,9 +130,11 @@ def _tie(
         tied, key = network.get_submodule(name), name.replace(".", "-")
         module.tied_modules[key] = tied
         module.tied_comms[key] = {
-            "ranks": ranks, "group": group, "module": tied,
+            "ranks": ranks,
+            "group": group,
+            "module": tied,
             "weight_attr": [leaf for leaf, _ in tied.named_parameters()],
-        }  # fmt: skip
+        }
         if place.rank != ranks[0]:
             for parameter in tied.parameters():
                 parameter.ds_pipe_replicated = True  # type: ignore[attr-defined]

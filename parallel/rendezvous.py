@@ -157,8 +157,10 @@ def roll_call(
     store.set(f"rank {rank}", socket.gethostname())
     difference = first_difference(store.get("facts"), mine, f"rank {rank}")
     if difference is not None:
-        store.set("failure", f"{difference}; start all ranks alike, from the same configuration "
-                             "and installation")  # fmt: skip
+        store.set(
+            "failure",
+            f"{difference}; start all ranks alike, from the same configuration and installation",
+        )
     if _all(store, world, deadline):
         return
     if store.check(["failure"]):
@@ -172,8 +174,9 @@ def roll_call(
         raise SaidElsewhereError(f"{_ranks(missing)} did not come")
     raise AbsentError(
         f"{_ranks(missing)} of {world} did not come within {seconds:g} s, and {_ranks(here)} did; "
-        "look for what ended or delays them, or set FORESCALE_START_SECONDS to wait longer", missing
-    )  # fmt: skip
+        "look for what ended or delays them, or set FORESCALE_START_SECONDS to wait longer",
+        missing,
+    )
 
 
 def _all(store: Store, world: int, deadline: float) -> bool:

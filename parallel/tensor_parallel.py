@@ -138,9 +138,11 @@ def _share_tokens(module: Experts, group: dist.ProcessGroup) -> None:
             chosen_NK = F.pad(chosen_NK, (0, 0, 0, missing), value=module.count)
             gates_NK = F.pad(gates_NK, (0, 0, 0, missing))
         share = forward(
-            _Share.apply(x_ND, group), chosen_NK.chunk(group.size())[group.rank()],
-            _Share.apply(gates_NK, group), complete and not missing,
-        )  # fmt: skip
+            _Share.apply(x_ND, group),
+            chosen_NK.chunk(group.size())[group.rank()],
+            _Share.apply(gates_NK, group),
+            complete and not missing,
+        )
         whole: Tensor = _Gather.apply(share, group)
         return whole[:tokens]
 

@@ -60,9 +60,11 @@ def run(function: Callable[..., T], world: int, *arguments: Any, timeout: float 
 
 
 def start(
-    function: Callable[..., Any], arguments: tuple[Any, ...], pipes: Sequence[Connection],
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    pipes: Sequence[Connection],
     logs: Sequence[Path],
-) -> list[ForkServerProcess]:  # fmt: skip
+) -> list[ForkServerProcess]:
     """One rank for each pipe, which takes its result, and log."""
     port = free_port()
     processes = [
@@ -100,18 +102,27 @@ def _collect(pipes: list[Connection], timeout: float) -> tuple[dict[int, Any], d
 
 
 def _rank(
-    function: Callable[..., Any], rank: int, world: int, port: int, arguments: tuple[Any, ...],
-    pipe: Connection, log: Path,
-) -> None:  # fmt: skip
+    function: Callable[..., Any],
+    rank: int,
+    world: int,
+    port: int,
+    arguments: tuple[Any, ...],
+    pipe: Connection,
+    log: Path,
+) -> None:
     descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     stacks = open(log, "a")  # noqa: SIM115 - open until the rank ends
     faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True)
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
     import torch
 
     torch.set_num_threads(1)

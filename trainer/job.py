@@ -17,9 +17,12 @@ from trainer.run.lease import Incarnation, own
 
 
 def train(
-    plan: Plan, rank: int = 0, local_rank: int = 0, local_world: int = 1,
+    plan: Plan,
+    rank: int = 0,
+    local_rank: int = 0,
+    local_world: int = 1,
     stop: StopRequest | None = None,
-) -> Outcome:  # fmt: skip
+) -> Outcome:
     """Run `plan` on this rank, from its resume point to its last step or to a signal.
 
     `local_world` counts the ranks on this machine; `stop` may have been asked for already.

@@ -91,9 +91,12 @@ class Trainer:
         if not seconds or self.place.layout.world == 1:
             return None
         watchdog = Watchdog(
-            self.place, seconds, self.plan.run.path / "hang",
-            lambda: watchdogs_store(str(self.plan.run.path)), lambda: self.saver.is_waiting,
-        )  # fmt: skip
+            self.place,
+            seconds,
+            self.plan.run.path / "hang",
+            lambda: watchdogs_store(str(self.plan.run.path)),
+            lambda: self.saver.is_waiting,
+        )
         watchdog.watch(self.engine.network)
         return watchdog
 
@@ -305,10 +308,13 @@ class Trainer:
     def _evaluate(self, split: Split, *, pictured: bool = False) -> Evaluation:
         """Raises _StoppedError where a signal comes."""
         return evaluate(
-            self.dataset, split, lambda batches: self.engine.predict(self._until_stopped(batches)),
-            batch_size=self.settings.train.micro_batch_size, place=self.place,
+            self.dataset,
+            split,
+            lambda batches: self.engine.predict(self._until_stopped(batches)),
+            batch_size=self.settings.train.micro_batch_size,
+            place=self.place,
             keep=pictured_windows(self.dataset, split) if pictured else (),
-        )  # fmt: skip
+        )
 
     def _until_stopped(self, batches: Iterable[WindowBatch]) -> Iterator[WindowBatch]:
         """All ranks ask for equally many batches, and so look together."""

@@ -101,8 +101,11 @@ class TakenOver:
 
     def sentence(self) -> str:
         parts = [f"model.init_from: {len(self.taken)} tensors taken over from {self.source}"]
-        parts += [f"drawn anew: {shortened([f'{n} ({why})' for n, why in self.anew.items()])}"
-                  if self.anew else "none drawn anew"]  # fmt: skip
+        parts += [
+            f"drawn anew: {shortened([f'{n} ({why})' for n, why in self.anew.items()])}"
+            if self.anew
+            else "none drawn anew"
+        ]
         parts += [f"left behind: {shortened(self.left)}"] if self.left else []
         return "; ".join(parts)
 

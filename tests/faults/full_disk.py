@@ -34,6 +34,7 @@ def _write(file: int, content: bytes) -> int:
 if __name__ == "__main__":
     with patch("os.write", _write), patch.object(Engine, "train_step", _step):
         forescale.train(
-            "configs/tiny.yaml", run_dir=Path(sys.argv[1]),
+            "configs/tiny.yaml",
+            run_dir=Path(sys.argv[1]),
             **{"data.rows": 800, "train.steps": 8, "checkpoint.every": 2, "checkpoint.keep": 9},
-        )  # fmt: skip
+        )

@@ -32,10 +32,15 @@ from trainer.run.folder import RunFolder
 KILLS, IN_A_PHASE = 100, 6
 WORLD, STEPS, EVERY = 2, 900, 2
 SETTINGS: dict[str, Any] = {
-    "data.rows": 600, "data.split": [0.9, 0.1, 0.0], "logging.tensorboard": False,
-    "train.steps": STEPS, "checkpoint.every": EVERY, "checkpoint.keep": 3,
-    "parallel.pipeline": WORLD, "model.dropout": 0.1,
-}  # fmt: skip
+    "data.rows": 600,
+    "data.split": [0.9, 0.1, 0.0],
+    "logging.tensorboard": False,
+    "train.steps": STEPS,
+    "checkpoint.every": EVERY,
+    "checkpoint.keep": 3,
+    "parallel.pipeline": WORLD,
+    "model.dropout": 0.1,
+}
 
 PHASES = list(Phase)
 BETWEEN = [Phase.WRITING, Phase.SUMMING, Phase.SEALING, Phase.RENAMING]
@@ -236,8 +241,10 @@ def _missing(kills: list[Kill]) -> bool:
 
 def _report(kills: list[Kill]) -> None:
     for number, kill in enumerate(kills, start=1):
-        print(f"kill {number}: rank {kill.rank} after step {kill.step}, {kill}; the next "
-              f"incarnation goes on from {kill.committed}")  # fmt: skip
+        print(
+            f"kill {number}: rank {kill.rank} after step {kill.step}, {kill}; the next "
+            f"incarnation goes on from {kill.committed}"
+        )
     for phase, count in Counter(map(str, kills)).most_common():
         print(f"{count:4d}  {phase}")
     between = sum(kill.is_between for kill in kills)

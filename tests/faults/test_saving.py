@@ -25,8 +25,13 @@ from trainer.logs.metrics import Row, read_metrics
 from trainer.run.folder import RunFolder
 from trainer.run.lease import Incarnation, own
 
-SETTINGS: dict[str, Any] = {"data.rows": 800, "logging.tensorboard": False, "train.steps": 8,
-                            "checkpoint.every": 2, "parallel.pipeline": 2}  # fmt: skip
+SETTINGS: dict[str, Any] = {
+    "data.rows": 800,
+    "logging.tensorboard": False,
+    "train.steps": 8,
+    "checkpoint.every": 2,
+    "parallel.pipeline": 2,
+}
 
 
 def told(rows: list[Row]) -> list[tuple[float, ...]]:
@@ -158,13 +163,22 @@ def _train_on_a_disk_of(size: int, tmp_path: Path, *settings: str) -> tuple[int,
     """A real file system of `size` kB in a mount namespace of its own."""
     (tmp_path / "disk").mkdir()
     script = MOUNT.format(
-        size=size, folder=tmp_path / "disk", python=sys.executable, kept=tmp_path / "kept",
+        size=size,
+        folder=tmp_path / "disk",
+        python=sys.executable,
+        kept=tmp_path / "kept",
         settings=" ".join(settings),
-    )  # fmt: skip
+    )
     if shutil.which("unshare") is None or os.geteuid() != 0:
         skip("mounting a small disk takes root and unshare (apt-get install util-linux)")
-    done = subprocess.run(["unshare", "--mount", "bash", "-c", script], cwd=ROOT, check=False,
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    done = subprocess.run(
+        ["unshare", "--mount", "bash", "-c", script],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     if done.returncode == 77:
         skip("this container may not mount a small disk")
     return done.returncode, done.stdout + done.stderr, tmp_path / "kept"
@@ -187,9 +201,13 @@ def test_metrics_wait_for_a_full_disk(tmp_path: Path) -> None:
     """Rows that did not fit come when there is room, each once."""
     hook = "tests.faults.full_disk"
     done = subprocess.run(
-        [sys.executable, "-m", hook, str(tmp_path / "run")], cwd=ROOT, check=False,
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        [sys.executable, "-m", hook, str(tmp_path / "run")],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert "rows are kept in memory until it can be written" in done.stdout
     assert "the checkpoint of step 4 failed" in done.stdout and "metrics.jsonl: " in done.stdout
@@ -291,8 +309,10 @@ def test_a_newer_starts_checkpoint_is_never_replaced(tmp_path: Path) -> None:
     run = tmp_path / "run"
     said = ranks.run(_taken_in_between, 2, run, {**SETTINGS, "checkpoint.asynchronous": False})
     assert all("TakenOverError" in text for text in said)
-    held = [(run / "checkpoints" / name / "manifest").read_bytes()
-            for name in ("step-00000002", "step-00000004")]  # fmt: skip
+    held = [
+        (run / "checkpoints" / name / "manifest").read_bytes()
+        for name in ("step-00000002", "step-00000004")
+    ]
     assert held[0] == held[1]
 
 

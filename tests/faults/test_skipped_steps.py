@@ -20,10 +20,16 @@ from trainer.logs.metrics import Row, read_metrics
 from trainer.run.folder import RunFolder
 
 SETTINGS: dict[str, Any] = {
-    "data.rows": 600, "data.split": [0.9, 0.1, 0.0], "logging.tensorboard": False,
-    "train.steps": 8, "checkpoint.every": 1, "checkpoint.keep": 99, "model.dropout": 0.1,
-    "model.balance_rate": 0.05, "model.router_score": "sigmoid",
-}  # fmt: skip
+    "data.rows": 600,
+    "data.split": [0.9, 0.1, 0.0],
+    "logging.tensorboard": False,
+    "train.steps": 8,
+    "checkpoint.every": 1,
+    "checkpoint.keep": 99,
+    "model.dropout": 0.1,
+    "model.balance_rate": 0.05,
+    "model.router_score": "sigmoid",
+}
 
 LAYOUTS: list[tuple[int, dict[str, Any]]] = [
     (1, {}),
@@ -67,9 +73,10 @@ def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
     return state
 
 
-@pytest.mark.parametrize(("world", "layout"), [
-    *LAYOUTS[:5], *(pytest.param(*case, marks=pytest.mark.slow) for case in LAYOUTS[5:])
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("world", "layout"),
+    [*LAYOUTS[:5], *(pytest.param(*case, marks=pytest.mark.slow) for case in LAYOUTS[5:])],
+)
 def test_a_step_that_is_no_number_is_skipped_on_all_ranks(
     tmp_path: Path, world: int, layout: dict[str, Any]
 ) -> None:
@@ -85,16 +92,22 @@ def test_a_step_that_is_no_number_is_skipped_on_all_ranks(
     assert not all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
-@pytest.mark.parametrize(("world", "layout"), [
-    LAYOUTS[1], *(pytest.param(*LAYOUTS[i], marks=pytest.mark.slow) for i in (2, 4, 5))
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("world", "layout"),
+    [LAYOUTS[1], *(pytest.param(*LAYOUTS[i], marks=pytest.mark.slow) for i in (2, 4, 5))],
+)
 def test_a_spike_is_skipped_and_the_run_resumes_bit_for_bit(
     tmp_path: Path, world: int, layout: dict[str, Any]
 ) -> None:
     """AdamW's count of steps and the norms that a spike is told by are resumed too."""
     steps = LEAST + 8
-    changes = {**SETTINGS, **layout, "train.steps": steps, "faults.spike_factor": 20.0,
-               "checkpoint.every": LEAST + 4}  # fmt: skip
+    changes = {
+        **SETTINGS,
+        **layout,
+        "train.steps": steps,
+        "faults.spike_factor": 20.0,
+        "checkpoint.every": LEAST + 4,
+    }
     bad = {2: math.inf, LEAST + 3: 1e4, LEAST + 6: 1e4}
     run = tmp_path / "run"
     assert ranks.run(_train_on, world, run, changes, bad) == ["done"] * world

@@ -20,10 +20,14 @@ from trainer.faults.stragglers import slow_ranks
 from trainer.logs.metrics import read_metrics
 
 SETTINGS: dict[str, Any] = {
-    "data.rows": 600, "data.split": [0.9, 0.1, 0.0], "logging.tensorboard": False,
-    "train.steps": 100000, "checkpoint.every": 100000, "logging.every": 5,
+    "data.rows": 600,
+    "data.split": [0.9, 0.1, 0.0],
+    "logging.tensorboard": False,
+    "train.steps": 100000,
+    "checkpoint.every": 100000,
+    "logging.every": 5,
     "faults.slow_factor": 2.0,
-}  # fmt: skip
+}
 
 
 def _train(rank: int, world: int, run: Path, changes: dict[str, Any]) -> None:
@@ -43,10 +47,13 @@ def _slow_down(pid: int, until: threading.Event) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("layout", [
-    {"parallel.tensor": 2},
-    pytest.param({"parallel.zero_stage": 3}, marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"parallel.tensor": 2},
+        pytest.param({"parallel.zero_stage": 3}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_slow_rank_is_named_until_it_recovers(tmp_path: Path, layout: dict[str, Any]) -> None:
     """Rank 3, its mate under tensor parallelism, waits for it in every layer: its own time shows
     nothing of that."""
@@ -65,8 +72,10 @@ def test_a_slow_rank_is_named_until_it_recovers(tmp_path: Path, layout: dict[str
         wait_for(r"step 5/")
         victim = threading.Thread(target=_slow_down, args=(processes[2].pid, healthy))
         victim.start()
-        wait_for(r"steps \d+-\d+: rank 2 \(\S+\) is slow, and the others wait for it: its "
-                 r"attention takes \d+\.\d times as long as the median of its stage")  # fmt: skip
+        wait_for(
+            r"steps \d+-\d+: rank 2 \(\S+\) is slow, and the others wait for it: its "
+            r"attention takes \d+\.\d times as long as the median of its stage"
+        )
         healthy.set()
         victim.join()
         wait_for(r"steps \d+-\d+: rank 2 is slow no longer")
@@ -78,8 +87,11 @@ def test_a_slow_rank_is_named_until_it_recovers(tmp_path: Path, layout: dict[str
             process.kill()
     named = re.findall(r"rank (\d) \(\S+\) is slow", logs[0].read_text())
     assert named[0] == "2", named  # a busy machine may slow down others later
-    told = {row["step"]: row["attention_seconds"] for row in read_metrics(run / "metrics.jsonl")
-            if "attention_seconds" in row}  # fmt: skip
+    told = {
+        row["step"]: row["attention_seconds"]
+        for row in read_metrics(run / "metrics.jsonl")
+        if "attention_seconds" in row
+    }
     assert list(told) == [*range(5, 5 * len(told) + 1, 5)]
     assert {len(seconds) for seconds in told.values()} == {4}
     [recovered] = re.findall(r"steps (\d+)-\d+: rank 2 is slow no longer", logs[0].read_text())
@@ -88,14 +100,17 @@ def test_a_slow_rank_is_named_until_it_recovers(tmp_path: Path, layout: dict[str
     assert all(1.5 * means[rank] < means[2] for rank in (0, 1, 3)), means
 
 
-@pytest.mark.parametrize(("seconds", "layout", "slow"), [
-    ([1.0, 1.0, 1.0, 2.0], Layout(1, 4), {3: 2.0}),
-    ([1.0, 2.0], Layout(1, 2), {1: 2.0}),
-    ([1.0, 1.0, 3.0, 3.0], Layout(pipeline=2, data=2), {}),  # stages hold different layers
-    ([1.0, 1.0, 3.0, 6.0], Layout(pipeline=2, data=2), {3: 2.0}),
-    ([1.0, 5.0], Layout(pipeline=2, data=1), {}),  # nobody to compare with
-    ([0.001, 0.009], Layout(1, 2), {}),  # the operating system's noise
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("seconds", "layout", "slow"),
+    [
+        ([1.0, 1.0, 1.0, 2.0], Layout(1, 4), {3: 2.0}),
+        ([1.0, 2.0], Layout(1, 2), {1: 2.0}),
+        ([1.0, 1.0, 3.0, 3.0], Layout(pipeline=2, data=2), {}),  # stages hold different layers
+        ([1.0, 1.0, 3.0, 6.0], Layout(pipeline=2, data=2), {3: 2.0}),
+        ([1.0, 5.0], Layout(pipeline=2, data=1), {}),  # nobody to compare with
+        ([0.001, 0.009], Layout(1, 2), {}),  # the operating system's noise
+    ],
+)
 def test_a_rank_is_held_to_its_stage(
     seconds: list[float], layout: Layout, slow: dict[int, float]
 ) -> None:

@@ -19,9 +19,13 @@ from trainer.faults.watchdog import Report, in_words
 from trainer.logs.metrics import read_metrics
 
 SETTINGS: dict[str, Any] = {
-    "data.rows": 600, "data.split": [0.9, 0.1, 0.0], "logging.tensorboard": False,
-    "train.steps": 5000, "checkpoint.every": 10, "faults.hang_seconds": 3.0,
-}  # fmt: skip
+    "data.rows": 600,
+    "data.split": [0.9, 0.1, 0.0],
+    "logging.tensorboard": False,
+    "train.steps": 5000,
+    "checkpoint.every": 10,
+    "faults.hang_seconds": 3.0,
+}
 
 
 def _hang(rank: int, world: int, run: Path, changes: dict[str, Any]) -> None:
@@ -40,9 +44,12 @@ def _hang(rank: int, world: int, run: Path, changes: dict[str, Any]) -> None:
 
 
 def run_until_it_ends(
-    function: Callable[..., Any], world: int, run: Path, changes: dict[str, Any],
+    function: Callable[..., Any],
+    world: int,
+    run: Path,
+    changes: dict[str, Any],
     disturb: Callable[[list[int]], None] = lambda pids: None,
-) -> tuple[list[int | None], str]:  # fmt: skip
+) -> tuple[list[int | None], str]:
     """Exit codes, None for ranks that had to be killed, and what the ranks said."""
     pipes = [Pipe(duplex=False) for _ in range(world)]
     logs = [run.parent / f"rank-{rank}.log" for rank in range(world)]
@@ -62,13 +69,21 @@ def run_until_it_ends(
     return codes, "".join(log.read_text() for log in logs if log.exists())
 
 
-@pytest.mark.parametrize(("layout", "words"), [
-    ({}, r"rank 0 \(.*\): all_reduce of [\d,]+ elements of rank 0-1, waits for rank 1; step 12, "
-         r"stage 0, layer \w+\.layers\.\d"),
-    pytest.param(
-        {"parallel.pipeline": 2},
-        r"rank 0 .* rank 1.*; step 12, stage 0, layer encoder\.layers\.\d", marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [
+        (
+            {},
+            r"rank 0 \(.*\): all_reduce of [\d,]+ elements of rank 0-1, waits for rank 1; step 12, "
+            r"stage 0, layer \w+\.layers\.\d",
+        ),
+        pytest.param(
+            {"parallel.pipeline": 2},
+            r"rank 0 .* rank 1.*; step 12, stage 0, layer encoder\.layers\.\d",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
 def test_who_waits_for_whom_is_told(tmp_path: Path, layout: dict[str, Any], words: str) -> None:
     run = tmp_path / "run"
     codes, said = run_until_it_ends(_hang, 2, run, {**SETTINGS, **layout})
@@ -80,10 +95,14 @@ def test_who_waits_for_whom_is_told(tmp_path: Path, layout: dict[str, Any], word
     assert (run / "hang" / "report.txt").read_text() in said
 
 
-@pytest.mark.parametrize(("victims", "writable"), [
-    pytest.param([0], True, marks=pytest.mark.slow), ([1, 3], True),
-    pytest.param([2], False, marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("victims", "writable"),
+    [
+        pytest.param([0], True, marks=pytest.mark.slow),
+        ([1, 3], True),
+        pytest.param([2], False, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_rank_is_named(tmp_path: Path, victims: list[int], writable: bool) -> None:
     def stop(pids: list[int]) -> None:
         if not writable:
@@ -106,11 +125,16 @@ def test_words_for_a_pipeline_that_waits_in_a_row() -> None:
     def report(words: str, awaited: list[int], stage: int) -> Report:
         return Report(7, stage, f"encoder.layers.{stage}", words, awaited, "n1")
 
-    told = list(in_words(4, {
-        0: report("recv from rank 1 of 64 elements", [1], 0),
-        1: report("all_reduce of 8 elements", [1, 2], 1),
-        2: report("is in read, dataset.py:10", [], 2),
-    }))  # fmt: skip
+    told = list(
+        in_words(
+            4,
+            {
+                0: report("recv from rank 1 of 64 elements", [1], 0),
+                1: report("all_reduce of 8 elements", [1, 2], 1),
+                2: report("is in read, dataset.py:10", [], 2),
+            },
+        )
+    )
     assert told == [
         "rank 0 (n1): recv from rank 1 of 64 elements, waits for rank 1; step 7, stage 0, layer "
         "encoder.layers.0",
@@ -123,8 +147,12 @@ def test_words_for_a_pipeline_that_waits_in_a_row() -> None:
 
 def test_a_slow_disk_is_no_hang(tmp_path: Path) -> None:
     """Saves take longer than the watchdog's patience."""
-    rows = ranks.run(_slowly, 2, tmp_path / "run", {**SETTINGS, "train.steps": 4,
-                     "checkpoint.every": 2, "faults.hang_seconds": 1.0})[0]  # fmt: skip
+    rows = ranks.run(
+        _slowly,
+        2,
+        tmp_path / "run",
+        {**SETTINGS, "train.steps": 4, "checkpoint.every": 2, "faults.hang_seconds": 1.0},
+    )[0]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
 
 

@@ -98,10 +98,13 @@ def test_the_grouped_product_is_the_loop(dtype: torch.dtype) -> None:
     x = torch.randn(1024, 64, device="cuda", dtype=dtype, requires_grad=True)
     weight = torch.randn(5, 96, 64, device="cuda", dtype=dtype, requires_grad=True)
     upstream = torch.randn(1024, 96, device="cuda", dtype=dtype)
-    for ours, loop in zip(*(
-        (y, *torch.autograd.grad(y, (x, weight), upstream))
-        for y in (f(x, weight, counts) for f in (grouped_linear, looped_linear))
-    ), strict=True):  # fmt: skip
+    for ours, loop in zip(
+        *(
+            (y, *torch.autograd.grad(y, (x, weight), upstream))
+            for y in (f(x, weight, counts) for f in (grouped_linear, looped_linear))
+        ),
+        strict=True,
+    ):
         assert relative(ours, loop.double()) < LIMITS[dtype]
 
 
@@ -130,9 +133,14 @@ def peak_bytes(att_type: str, length: int, masked: bool) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-@pytest.mark.parametrize(("att_type", "low", "high"), [
-    ("standard", 3.0, 4.5), ("xformer", 1.5, 2.5), ("flash", 1.5, 2.5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("att_type", "low", "high"),
+    [
+        ("standard", 3.0, 4.5),
+        ("xformer", 1.5, 2.5),
+        ("flash", 1.5, 2.5),
+    ],
+)
 @pytest.mark.parametrize("masked", [False, True])
 def test_memory_by_length(att_type: str, low: float, high: float, masked: bool) -> None:
     peak_bytes(att_type, 512, masked)
@@ -153,8 +161,17 @@ def test_swiglu_is_the_formula_in_bf16() -> None:
 
 @pytest.mark.timeout(600)
 def test_the_demo_learns_in_bf16(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "launch", "train", "configs/demo.yaml", "--run-dir", tmp_path,
-               "parallel.pipeline=1", "train.precision=bf16"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "launch",
+        "train",
+        "configs/demo.yaml",
+        "--run-dir",
+        tmp_path,
+        "parallel.pipeline=1",
+        "train.precision=bf16",
+    ]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert (
@@ -170,8 +187,17 @@ def test_two_ranks_share_the_gpu(tmp_path: Path, layout: list[str]) -> None:
     losses = []
     for ranks, changes in ((1, []), (2, layout)):
         run = tmp_path / str(ranks)
-        command = [torchrun, "--standalone", "--nproc-per-node", str(ranks), "launch/train.py",
-                   "configs/tiny.yaml", "--run-dir", run, *changes]  # fmt: skip
+        command = [
+            torchrun,
+            "--standalone",
+            "--nproc-per-node",
+            str(ranks),
+            "launch/train.py",
+            "configs/tiny.yaml",
+            "--run-dir",
+            run,
+            *changes,
+        ]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stderr
         losses.append([row["loss"] for row in read_metrics(run / "metrics.jsonl")])

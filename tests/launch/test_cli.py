@@ -54,29 +54,37 @@ def series(tmp_path: Path) -> dict[str, Path]:
 OWN_DATA = ["data.targets=null", "data.covariates=[]", "data.rows=null", "data.calendar=[]"]
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    (["train.stepz=3"], "train.stepz: unknown key; did you mean train.steps?"),
-    (["train.steps=soon"], "train.steps: expected a whole number, got 'soon'"),
-    (["data.source={missing}", *OWN_DATA], "data.source: there is no file"),
-    (["data.source={empty}", *OWN_DATA], "is empty"),
-    (["data.source={columns}", *OWN_DATA], "has no numeric column to forecast"),
-    (["data.source={text}", *OWN_DATA], "row 6, column load: 'five' is not a number"),
-    (["data.source={unsorted}", *OWN_DATA], "sort the file by time"),
-    (["data.source={repeated}", *OWN_DATA], "repeats the row before; remove the repetition"),
-    (["data.source={short}", *OWN_DATA], "no series is long enough"),
-    (["train.micro_batch_size=3"], "train.global_batch_size: 16 = micro_batch_size 3 x"),
-    (["model.nhead=5"], "model.nhead: 5 heads do not divide d_model=32"),
-    (["parallel.pipeline=5", "--ranks", "5"],
-     "parallel.pipeline: 5 stages are more than the 4 transformer layers"),
-    (["parallel.pipeline=2"], "parallel.pipeline: 1 rank cannot form 2 pipeline stages"),
-    (["--run-dir", "/proc/run"], "--run-dir: cannot write in /proc"),
-    (["--ranks", "0"], "Invalid value for '--ranks'"),
-    (["--rank", "2"], "No such option"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.stepz=3"], "train.stepz: unknown key; did you mean train.steps?"),
+        (["train.steps=soon"], "train.steps: expected a whole number, got 'soon'"),
+        (["data.source={missing}", *OWN_DATA], "data.source: there is no file"),
+        (["data.source={empty}", *OWN_DATA], "is empty"),
+        (["data.source={columns}", *OWN_DATA], "has no numeric column to forecast"),
+        (["data.source={text}", *OWN_DATA], "row 6, column load: 'five' is not a number"),
+        (["data.source={unsorted}", *OWN_DATA], "sort the file by time"),
+        (["data.source={repeated}", *OWN_DATA], "repeats the row before; remove the repetition"),
+        (["data.source={short}", *OWN_DATA], "no series is long enough"),
+        (["train.micro_batch_size=3"], "train.global_batch_size: 16 = micro_batch_size 3 x"),
+        (["model.nhead=5"], "model.nhead: 5 heads do not divide d_model=32"),
+        (
+            ["parallel.pipeline=5", "--ranks", "5"],
+            "parallel.pipeline: 5 stages are more than the 4 transformer layers",
+        ),
+        (["parallel.pipeline=2"], "parallel.pipeline: 1 rank cannot form 2 pipeline stages"),
+        (["--run-dir", "/proc/run"], "--run-dir: cannot write in /proc"),
+        (["--ranks", "0"], "Invalid value for '--ranks'"),
+        (["--rank", "2"], "No such option"),
+    ],
+)
 def test_a_mistake_is_one_line_and_leaves_nothing(
-    overrides: list[str], message: str, series: dict[str, Path], tmp_path: Path,
+    overrides: list[str],
+    message: str,
+    series: dict[str, Path],
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     run = tmp_path / "runs" / "it"
     arguments = [
         text.format(**series) if text.startswith("data.source") else text for text in overrides
@@ -167,8 +175,9 @@ def test_plan_explains_a_layout_without_ranks(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("start", [["launch/train.py", "x.yaml"], ["-m", "launch", "show", "x"]])
 def test_a_python_without_the_dependencies_says_what_it_lacks(start: list[str]) -> None:
     python = f"{sys.base_prefix}/bin/python3"
-    done = subprocess.run([python, "-S", *start], cwd=ROOT, env={}, capture_output=True, text=True,
-                          check=False)  # fmt: skip
+    done = subprocess.run(
+        [python, "-S", *start], cwd=ROOT, env={}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert done.stderr.startswith(f"forescale: {python} has no module '")
     assert done.stderr.count("\n") == 1

@@ -15,11 +15,22 @@ from launch.cluster_environment import (
 )
 from model.errors import UserError
 
-SRUN = {"SLURM_STEP_NUM_TASKS": "11", "SLURM_STEP_TASKS_PER_NODE": "4(x2),3", "SLURM_NODEID": "2",
-        "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0",
-        "SLURM_STEP_NODELIST": "gpu[03-04,9]"}  # fmt: skip
-MPIRUN = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3",
-          "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}  # fmt: skip
+SRUN = {
+    "SLURM_STEP_NUM_TASKS": "11",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2),3",
+    "SLURM_NODEID": "2",
+    "SLURM_PROCID": "9",
+    "SLURM_LOCALID": "1",
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "gpu[03-04,9]",
+}
+MPIRUN = {
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}
 
 
 def test_ranks_over_machines_meet_at_one_port() -> None:
@@ -31,16 +42,22 @@ def test_ranks_over_machines_meet_at_one_port() -> None:
         announce(discover({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "head"}), {})
 
 
-@pytest.mark.parametrize(("variables", "expected"), [
-    ({}, (0, 0, 1, 1)),
-    ({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_SIZE": "2"}, (3, 1, 4, 2)),
-    ({"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}, (3, 3, 4, 4)),
-    (SRUN, (9, 1, 11, 3)),
-    ({**SRUN, "RANK": "1", "WORLD_SIZE": "2"}, (1, 1, 2, 2)),  # torchrun under srun
-    ({**MPIRUN, "MASTER_ADDR": "host"}, (3, 1, 4, 2)),
-    ({**SRUN, **MPIRUN, "MASTER_ADDR": "host"}, (3, 1, 4, 2)),  # mpirun in an allocation
-    ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, (0, 0, 1, 1)),  # no srun
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, (0, 0, 1, 1)),
+        ({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_SIZE": "2"}, (3, 1, 4, 2)),
+        (
+            {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"},
+            (3, 3, 4, 4),
+        ),
+        (SRUN, (9, 1, 11, 3)),
+        ({**SRUN, "RANK": "1", "WORLD_SIZE": "2"}, (1, 1, 2, 2)),  # torchrun under srun
+        ({**MPIRUN, "MASTER_ADDR": "host"}, (3, 1, 4, 2)),
+        ({**SRUN, **MPIRUN, "MASTER_ADDR": "host"}, (3, 1, 4, 2)),  # mpirun in an allocation
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, (0, 0, 1, 1)),  # no srun
+    ],
+)
 def test_a_launchers_environment_is_read(
     variables: dict[str, str], expected: tuple[int, ...]
 ) -> None:
@@ -62,20 +79,28 @@ def test_all_ranks_of_a_slurm_step_derive_one_meeting_point() -> None:
 def test_what_the_user_names_counts_more() -> None:
     environment = {"MASTER_ADDR": "head-ib0", "MASTER_PORT": "4000"}
     announce(discover(SRUN), environment)
-    assert environment == {"MASTER_ADDR": "head-ib0", "MASTER_PORT": "4000", "RANK": "9",
-                           "LOCAL_RANK": "1", "WORLD_SIZE": "11"}  # fmt: skip
+    assert environment == {
+        "MASTER_ADDR": "head-ib0",
+        "MASTER_PORT": "4000",
+        "RANK": "9",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "11",
+    }
     fresh: dict[str, str] = {}
     announce(Rendezvous(0, 0, 1, 1), fresh)
     assert fresh["MASTER_ADDR"] == "127.0.0.1" and int(fresh["MASTER_PORT"]) > 0
 
 
-@pytest.mark.parametrize(("nodes", "first"), [
-    ("node7", "node7"),
-    ("node7,node9", "node7"),
-    ("node[1-4]", "node1"),
-    ("node[01-04,07],login", "node01"),
-    ("rack[1-2]-node[01-16,20],login", "rack1-node01"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node7", "node7"),
+        ("node7,node9", "node7"),
+        ("node[1-4]", "node1"),
+        ("node[01-04,07],login", "node01"),
+        ("rack[1-2]-node[01-16,20],login", "rack1-node01"),
+    ],
+)
 def test_the_first_host_of_a_list(nodes: str, first: str) -> None:
     assert first_host(nodes) == first
 
@@ -94,12 +119,15 @@ def test_more_tasks_than_gpus_are_refused() -> None:
     assert discover({**SRUN, "SLURM_GPUS_ON_NODE": "4"}).local_world == 3
 
 
-@pytest.mark.parametrize(("name", "value", "expected"), [
-    ("RANK", "x", "RANK: expected a whole number, 0 to 1, got 'x'"),
-    ("RANK", "5", "RANK: expected a whole number, 0 to 1, got '5'"),
-    ("WORLD_SIZE", "0", "WORLD_SIZE: expected a whole number, 1 or more, got '0'"),
-    ("MASTER_PORT", "abc", "MASTER_PORT: expected a whole number, 1 to 65535, got 'abc'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("RANK", "x", "RANK: expected a whole number, 0 to 1, got 'x'"),
+        ("RANK", "5", "RANK: expected a whole number, 0 to 1, got '5'"),
+        ("WORLD_SIZE", "0", "WORLD_SIZE: expected a whole number, 1 or more, got '0'"),
+        ("MASTER_PORT", "abc", "MASTER_PORT: expected a whole number, 1 to 65535, got 'abc'"),
+    ],
+)
 def test_a_launchers_wrong_variable_is_named(name: str, value: str, expected: str) -> None:
     variables = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "29500", name: value}
     with pytest.raises(UserError) as caught:

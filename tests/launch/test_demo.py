@@ -16,8 +16,17 @@ from tests.conftest import ROOT
 @pytest.mark.timeout(900)
 def test_the_demo_forecasts_better_than_ridge_regression(tmp_path: Path) -> None:
     run = tmp_path / "demo"
-    command = [sys.executable, "-m", "launch", "train", "configs/demo.yaml", "--ranks", "2",
-               "--run-dir", run]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "launch",
+        "train",
+        "configs/demo.yaml",
+        "--ranks",
+        "2",
+        "--run-dir",
+        run,
+    ]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     summary = json.loads((run / "evaluation.json").read_text())

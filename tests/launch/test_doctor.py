@@ -20,8 +20,9 @@ def test_the_doctor_reports_every_part(
     titles = re.findall(r"^## (.+)$", said, re.MULTILINE)
     assert titles == ["machine", "versions", "devices", "attention kernels", "launchers", "network"]
     assert f"torch: {torch.__version__}" in said
-    assert re.search(r"^disk here: [\d.]+ GiB free, [\d,]+ MB/s written and synced$", said,
-                     re.MULTILINE)  # fmt: skip
+    assert re.search(
+        r"^disk here: [\d.]+ GiB free, [\d,]+ MB/s written and synced$", said, re.MULTILINE
+    )
     kernels = re.findall(r"^(?:standard|xformer|flash), \w+, \w+: (.+)$", said, re.MULTILINE)
     assert len(kernels) == 6
     assert all(re.search(r"off by \de-\d\d$", kernel) for kernel in kernels), kernels

@@ -18,15 +18,22 @@ def found(node: str, wrong: str | None = None, torch: str = "2.13") -> Finding:
     return {"node": node, "wrong": wrong, "versions": f'{{"torch": "{torch}"}}'}
 
 
-@pytest.mark.parametrize(("findings", "unfit"), [
-    ([found("a"), found("b")], {}),
-    ([found("a"), found("b", "no disk")], {"b": "no disk"}),
-    ([found("a", torch="2.9"), found("b"), found("c")],
-     {"a": "a differs from most nodes: torch is 2.9 for a and 2.13 for most nodes"}),
-    ([found("a"), found("b", torch="2.9")],
-     {"b": "b differs from most nodes: torch is 2.9 for b and 2.13 for most nodes"}),
-    ([found("a", "no disk", torch="2.9"), found("b"), found("c")], {"a": "no disk"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("findings", "unfit"),
+    [
+        ([found("a"), found("b")], {}),
+        ([found("a"), found("b", "no disk")], {"b": "no disk"}),
+        (
+            [found("a", torch="2.9"), found("b"), found("c")],
+            {"a": "a differs from most nodes: torch is 2.9 for a and 2.13 for most nodes"},
+        ),
+        (
+            [found("a"), found("b", torch="2.9")],
+            {"b": "b differs from most nodes: torch is 2.9 for b and 2.13 for most nodes"},
+        ),
+        ([found("a", "no disk", torch="2.9"), found("b"), found("c")], {"a": "no disk"}),
+    ],
+)
 def test_a_node_is_judged_by_itself_and_by_most(
     findings: list[Finding], unfit: dict[str, str]
 ) -> None:
@@ -45,14 +52,26 @@ def preflight(run: Path | str, ranks: list[int], world: int, **odd: str) -> list
     processes = []
     for rank in ranks:
         environment = {
-            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "FORESCALE_START_SECONDS": "10",
-            "SLURMD_NODENAME": f"node{rank}", **(odd if rank == ranks[-1] else {}),
-        }  # fmt: skip
-        processes.append(subprocess.Popen(
-            [sys.executable, "-m", "launch", "preflight", str(run)], cwd=ROOT, env=environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        ))  # fmt: skip
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "FORESCALE_START_SECONDS": "10",
+            "SLURMD_NODENAME": f"node{rank}",
+            **(odd if rank == ranks[-1] else {}),
+        }
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "launch", "preflight", str(run)],
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
     said = [process.communicate(timeout=60)[0] for process in processes]
     return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
 
@@ -60,8 +79,9 @@ def preflight(run: Path | str, ranks: list[int], world: int, **odd: str) -> list
 def test_fit_nodes_sum(tmp_path: Path) -> None:
     machine = os.uname().nodename
     assert preflight(tmp_path / "run", [0, 1], 2) == [
-        (0, f"preflight: {machine} can train\n"), (0, ""),
-    ]  # fmt: skip
+        (0, f"preflight: {machine} can train\n"),
+        (0, ""),
+    ]
     assert not list(tmp_path.iterdir())
 
 
@@ -74,8 +94,10 @@ def test_a_node_of_another_commit_is_unfit(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_makes_a_node_unfit() -> None:
     [(code, said)] = preflight("/proc/1/run", [0], 1)
-    assert (code, said) == (1, "unfit node0: /proc/1/run cannot be written: No such file or "
-                               "directory\n")  # fmt: skip
+    assert (code, said) == (
+        1,
+        "unfit node0: /proc/1/run cannot be written: No such file or directory\n",
+    )
 
 
 @pytest.mark.slow

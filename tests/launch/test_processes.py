@@ -60,13 +60,23 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
 
 LAUNCHERS: dict[str, list[Any]] = {
     "ranks": [BIN / "forescale", "train", "configs/tiny.yaml", "--ranks", "2"],
-    "deepspeed": [BIN / "deepspeed", "--num_accelerators", "2", "launch/train.py",
-                  "configs/tiny.yaml"],
-    "deepspeed-folder": [BIN / "deepspeed", "--num_accelerators", "2", "launch", "train",
-                         "configs/tiny.yaml"],
-    "torchrun": [BIN / "torchrun", "--nproc-per-node", "2", "launch/train.py",
-                 "configs/tiny.yaml"],
-}  # fmt: skip
+    "deepspeed": [
+        BIN / "deepspeed",
+        "--num_accelerators",
+        "2",
+        "launch/train.py",
+        "configs/tiny.yaml",
+    ],
+    "deepspeed-folder": [
+        BIN / "deepspeed",
+        "--num_accelerators",
+        "2",
+        "launch",
+        "train",
+        "configs/tiny.yaml",
+    ],
+    "torchrun": [BIN / "torchrun", "--nproc-per-node", "2", "launch/train.py", "configs/tiny.yaml"],
+}
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
@@ -87,9 +97,20 @@ def test_every_launcher_starts_the_same_run(
 
 
 def test_a_mistake_under_the_launcher_is_said_once_with_exit_code_2(tmp_path: Path) -> None:
-    ended = finished([BIN / "deepspeed", "--num_accelerators", "2", "--master_port",
-                      str(free_port()), "launch/train.py", "configs/tiny.yaml",
-                      "parallel.pipeline=3", "--run-dir", tmp_path / "run"])  # fmt: skip
+    ended = finished(
+        [
+            BIN / "deepspeed",
+            "--num_accelerators",
+            "2",
+            "--master_port",
+            str(free_port()),
+            "launch/train.py",
+            "configs/tiny.yaml",
+            "parallel.pipeline=3",
+            "--run-dir",
+            tmp_path / "run",
+        ]
+    )
     assert ended.returncode == 2
     assert ended.stderr.count("forescale: ") == 1
     assert "2 ranks" in ended.stderr and "Traceback" not in ended.stderr
@@ -99,12 +120,27 @@ def test_a_mistake_under_the_launcher_is_said_once_with_exit_code_2(tmp_path: Pa
 @pytest.fixture
 def training(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A long run on two ranks, some steps in."""
-    command = [BIN / "forescale", "train", "configs/tiny.yaml", "--ranks", "2", "--run-dir",
-               tmp_path / "run", "parallel.pipeline=2", "train.steps=300", *QUICK]  # fmt: skip
+    command = [
+        BIN / "forescale",
+        "train",
+        "configs/tiny.yaml",
+        "--ranks",
+        "2",
+        "--run-dir",
+        tmp_path / "run",
+        "parallel.pipeline=2",
+        "train.steps=300",
+        *QUICK,
+    ]
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, start_new_session=True,
-    )  # fmt: skip
+        command,
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 120
     while len(read_metrics(tmp_path / "run" / "metrics.jsonl")) < 5:
         assert time.monotonic() < deadline and process.poll() is None
@@ -125,13 +161,34 @@ def test_ctrl_c_saves_and_the_same_command_resumes(
     assert f"saved at step {steps}; the same command goes on from there" in output
     assert (run / "saved").read_text() == f"step {steps}\n" and 5 <= steps < 300
     assert "Traceback" not in output
-    again = finished([BIN / "forescale", "train", "configs/tiny.yaml", "--ranks", "2", "--run-dir",
-                      run, "parallel.pipeline=2", f"train.steps={steps + 3}", *QUICK])  # fmt: skip
+    again = finished(
+        [
+            BIN / "forescale",
+            "train",
+            "configs/tiny.yaml",
+            "--ranks",
+            "2",
+            "--run-dir",
+            run,
+            "parallel.pipeline=2",
+            f"train.steps={steps + 3}",
+            *QUICK,
+        ]
+    )
     assert again.returncode == 0, again.stdout + again.stderr
     assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == list(range(1, steps + 4))
     assert json.loads((run / "evaluation.json").read_text())["step"] == steps + 3
-    third = finished([BIN / "forescale", "train", "configs/tiny.yaml", "--run-dir", run,
-                      f"train.steps={steps + 3}", *QUICK])  # fmt: skip
+    third = finished(
+        [
+            BIN / "forescale",
+            "train",
+            "configs/tiny.yaml",
+            "--run-dir",
+            run,
+            f"train.steps={steps + 3}",
+            *QUICK,
+        ]
+    )
     assert third.returncode == 0 and "nothing is left to do" in third.stdout
 
 
@@ -151,12 +208,27 @@ def test_ranks_save_and_end_when_the_process_that_started_them_is_killed(
 
 def test_ctrl_c_ends_a_rank_that_waits_for_others(tmp_path: Path) -> None:
     waiting = subprocess.Popen(
-        [sys.executable, "launch/train.py", "configs/tiny.yaml", "--run-dir", tmp_path / "run",
-         "parallel.pipeline=2", *QUICK],
-        cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL,
-        env={**environment(), "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0",
-             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "launch/train.py",
+            "configs/tiny.yaml",
+            "--run-dir",
+            tmp_path / "run",
+            "parallel.pipeline=2",
+            *QUICK,
+        ],
+        cwd=ROOT,
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+        env={
+            **environment(),
+            "RANK": "0",
+            "WORLD_SIZE": "2",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+        },
+    )
     owner = tmp_path / "run" / ".owner"
     deadline = time.monotonic() + 60
     while not owner.exists():
@@ -170,9 +242,13 @@ def test_ctrl_c_ends_a_rank_that_waits_for_others(tmp_path: Path) -> None:
 def start_by_hand(rank: int, world: int, port: int, *settings: str) -> subprocess.Popen[str]:
     """One rank, as a launcher that is not known here would start it."""
     mine = environment() | {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "FORESCALE_START_SECONDS": "8",
-    }  # fmt: skip
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "FORESCALE_START_SECONDS": "8",
+    }
     command = [sys.executable, "launch/train.py", "configs/tiny.yaml", *QUICK, *settings]
     return subprocess.Popen(command, cwd=ROOT, env=mine, stderr=subprocess.PIPE, text=True)
 

@@ -6,11 +6,17 @@ from typing import Any
 
 Case = tuple[str, int, dict[str, Any]]
 
-AXES = {"pp": "parallel.pipeline", "tp": "parallel.tensor", "ep": "parallel.expert",
-        "zero": "parallel.zero_stage", "micro": "train.micro_batch_size",
-        "recompute": "parallel.activation_checkpointing",
-        "offload": "parallel.offload_optimizer", "batch": "train.global_batch_size",
-        "precision": "train.precision"}  # fmt: skip
+AXES = {
+    "pp": "parallel.pipeline",
+    "tp": "parallel.tensor",
+    "ep": "parallel.expert",
+    "zero": "parallel.zero_stage",
+    "micro": "train.micro_batch_size",
+    "recompute": "parallel.activation_checkpointing",
+    "offload": "parallel.offload_optimizer",
+    "batch": "train.global_batch_size",
+    "precision": "train.precision",
+}
 
 DENSE = {"use_moe": False}
 SKEWED = {"num_experts": 16, "top_k": 1, "balance_loss": 0.001}

@@ -35,19 +35,24 @@ def train_plainly(settings: Settings, steps: int) -> Trajectory:
     matrices = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": train.weight_decay},
-         {"params": others, "weight_decay": 0.0}],
-        lr=train.learning_rate, betas=(train.beta1, train.beta2), eps=train.epsilon,
-    )  # fmt: skip
+        [
+            {"params": matrices, "weight_decay": train.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=train.learning_rate,
+        betas=(train.beta1, train.beta2),
+        eps=train.epsilon,
+    )
     result = Trajectory([], [], [], {}, first)
     for step in range(1, steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(train, step)
         batch = dataset.batch(
             Split.TRAIN,
-            dataset.draw(train.seed, (step - 1) * train.global_batch_size,
-                         step * train.global_batch_size),
-        )  # fmt: skip
+            dataset.draw(
+                train.seed, (step - 1) * train.global_batch_size, step * train.global_batch_size
+            ),
+        )
         context, target = torch.from_numpy(batch.context), torch.from_numpy(batch.target)
         output = network(network.inputs(context, torch.from_numpy(batch.covariates), target))
         loss = network.loss(output, (target, context))

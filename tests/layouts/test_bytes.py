@@ -24,19 +24,26 @@ from trainer.data import Dataset
 from trainer.engine.engine import Engine
 
 KINDS = {
-    "all_reduce": (0, "tensor"), "reduce": (0, "tensor"), "send": (0, "tensor"),
-    "isend": (0, "tensor"), "all_gather_into_tensor": (1, "input_tensor"),
-    "reduce_scatter_tensor": (1, "input"), "all_to_all_single": (1, "input"),
-}  # fmt: skip
+    "all_reduce": (0, "tensor"),
+    "reduce": (0, "tensor"),
+    "send": (0, "tensor"),
+    "isend": (0, "tensor"),
+    "all_gather_into_tensor": (1, "input_tensor"),
+    "reduce_scatter_tensor": (1, "input"),
+    "all_to_all_single": (1, "input"),
+}
 """Collective -> the argument that a rank hands in."""
 
 SETTINGS: dict[str, Any] = {
-    "train.steps": 2, "train.warmup_steps": 1, "logging.tensorboard": False, "data.rows": 600,
+    "train.steps": 2,
+    "train.warmup_steps": 1,
+    "logging.tensorboard": False,
+    "data.rows": 600,
     # As if the network were large: ZeRO 3 keeps no weight from one pass to the next.
     "deepspeed.zero_optimization.stage3_param_persistence_threshold": 0,
     "deepspeed.zero_optimization.stage3_max_live_parameters": 0,
     "deepspeed.zero_optimization.stage3_max_reuse_distance": 0,
-}  # fmt: skip
+}
 
 
 def _counted(
@@ -74,27 +81,30 @@ def _counted(
     return steps[-1]
 
 
-@pytest.mark.parametrize(("name", "world", "changes"), [
-    case(2),
-    case(2, zero=2),
-    case(2, zero=3, model=DENSE),
-    case(2, precision="bf16"),
-    case(2, zero=2, precision="bf16"),
-    case(2, tp=2, ep=2, precision="bf16"),
-    case(2, tp=2, micro=16),
-    case(2, tp=2, model=CAPACITY),
-    case(2, tp=2, model=DECODER),
-    case(2, ep=2),
-    case(2, tp=2, ep=2),
-    case(2, tp=2, recompute="block"),
-    case(2, tp=2, recompute="block", model=DENSE),
-    case(2, tp=2, recompute="selective", model=CAPACITY),
-    case(2, tp=2, ep=2, recompute="selective"),
-    case(2, pp=2),
-    case(2, pp=2, model=DECODER),
-    case(4, pp=4, model=TIED),
-    case(8, pp=2, tp=2, ep=2, model=BIAS),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "world", "changes"),
+    [
+        case(2),
+        case(2, zero=2),
+        case(2, zero=3, model=DENSE),
+        case(2, precision="bf16"),
+        case(2, zero=2, precision="bf16"),
+        case(2, tp=2, ep=2, precision="bf16"),
+        case(2, tp=2, micro=16),
+        case(2, tp=2, model=CAPACITY),
+        case(2, tp=2, model=DECODER),
+        case(2, ep=2),
+        case(2, tp=2, ep=2),
+        case(2, tp=2, recompute="block"),
+        case(2, tp=2, recompute="block", model=DENSE),
+        case(2, tp=2, recompute="selective", model=CAPACITY),
+        case(2, tp=2, ep=2, recompute="selective"),
+        case(2, pp=2),
+        case(2, pp=2, model=DECODER),
+        case(4, pp=4, model=TIED),
+        case(8, pp=2, tp=2, ep=2, model=BIAS),
+    ],
+)
 def test_bytes_and_parameters_of_a_rank_are_the_formulas(
     tmp_path: Path, name: str, world: int, changes: dict[str, Any]
 ) -> None:
@@ -103,29 +113,35 @@ def test_bytes_and_parameters_of_a_rank_are_the_formulas(
     with torch.device("meta"):
         network = TimeSeriesTransformer(settings.model, Dataset(settings.data).shape)
     parallel, train = settings.parallel, settings.train
-    layout = Layout.of(world, pipeline=parallel.pipeline, tensor=parallel.tensor,
-                       expert=parallel.expert)  # fmt: skip
+    layout = Layout.of(
+        world, pipeline=parallel.pipeline, tensor=parallel.tensor, expert=parallel.expert
+    )
     work = Work(
-        layout, parallel.zero_stage, train.micro_batch_size,
+        layout,
+        parallel.zero_stage,
+        train.micro_batch_size,
         train.global_batch_size // train.micro_batch_size // layout.data,
         weight_bytes=2 if train.precision == "bf16" else 4,
         recomputed=parallel.activation_checkpointing != "none",
-    )  # fmt: skip
+    )
     costs, expected = stage_costs(network, work), traffic(network, work)
     for stage, members in enumerate(layout.stage_groups()):
         assert {counted[rank][1] for rank in members} == {costs[stage].dense + costs[stage].experts}
     sums = {
-        kind: (sum(sent.get(name, 0) for sent, _ in counted for name in names),
-               sum(len(layout.stage_groups()[0]) * stage[axis] for stage in expected
-                   for axis in axes))
+        kind: (
+            sum(sent.get(name, 0) for sent, _ in counted for name in names),
+            sum(len(layout.stage_groups()[0]) * stage[axis] for stage in expected for axis in axes),
+        )
         for kind, names, axes in (
             ("to experts", ["all_to_all_single"], ["expert"]),
             ("between stages", ["send", "isend"], ["pipeline"]),
-            ("sums and gathers",
-             ["all_reduce", "reduce", "all_gather_into_tensor", "reduce_scatter_tensor"],
-             ["tensor", "data", "tied"]),
+            (
+                "sums and gathers",
+                ["all_reduce", "reduce", "all_gather_into_tensor", "reduce_scatter_tensor"],
+                ["tensor", "data", "tied"],
+            ),
         )
-    }  # fmt: skip
+    }
     cells = [f"{seen:,} / {right:,.0f}" if right else "" for seen, right in sums.values()]
     BYTES.append(f"| {name} | {' | '.join(cells)} |")
     for kind, (seen, right) in sums.items():

@@ -20,10 +20,15 @@ from trainer.logs.metrics import Row
 SAVED, STEPS = 2, 4
 
 SETTINGS: dict[str, Any] = {
-    "train.steps": STEPS, "train.warmup_steps": 1, "train.learning_rate": 1e-3, "data.rows": 600,
+    "train.steps": STEPS,
+    "train.warmup_steps": 1,
+    "train.learning_rate": 1e-3,
+    "data.rows": 600,
     "data.split": [0.9, 0.1, 0.0],
-    "checkpoint.every": SAVED, "checkpoint.keep": 9, "logging.tensorboard": False,
-}  # fmt: skip
+    "checkpoint.every": SAVED,
+    "checkpoint.keep": 9,
+    "logging.tensorboard": False,
+}
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "one": (1, {}),
@@ -49,9 +54,22 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 
 PAIRS: list[tuple[str, str, dict[str, Any]]] = [
     # one axis at a time, there and back
-    *((a, b, {}) for layout in ("dp2", "dp2 zero2", "dp2 zero3", "dp2 offloaded", "pp2", "tp2",
-                                "ep2", "pp4", "tp4", "ep4 zero2")
-      for a, b in (("one", layout), (layout, "one, micro 16"))),
+    *(
+        (a, b, {})
+        for layout in (
+            "dp2",
+            "dp2 zero2",
+            "dp2 zero3",
+            "dp2 offloaded",
+            "pp2",
+            "tp2",
+            "ep2",
+            "pp4",
+            "tp4",
+            "ep4 zero2",
+        )
+        for a, b in (("one", layout), (layout, "one, micro 16"))
+    ),
     ("dp2", "dp2 zero3", {}),
     ("dp2 zero3", "dp2 zero2", {}),
     ("dp4 zero3", "dp2 zero3", {}),
@@ -72,7 +90,7 @@ PAIRS: list[tuple[str, str, dict[str, Any]]] = [
     ("pp4", "dp2", TIED),
     ("dp2 zero3", "pp2", TIED),
     ("pp2", "pp4", TIED),
-]  # fmt: skip
+]
 
 
 def changes(layout: str, model: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -138,16 +156,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("saved")
 
 
-@pytest.mark.parametrize(("source", "target", "model"), PAIRS,
-                         ids=[f"{a} -> {b}{' +' * bool(m)}" for a, b, m in PAIRS])  # fmt: skip
+@pytest.mark.parametrize(
+    ("source", "target", "model"), PAIRS, ids=[f"{a} -> {b}{' +' * bool(m)}" for a, b, m in PAIRS]
+)
 def test_what_one_layout_saves_another_loads_and_goes_on_with(
     tmp_path: Path, folder: Path, source: str, target: str, model: dict[str, Any]
 ) -> None:
     checkpoint, straight = saved(folder, source, tuple(model.items()))
     world, settings = changes(target, model)
     rows = ranks.run(_load, world, settings, checkpoint, tmp_path / "run")[0]
-    before, after = (everything(path) for path in (
-        checkpoint, tmp_path / "run" / "again" / checkpoint.name))  # fmt: skip
+    before, after = (
+        everything(path) for path in (checkpoint, tmp_path / "run" / "again" / checkpoint.name)
+    )
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name]), name
@@ -159,13 +179,20 @@ def test_what_one_layout_saves_another_loads_and_goes_on_with(
         assert difference < 1e-6
 
 
-@pytest.mark.parametrize(("source", "target"), [
-    ("pp2", "dp2 zero3"), pytest.param("dp2 zero2", "pp2 tp2 ep2", marks=pytest.mark.slow),
-])  # fmt: skip
-@pytest.mark.parametrize("precisions", [
-    ("fp32", "bf16"), *(pytest.param(p, marks=pytest.mark.slow)
-                        for p in (("bf16", "fp32"), ("bf16", "bf16")))
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("pp2", "dp2 zero3"),
+        pytest.param("dp2 zero2", "pp2 tp2 ep2", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize(
+    "precisions",
+    [
+        ("fp32", "bf16"),
+        *(pytest.param(p, marks=pytest.mark.slow) for p in (("bf16", "fp32"), ("bf16", "bf16"))),
+    ],
+)
 def test_weights_of_either_precision_load_into_the_other(
     tmp_path: Path, source: str, target: str, precisions: tuple[str, str]
 ) -> None:
@@ -177,8 +204,9 @@ def test_weights_of_either_precision_load_into_the_other(
     world, settings = changes(target, {})
     settings = {**settings, "train.precision": precisions[1]}
     rows = ranks.run(_load, world, settings, checkpoint, tmp_path / "run")[0]
-    before, after = (everything(path) for path in (
-        checkpoint, tmp_path / "run" / "again" / checkpoint.name))  # fmt: skip
+    before, after = (
+        everything(path) for path in (checkpoint, tmp_path / "run" / "again" / checkpoint.name)
+    )
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert all(0.0 < row["loss"] < 2.0 for row in rows)
 
@@ -200,26 +228,49 @@ def _die_at(rank: int, world: int, run: Path, settings: dict[str, Any], step: in
     train_rank(rank, world, run, settings)
 
 
-@pytest.mark.parametrize(("world", "layout"), [
-    (1, {}),
-    (2, {"parallel.pipeline": 2, "train.precision": "bf16"}),
-    pytest.param(
-        2, {"parallel.zero_stage": 3, "parallel.activation_checkpointing": "block"},
-        marks=pytest.mark.slow),
-    pytest.param(
-        4, {"parallel.tensor": 2, "parallel.expert": 4, "parallel.zero_stage": 2},
-        marks=pytest.mark.slow),
-    pytest.param(
-        4, {"parallel.pipeline": 2, "parallel.tensor": 2, "train.precision": "bf16",
-            "model.share_layers": True, "model.num_layers": 4}, marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("world", "layout"),
+    [
+        (1, {}),
+        (2, {"parallel.pipeline": 2, "train.precision": "bf16"}),
+        pytest.param(
+            2,
+            {"parallel.zero_stage": 3, "parallel.activation_checkpointing": "block"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            4,
+            {"parallel.tensor": 2, "parallel.expert": 4, "parallel.zero_stage": 2},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            4,
+            {
+                "parallel.pipeline": 2,
+                "parallel.tensor": 2,
+                "train.precision": "bf16",
+                "model.share_layers": True,
+                "model.num_layers": 4,
+            },
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
 def test_20_steps_after_a_kill_are_bit_equal(
     tmp_path: Path, world: int, layout: dict[str, Any]
 ) -> None:
     """With experts, dropout, router noise and a bias that balances; saved asynchronously."""
-    settings = {**SETTINGS, **layout, "train.steps": 28, "checkpoint.every": 4,
-                "model.dropout": 0.1, "model.attention_dropout": 0.1, "model.router_noise": 0.1,
-                "model.balance_rate": 0.05, "model.router_score": "sigmoid"}  # fmt: skip
+    settings = {
+        **SETTINGS,
+        **layout,
+        "train.steps": 28,
+        "checkpoint.every": 4,
+        "model.dropout": 0.1,
+        "model.attention_dropout": 0.1,
+        "model.router_noise": 0.1,
+        "model.balance_rate": 0.05,
+        "model.router_score": "sigmoid",
+    }
     with pytest.raises(ranks.RanksFailedError):
         ranks.run(_die_at, world, tmp_path / "cut", settings, 12)
     newest = max((tmp_path / "cut" / "checkpoints").glob("step-*"))

@@ -28,9 +28,13 @@ TOLERANCE = 1e-5
 """Relative, on losses and norms; what is reached is about 3e-7."""
 
 SETTINGS: dict[str, Any] = {
-    "train.steps": STEPS, "train.warmup_steps": 1, "train.gradient_clipping": CLIP,
-    "train.learning_rate": 1e-3, "logging.tensorboard": False, "data.rows": 600,
-}  # fmt: skip
+    "train.steps": STEPS,
+    "train.warmup_steps": 1,
+    "train.gradient_clipping": CLIP,
+    "train.learning_rate": 1e-3,
+    "logging.tensorboard": False,
+    "data.rows": 600,
+}
 
 
 @cache
@@ -49,8 +53,11 @@ def plainly(changes: dict[str, Any]) -> Trajectory:
 def distances(rows: list[Row], run: Path, plain: Trajectory) -> dict[str, float]:
     """The largest relative differences of a run to the reference."""
     found = {}
-    for quantity, right in (("loss", plain.losses), ("grad_norm", plain.grad_norms),
-                            ("aux_loss", plain.aux_losses)):  # fmt: skip
+    for quantity, right in (
+        ("loss", plain.losses),
+        ("grad_norm", plain.grad_norms),
+        ("aux_loss", plain.aux_losses),
+    ):
         pairs = zip((row[quantity] for row in rows), right, strict=True)
         found[quantity] = max((abs(a - b) / abs(b) for a, b in pairs if b), default=0.0)
     weights = {f"weights/{name}": torch.zeros_like(w) for name, w in plain.weights.items()}
@@ -75,8 +82,11 @@ def test_losses_norms_and_weights_are_those_of_plain_torch(
     # What could not fail would show nothing: clipping acts, the balance loss counts, weights move.
     assert max(plain.grad_norms) > CLIP
     assert changes.get("model.use_moe") is False or min(plain.aux_losses) > 0.0
-    moved = [float((w - plain.first_weights[n]).norm() / w.norm())
-             for n, w in plain.weights.items() if w.ndim > 1]  # fmt: skip
+    moved = [
+        float((w - plain.first_weights[n]).norm() / w.norm())
+        for n, w in plain.weights.items()
+        if w.ndim > 1
+    ]
     assert median(moved) > 0.01
     loads = [share for row in rows for k, v in row.items() if k.endswith("/load") for share in v]
     if changes.get("model.num_experts") == 16:
@@ -131,19 +141,33 @@ def test_a_broken_rule_is_seen(tmp_path: Path, broken: Callable[..., Any]) -> No
     assert max(seen["loss"], seen["grad_norm"], seen["weights"]) > 10 * TOLERANCE
 
 
-@pytest.mark.parametrize("changes", [
-    {"parallel.pipeline": 2},
-    {"parallel.tensor": 2, "parallel.expert": 4, "parallel.zero_stage": 2},
-    {"parallel.tensor": 2, "parallel.zero_stage": 3, "parallel.activation_checkpointing": "block"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parallel.pipeline": 2},
+        {"parallel.tensor": 2, "parallel.expert": 4, "parallel.zero_stage": 2},
+        {
+            "parallel.tensor": 2,
+            "parallel.zero_stage": 3,
+            "parallel.activation_checkpointing": "block",
+        },
+    ],
+)
 def test_two_runs_of_one_layout_are_bit_equal(tmp_path: Path, changes: dict[str, Any]) -> None:
-    changes = {**SETTINGS, **changes, "model.dropout": 0.1, "model.attention_dropout": 0.1,
-               "model.router_noise": 0.1}  # fmt: skip
+    changes = {
+        **SETTINGS,
+        **changes,
+        "model.dropout": 0.1,
+        "model.attention_dropout": 0.1,
+        "model.router_noise": 0.1,
+    }
     first, second = (
-        [(row["loss"], row["grad_norm"])
-         for row in ranks.run(train_rank, 4, tmp_path / name, changes)[0]]
+        [
+            (row["loss"], row["grad_norm"])
+            for row in ranks.run(train_rank, 4, tmp_path / name, changes)[0]
+        ]
         for name in ("first", "second")
-    )  # fmt: skip
+    )
     assert first == second
 
 
@@ -181,17 +205,20 @@ def _off(rows: list[Row], alone: list[Row]) -> dict[str, float]:
     return {key: max(abs(a[key] - b[key]) / b[key] for a, b in pairs) for key in BF16_TOLERANCE}
 
 
-@pytest.mark.parametrize(("name", "world", "changes"), [
-    case(1, micro=16),
-    case(2, pp=2),
-    case(2, tp=2),
-    case(2, zero=2),
-    case(2, zero=3),
-    case(2, offload="cpu"),
-    case(4, tp=2, ep=4),
-    case(4, pp=2, model=TIED),
-    case(8, pp=2, tp=2, ep=2, recompute="selective"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "world", "changes"),
+    [
+        case(1, micro=16),
+        case(2, pp=2),
+        case(2, tp=2),
+        case(2, zero=2),
+        case(2, zero=3),
+        case(2, offload="cpu"),
+        case(4, tp=2, ep=4),
+        case(4, pp=2, model=TIED),
+        case(8, pp=2, tp=2, ep=2, recompute="selective"),
+    ],
+)
 def test_bf16_differs_by_the_layout_as_one_process_by_the_order_of_its_sums(
     tmp_path: Path, name: str, world: int, changes: dict[str, Any], alone_in_bf16: list[Row]
 ) -> None:

@@ -22,8 +22,9 @@ def formula(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
     return torch.einsum("bhts,bshd->bthd", weights, v)
 
 
-def by_hand(attention: SelfAttention | CrossAttention, x: Tensor, memory: Tensor,
-            allowed: Tensor) -> Tensor:  # fmt: skip
+def by_hand(
+    attention: SelfAttention | CrossAttention, x: Tensor, memory: Tensor, allowed: Tensor
+) -> Tensor:
     """Head by head from the stored weights, in fp64."""
     x, memory = x.double(), memory.double()
     if isinstance(attention, SelfAttention):
@@ -67,9 +68,11 @@ def test_cross_attention_is_the_formula() -> None:
     mask = torch.arange(9) < torch.tensor([[9], [4]])
     allowed = mask[:, None, None, :]
     torch.testing.assert_close(
-        attention(x, memory, allowed).double(), by_hand(attention, x, memory, allowed),
-        rtol=1e-5, atol=1e-5,
-    )  # fmt: skip
+        attention(x, memory, allowed).double(),
+        by_hand(attention, x, memory, allowed),
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 def test_causal_attention_has_no_gradient_from_the_future() -> None:

@@ -18,14 +18,19 @@ from tests.formulas import attention
 TYPES = ["standard", "xformer", "flash"]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, att_type: str, strict: bool = False,
-           **how: Any) -> Tensor:  # fmt: skip
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, *, att_type: str, strict: bool = False, **how: Any
+) -> Tensor:
     choice = choose_for(q, k, att_type=att_type, strict=strict, **how)
     return backends.attend(choice.kernel, q, k, v, **how)
 
 
-def tensors(length: int = 200, kv_heads: int = 4, dtype: torch.dtype = torch.float32,
-            keys: int | None = None) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def tensors(
+    length: int = 200,
+    kv_heads: int = 4,
+    dtype: torch.dtype = torch.float32,
+    keys: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     q = torch.randn(2, 4, length, 16, dtype=dtype)
     k, v = (torch.randn(2, kv_heads, keys or length, 16, dtype=dtype) for _ in range(2))
     return q, k, v
@@ -42,8 +47,11 @@ def masks(length: int) -> dict[str, Tensor | None]:
     return {"none": None, "padded": padded, "left": left, "nothing": nothing, "full": full}
 
 
-CASES = list(itertools.product(TYPES, ["none", "padded", "left", "nothing", "full"],
-                               [False, True], [4, 2, 1]))  # fmt: skip
+CASES = list(
+    itertools.product(
+        TYPES, ["none", "padded", "left", "nothing", "full"], [False, True], [4, 2, 1]
+    )
+)
 
 
 @pytest.mark.parametrize(("att_type", "mask", "is_causal", "kv_heads"), CASES)
@@ -128,8 +136,15 @@ def test_the_future_does_not_reach_the_past(att_type: str) -> None:
 
 
 def call(**changes: object) -> Call:
-    plain = {"device": "cpu", "dtype": torch.float32, "head_dim": 16, "grouped": False,
-             "mask": "none", "is_causal": False, "dropout": False}  # fmt: skip
+    plain = {
+        "device": "cpu",
+        "dtype": torch.float32,
+        "head_dim": 16,
+        "grouped": False,
+        "mask": "none",
+        "is_causal": False,
+        "dropout": False,
+    }
     return Call(**{**plain, **changes})  # type: ignore[arg-type]
 
 
@@ -145,11 +160,21 @@ def test_a_choice_tells_why_the_better_kernels_were_not_taken() -> None:
 def test_linear_memory_is_never_given_up() -> None:
     """No call makes flash or xformer fall back to the quadratic formula."""
     for device, mask, causal, dropout, grouped, dtype in itertools.product(
-        ["cpu", "cuda", "mps"], ["none", "keys", "full"], [False, True], [False, True],
-        [False, True], [torch.float32, torch.bfloat16, torch.float64],
-    ):  # fmt: skip
-        asked = call(device=device, mask=mask, is_causal=causal, dropout=dropout,
-                     grouped=grouped, dtype=dtype)  # fmt: skip
+        ["cpu", "cuda", "mps"],
+        ["none", "keys", "full"],
+        [False, True],
+        [False, True],
+        [False, True],
+        [torch.float32, torch.bfloat16, torch.float64],
+    ):
+        asked = call(
+            device=device,
+            mask=mask,
+            is_causal=causal,
+            dropout=dropout,
+            grouped=grouped,
+            dtype=dtype,
+        )
         for att_type in ("flash", "xformer"):
             assert choose(att_type, asked).kernel.name != "formula"
 

@@ -13,8 +13,16 @@ SHAPE = SeriesShape(context_length=32, prediction_length=8, channels=2, covariat
 
 
 def network(**changes: object) -> TimeSeriesTransformer:
-    config = {"d_model": 32, "nhead": 2, "num_layers": 2, "dim_feedforward": 96, "use_moe": True,
-              "num_experts": 4, "patch_length": 8, **changes}  # fmt: skip
+    config = {
+        "d_model": 32,
+        "nhead": 2,
+        "num_layers": 2,
+        "dim_feedforward": 96,
+        "use_moe": True,
+        "num_experts": 4,
+        "patch_length": 8,
+        **changes,
+    }
     result = TimeSeriesTransformer(ModelConfig.model_validate(config), SHAPE)
     initialise(result, 7)
     return result

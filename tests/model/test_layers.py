@@ -29,9 +29,14 @@ def config(**changes: object) -> TransformerConfig:
 
 
 @pytest.mark.parametrize("removes", [False, True], ids=["rms", "adaptive"])
-@pytest.mark.parametrize(("dtype", "limit"), [
-    (torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 2e-2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "limit"),
+    [
+        (torch.float64, 1e-12),
+        (torch.float32, 2e-6),
+        (torch.bfloat16, 2e-2),
+    ],
+)
 @pytest.mark.parametrize("shape", [(3, 5, 16), (300, 512), (0, 16)])
 def test_norms_and_their_gradients_are_the_formula(
     removes: bool, dtype: torch.dtype, limit: float, shape: tuple[int, ...]
@@ -85,9 +90,15 @@ def test_gated_swish_has_true_gradients() -> None:
     torch.testing.assert_close(gated_swish(x), F.silu(x[:, :4]) * x[:, 4:])
 
 
-@pytest.mark.parametrize(("activation", "function"), [
-    (None, F.gelu), ("gelu", F.gelu), ("relu", F.relu), ("swish", F.silu),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("activation", "function"),
+    [
+        (None, F.gelu),
+        ("gelu", F.gelu),
+        ("relu", F.relu),
+        ("swish", F.silu),
+    ],
+)
 def test_mlp_activations(activation: str | None, function: object) -> None:
     layer = MLP(config(use_swiglu=False, activation=activation))
     initialise(layer, 0)

@@ -16,9 +16,16 @@ from model.router import balance_loss
 
 def mixture(**changes: object) -> MixtureOfExperts:
     config = TransformerConfig.model_validate(
-        {"d_model": 16, "nhead": 2, "dim_feedforward": 96, "use_moe": True, "num_experts": 5,
-         "top_k": 2, **changes}
-    )  # fmt: skip
+        {
+            "d_model": 16,
+            "nhead": 2,
+            "dim_feedforward": 96,
+            "use_moe": True,
+            "num_experts": 5,
+            "top_k": 2,
+            **changes,
+        }
+    )
     result = MixtureOfExperts(config)
     initialise(result, 0)
     return result

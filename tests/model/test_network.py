@@ -14,8 +14,16 @@ from model.init import initialise
 from model.network import TimeSeriesTransformer, instance_statistics
 
 SHAPE = SeriesShape(context_length=40, prediction_length=12, channels=3, covariates=2)
-CONFIG = {"d_model": 32, "nhead": 4, "num_layers": 1, "dim_feedforward": 96, "dropout": 0.0,
-          "patch_length": 8, "use_moe": True, "num_experts": 4}  # fmt: skip
+CONFIG = {
+    "d_model": 32,
+    "nhead": 4,
+    "num_layers": 1,
+    "dim_feedforward": 96,
+    "dropout": 0.0,
+    "patch_length": 8,
+    "use_moe": True,
+    "num_experts": 4,
+}
 
 
 def network(shape: SeriesShape = SHAPE, **changes: object) -> TimeSeriesTransformer:
@@ -151,8 +159,12 @@ def test_forward_is_the_loop_over_layers_and_each_parameter_is_in_one() -> None:
     for layer in net.layers():
         state = layer.run(state)
     assert torch.equal(net(given), state)
-    named = {f"{m}.{p}" for layer in net.layers() for m in layer.modules
-             for p, _ in net.get_submodule(m).named_parameters()}  # fmt: skip
+    named = {
+        f"{m}.{p}"
+        for layer in net.layers()
+        for m in layer.modules
+        for p, _ in net.get_submodule(m).named_parameters()
+    }
     assert named == {name for name, _ in net.named_parameters()}
 
 

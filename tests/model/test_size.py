@@ -20,26 +20,41 @@ def random_configuration(seed: int) -> tuple[ModelConfig, SeriesShape]:
     architecture = draw.choice(["encoder", "decoder", "encoder_decoder"])
     kinds = ["standard", "xformer", "flash"] + ["frequency"] * (architecture != "decoder")
     config = ModelConfig(
-        d_model=8 * heads, nhead=heads, num_kv_heads=draw.choice([None, 1, 2]),
-        num_layers=draw.randint(1, 3), num_decoder_layers=draw.choice([None, 1, 2]),
-        dim_feedforward=draw.choice([32, 100, 200]), use_swiglu=swiglu,
+        d_model=8 * heads,
+        nhead=heads,
+        num_kv_heads=draw.choice([None, 1, 2]),
+        num_layers=draw.randint(1, 3),
+        num_decoder_layers=draw.choice([None, 1, 2]),
+        dim_feedforward=draw.choice([32, 100, 200]),
+        use_swiglu=swiglu,
         activation=None if swiglu else draw.choice([None, "relu"]),
-        att_type=draw.choice(kinds), decoder_att_type=draw.choice([None, "standard"]),
-        freq_modes=draw.randint(1, 6), use_adaptive_ln=draw.choice(["layer", "rms", "adaptive"]),
-        norm_strategy=draw.choice(["pre_norm", "post_norm"]), share_layers=draw.random() < 0.3,
+        att_type=draw.choice(kinds),
+        decoder_att_type=draw.choice([None, "standard"]),
+        freq_modes=draw.randint(1, 6),
+        use_adaptive_ln=draw.choice(["layer", "rms", "adaptive"]),
+        norm_strategy=draw.choice(["pre_norm", "post_norm"]),
+        share_layers=draw.random() < 0.3,
         use_final_norm=draw.random() < 0.7,
         position=draw.choice(["sinusoidal", "learned", "rotary"]),
-        max_seq_len=64, use_moe=draw.random() < 0.5, num_experts=draw.randint(2, 5),
-        shared_expert=draw.random() < 0.5, balance_rate=draw.choice([0.0, 0.1]),
-        architecture=architecture, patch_length=draw.randint(1, 7), channels=channels,
+        max_seq_len=64,
+        use_moe=draw.random() < 0.5,
+        num_experts=draw.randint(2, 5),
+        shared_expert=draw.random() < 0.5,
+        balance_rate=draw.choice([0.0, 0.1]),
+        architecture=architecture,
+        patch_length=draw.randint(1, 7),
+        channels=channels,
         channel_embedding=channels == "independent" and draw.random() < 0.5,
         loss=draw.choice(["mse", "mae", "huber", "quantile", "student_t"]),
         quantiles=[0.1, 0.5, 0.9],
-    )  # fmt: skip
+    )
     shape = SeriesShape(
-        draw.randint(8, 30), draw.randint(1, 12), draw.randint(1, 4), draw.randint(0, 3),
+        draw.randint(8, 30),
+        draw.randint(1, 12),
+        draw.randint(1, 4),
+        draw.randint(0, 3),
         draw.choice([(), (24, 7)]),
-    )  # fmt: skip
+    )
     return config, shape
 
 

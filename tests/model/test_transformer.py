@@ -24,17 +24,32 @@ SMALL: dict[str, Any] = {"d_model": 24, "nhead": 4, "num_layers": 2, "dim_feedfo
 
 def test_the_calls_of_the_specification() -> None:
     encoder = TransformerEncoder(
-        input_size=7, d_model=512, nhead=8, num_layers=1, att_type="xformer", use_swiglu=True,
-        norm_strategy="pre_norm", use_adaptive_ln="rms", use_gradient_checkpointing=True,
-    )  # fmt: skip
-    TransformerDecoder(
-        input_size=7, output_size=1, d_model=1024, num_layers=1, nhead=16, dim_feedforward=256,
+        input_size=7,
+        d_model=512,
+        nhead=8,
+        num_layers=1,
+        att_type="xformer",
+        use_swiglu=True,
+        norm_strategy="pre_norm",
+        use_adaptive_ln="rms",
         use_gradient_checkpointing=True,
-    )  # fmt: skip
+    )
+    TransformerDecoder(
+        input_size=7,
+        output_size=1,
+        d_model=1024,
+        num_layers=1,
+        nhead=16,
+        dim_feedforward=256,
+        use_gradient_checkpointing=True,
+    )
     model = TransformerDecoder(
-        input_size=10, output_size=5, share_layers=True, use_final_norm=False,
+        input_size=10,
+        output_size=5,
+        share_layers=True,
+        use_final_norm=False,
         use_gradient_checkpointing=False,
-    )  # fmt: skip
+    )
     memory = encoder(torch.randn(2, 96, 7))
     assert memory.shape == (2, 96, 512)
     token, state = torch.randn(2, 1, 10), {}
@@ -47,15 +62,23 @@ def test_the_calls_of_the_specification() -> None:
 
 
 OPTIONS = [
-    {}, {"att_type": "flash"}, {"att_type": "xformer", "num_kv_heads": 2},
-    {"att_type": "frequency", "freq_modes": 4}, {"norm_strategy": "post_norm"},
-    {"use_adaptive_ln": "rms"}, {"use_adaptive_ln": "adaptive"}, {"use_adaptive_ln": nn.LayerNorm},
-    {"use_swiglu": False, "activation": "relu"}, {"share_layers": True}, {"position": "learned"},
-    {"position": "rotary"}, {"use_moe": True, "num_experts": 4},
+    {},
+    {"att_type": "flash"},
+    {"att_type": "xformer", "num_kv_heads": 2},
+    {"att_type": "frequency", "freq_modes": 4},
+    {"norm_strategy": "post_norm"},
+    {"use_adaptive_ln": "rms"},
+    {"use_adaptive_ln": "adaptive"},
+    {"use_adaptive_ln": nn.LayerNorm},
+    {"use_swiglu": False, "activation": "relu"},
+    {"share_layers": True},
+    {"position": "learned"},
+    {"position": "rotary"},
+    {"use_moe": True, "num_experts": 4},
     {"use_moe": True, "num_experts": 4, "capacity_factor": 1.0, "shared_expert": True},
     {"use_moe": True, "router_score": "sigmoid", "balance_rate": 0.1, "z_loss": 0.01},
     {"use_final_norm": False, "drop_path": 0.2, "attention_dropout": 0.1},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -154,9 +177,14 @@ def test_gradient_checkpointing_changes_no_bit_of_the_gradients() -> None:
     for checkpointed in (False, True):
         torch.manual_seed(5)
         encoder = TransformerEncoder(
-            3, **SMALL, dropout=0.2, attention_dropout=0.1, drop_path=0.1, use_moe=True,
+            3,
+            **SMALL,
+            dropout=0.2,
+            attention_dropout=0.1,
+            drop_path=0.1,
+            use_moe=True,
             use_gradient_checkpointing=checkpointed,
-        )  # fmt: skip
+        )
         torch.manual_seed(6)
         encoder(torch.randn(4, 15, 3)).square().sum().backward()
         gradients.append([p.grad for p in encoder.parameters() if p.grad is not None])
@@ -168,9 +196,15 @@ def test_shared_layers_are_one_set_of_weights() -> None:
     shared = TransformerEncoder(3, **{**SMALL, "num_layers": 5}, share_layers=True)
     single = TransformerEncoder(3, **{**SMALL, "num_layers": 1})
     assert {n for n, _ in shared.named_parameters()} == {n for n, _ in single.named_parameters()}
-    single.load_state_dict({n: p for n, p in shared.state_dict().items() if ".layers.0." in n
-                            or (".layers." not in n and "layers." not in n)
-                            or n.startswith("layers.0.")})  # fmt: skip
+    single.load_state_dict(
+        {
+            n: p
+            for n, p in shared.state_dict().items()
+            if ".layers.0." in n
+            or (".layers." not in n and "layers." not in n)
+            or n.startswith("layers.0.")
+        }
+    )
     shared.eval()
     x = torch.randn(2, 8, 3)
     h = shared.positions(shared.input_projection(x))
@@ -216,16 +250,22 @@ def test_time_features_are_embedded() -> None:
         TransformerEncoder(3, **SMALL)(x, time_features=hours)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"att_type": "flsh"}, r"att_type: expected one of .* \(did you mean flash\?\), got 'flsh'"),
-    ({"activation": "gulu", "use_swiglu": False}, r"did you mean gelu\?"),
-    ({"use_adaptive_ln": "rmz"}, r"use_adaptive_ln: expected one of .*did you mean rms\?"),
-    ({"activation": "relu"}, r"activation: relu needs use_swiglu: false"),
-    ({"use_moe": True, "num_experts": 2, "top_k": 3}, "top_k: 3 exceeds num_experts=2"),
-    ({"nhead": 5}, "nhead: 5 heads do not divide d_model=24"),
-    ({"n_head": 5}, r"n_head: no such argument; did you mean nhead\?"),
-    ({"zzz": 5}, "zzz: no such argument; there are d_model, nhead"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"att_type": "flsh"},
+            r"att_type: expected one of .* \(did you mean flash\?\), got 'flsh'",
+        ),
+        ({"activation": "gulu", "use_swiglu": False}, r"did you mean gelu\?"),
+        ({"use_adaptive_ln": "rmz"}, r"use_adaptive_ln: expected one of .*did you mean rms\?"),
+        ({"activation": "relu"}, r"activation: relu needs use_swiglu: false"),
+        ({"use_moe": True, "num_experts": 2, "top_k": 3}, "top_k: 3 exceeds num_experts=2"),
+        ({"nhead": 5}, "nhead: 5 heads do not divide d_model=24"),
+        ({"n_head": 5}, r"n_head: no such argument; did you mean nhead\?"),
+        ({"zzz": 5}, "zzz: no such argument; there are d_model, nhead"),
+    ],
+)
 def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         TransformerEncoder(3, **{**SMALL, **options})
@@ -285,10 +325,15 @@ def test_a_norm_callable_must_make_a_module() -> None:
         EncoderLayer(config)
 
 
-@pytest.mark.parametrize("norm", [
-    nn.RMSNorm, nn.LayerNorm, lambda d: Scaled(d),
-    lambda d: Rowwise(functools.partial(nn.GroupNorm, 1), d),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.RMSNorm,
+        nn.LayerNorm,
+        lambda d: Scaled(d),
+        lambda d: Rowwise(functools.partial(nn.GroupNorm, 1), d),
+    ],
+)
 def test_any_module_can_be_the_norm(norm: Any) -> None:
     encoder = TransformerEncoder(3, use_adaptive_ln=norm, **SMALL)
     y = encoder(torch.randn(2, 5, 3))
@@ -317,9 +362,15 @@ class Rowwise(nn.Module):
         return self.norm(x.flatten(0, 1)).view_as(x)
 
 
-@pytest.mark.parametrize("values", [
-    [[[24.0, 0.0]]], [[[0.0, -1.0]]], [[[3.5, 0.0]]], [[[1.0]]],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "values",
+    [
+        [[[24.0, 0.0]]],
+        [[[0.0, -1.0]]],
+        [[[3.5, 0.0]]],
+        [[[1.0]]],
+    ],
+)
 def test_wrong_time_features_are_named(values: list[Any]) -> None:
     encoder = TransformerEncoder(3, **SMALL, time_feature_sizes=(24, 7))
     with pytest.raises(UserError, match="time_features: "):
@@ -332,18 +383,23 @@ def test_wrong_time_features_are_named(values: list[Any]) -> None:
 def test_what_lies_under_padding_does_not_matter(att_type: str) -> None:
     encoder = TransformerEncoder(3, **SMALL, att_type=att_type).eval()
     x, padding = torch.randn(2, 9, 3), torch.arange(9).expand(2, 9) >= 6
-    answers = [encoder(x.masked_fill(padding.unsqueeze(-1), fill), padding)[:, :6]
-               for fill in (0.0, float("nan"))]  # fmt: skip
+    answers = [
+        encoder(x.masked_fill(padding.unsqueeze(-1), fill), padding)[:, :6]
+        for fill in (0.0, float("nan"))
+    ]
     assert torch.equal(*answers)
     if att_type == "frequency":
         return
     decoder = TransformerDecoder(3, 1, **SMALL, att_type=att_type).eval()
     memory = torch.randn(2, 9, SMALL["d_model"])
     answers = [
-        decoder(x.nan_to_num(), memory.masked_fill(padding.unsqueeze(-1), fill),
-                memory_key_padding_mask=padding)
+        decoder(
+            x.nan_to_num(),
+            memory.masked_fill(padding.unsqueeze(-1), fill),
+            memory_key_padding_mask=padding,
+        )
         for fill in (0.0, float("nan"))
-    ]  # fmt: skip
+    ]
     assert torch.equal(*answers)
 
 
@@ -354,10 +410,12 @@ def test_a_state_of_plain_dicts_goes_on() -> None:
     for t in range(2):
         _, state = decoder.forward_one_step(x[:, t : t + 1], memory, state)
     order = torch.tensor([1, 0])
-    turned = {"layers": [
-        {name: {k: v[order] for k, v in held.items()} for name, held in layer.items()}
-        for layer in state["layers"]
-    ]}  # fmt: skip
+    turned = {
+        "layers": [
+            {name: {k: v[order] for k, v in held.items()} for name, held in layer.items()}
+            for layer in state["layers"]
+        ]
+    }
     y, _ = decoder.forward_one_step(x[order, 2:3], memory[order], turned)
     torch.testing.assert_close(y, decoder(x[order, :3], memory[order])[:, 2:3])
 

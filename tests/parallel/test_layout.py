@@ -20,15 +20,18 @@ def test_every_rank_has_one_place_and_is_once_in_each_kind_of_group(layout: Layo
     places = [layout.coordinates(rank) for rank in range(layout.world)]
     assert len({(at.pipeline, at.data, at.tensor) for at in places}) == layout.world
     for groups, size in (
-        (layout.tensor_groups(), layout.tensor), (layout.data_groups(), layout.data),
-        (layout.expert_groups(), layout.expert), (layout.stage_groups(), layout.stage),
+        (layout.tensor_groups(), layout.tensor),
+        (layout.data_groups(), layout.data),
+        (layout.expert_groups(), layout.expert),
+        (layout.stage_groups(), layout.stage),
         (layout.replica_groups(), layout.pipeline * layout.tensor),
-    ):  # fmt: skip
+    ):
         assert sorted(itertools.chain(*groups)) == list(range(layout.world))
         assert {len(group) for group in groups} == {size}
     for group in layout.tensor_groups():
         assert {(places[r].pipeline, places[r].data) for r in group} == {
-            (places[group[0]].pipeline, places[group[0]].data)}  # fmt: skip
+            (places[group[0]].pipeline, places[group[0]].data)
+        }
     for group in layout.data_groups():
         assert len({(places[r].pipeline, places[r].tensor) for r in group}) == 1
     for group in layout.expert_groups():
@@ -42,9 +45,13 @@ def test_tensor_ranks_are_neighbours_and_stages_lie_apart() -> None:
     assert layout.coordinates(13) == Coordinates(pipeline=1, data=1, tensor=1, expert=5)
 
 
-@pytest.mark.parametrize(("world", "axes"), [
-    (8, {"pipeline": 3, "tensor": 2}), (6, {"pipeline": 1, "expert": 4}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("world", "axes"),
+    [
+        (8, {"pipeline": 3, "tensor": 2}),
+        (6, {"pipeline": 1, "expert": 4}),
+    ],
+)
 def test_axes_that_do_not_divide_are_no_layout(world: int, axes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="does not divide"):
         Layout.of(world, **axes)

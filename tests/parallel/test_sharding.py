@@ -18,10 +18,14 @@ SHAPE = SeriesShape(96, 32, channels=2, covariates=1, calendar=(24, 7))
 SMALL = {"d_model": 32, "nhead": 4, "num_layers": 2, "dim_feedforward": 96}
 NETWORKS: list[dict[str, Any]] = [
     {"use_moe": True, "shared_expert": True, "position": "learned", "balance_rate": 0.1},
-    {"architecture": "encoder", "att_type": "frequency", "use_adaptive_ln": "adaptive",
-     "channel_embedding": True},
+    {
+        "architecture": "encoder",
+        "att_type": "frequency",
+        "use_adaptive_ln": "adaptive",
+        "channel_embedding": True,
+    },
     {"architecture": "decoder", "use_moe": True, "use_swiglu": False, "num_kv_heads": 2},
-]  # fmt: skip
+]
 
 
 def network(changes: dict[str, Any]) -> TimeSeriesTransformer:

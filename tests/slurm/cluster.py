@@ -122,8 +122,11 @@ class Cluster:
             if any(self.folder.iterdir()) and not (self.folder / RECORD).exists():
                 raise FileExistsError(f"{self.folder} holds other files; choose an empty folder")
             shutil.rmtree(self.folder)
-        for name in ("state", "munge", *(f"{n}/{part}" for n in self.names
-                                         for part in ("spool", "tmp"))):  # fmt: skip
+        for name in (
+            "state",
+            "munge",
+            *(f"{n}/{part}" for n in self.names for part in ("spool", "tmp")),
+        ):
             (self.folder / name).mkdir(parents=True)
         self._configure()
         self._start_munge()
@@ -149,8 +152,22 @@ class Cluster:
             'hostname "$1" && mount --bind "$2" /etc/hosts && mount -t tmpfs none /dev/shm '
             '&& exec slurmd -D -N "$1"'
         )
-        self._spawn(name, ["unshare", "--uts", "--mount", "--propagation", "private", "sh", "-c",
-                           script, "sh", name, str(hosts)])  # fmt: skip
+        self._spawn(
+            name,
+            [
+                "unshare",
+                "--uts",
+                "--mount",
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                script,
+                "sh",
+                name,
+                str(hosts),
+            ],
+        )
         here = _namespace(os.getpid())
         self.wait(lambda: _namespace(self.daemons[name]) not in (None, here), "a node's namespace")
         self.namespaces.append(str(_namespace(self.daemons[name])))
@@ -167,8 +184,14 @@ class Cluster:
     # Jobs
 
     def run(self, *command: str, check: bool = True, timeout: float = 60) -> str:
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True,
-                              timeout=timeout, check=False)  # fmt: skip
+        done = subprocess.run(
+            command,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
         if check and done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
         return done.stdout
@@ -204,8 +227,11 @@ class Cluster:
 
     def script(self, job: str) -> list[int]:
         """The processes of a job's batch script: the shell, and what it does in the background."""
-        return [p.pid for p in _processes() if f"/job{job:0>5}/slurm_script" in p.command
-                and str(self.folder) in p.command]  # fmt: skip
+        return [
+            p.pid
+            for p in _processes()
+            if f"/job{job:0>5}/slurm_script" in p.command and str(self.folder) in p.command
+        ]
 
     # Daemons
 
@@ -237,18 +263,31 @@ class Cluster:
         key = folder / "key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
-        self._spawn("munged", [
-            "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/socket",
-            f"--pid-file={folder}/pid", f"--log-file={folder}/log", f"--seed-file={folder}/seed",
-        ])  # fmt: skip
+        self._spawn(
+            "munged",
+            [
+                "munged",
+                "--foreground",
+                "--force",
+                f"--key-file={key}",
+                f"--socket={folder}/socket",
+                f"--pid-file={folder}/pid",
+                f"--log-file={folder}/log",
+                f"--seed-file={folder}/seed",
+            ],
+        )
         self.wait((folder / "socket").exists, "munged")
 
     def _spawn(self, name: str, command: Sequence[str]) -> None:
         with open(self.folder / f"{name}.out", "ab") as out:
             process = subprocess.Popen(
-                command, env=self.environment, stdout=out, stderr=out, start_new_session=True,
+                command,
+                env=self.environment,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
                 stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+            )
         self.daemons[name] = process.pid
         self._record()
 

@@ -98,13 +98,30 @@ def submit(idle: Cluster, tmp_path: Path) -> Callable[..., Job]:
         run = tmp_path / "run"
         exported = {"OMP_NUM_THREADS": "1", "FORESCALE_PREFLIGHT": "no", **variables}
         command = [
-            "sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1",
-            f"--output={tmp_path}/job.log", f"--chdir={ROOT}",
-            "--export=ALL," + ",".join(f"{k}={v}" for k, v in exported.items()), *flags,
-            "slurm/train_large.sh", "configs/tiny.yaml", f"--run-dir={run}", *QUICK, *settings,
-        ]  # fmt: skip
-        done = subprocess.run(command, cwd=ROOT, env=idle.environment, capture_output=True,
-                              text=True, timeout=60, check=False)  # fmt: skip
+            "sbatch",
+            "--parsable",
+            "--nodes=2",
+            "--ntasks-per-node=2",
+            "--cpus-per-task=1",
+            f"--output={tmp_path}/job.log",
+            f"--chdir={ROOT}",
+            "--export=ALL," + ",".join(f"{k}={v}" for k, v in exported.items()),
+            *flags,
+            "slurm/train_large.sh",
+            "configs/tiny.yaml",
+            f"--run-dir={run}",
+            *QUICK,
+            *settings,
+        ]
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=idle.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         return Job(idle, done.stdout.strip(), run, tmp_path / "job.log")
 

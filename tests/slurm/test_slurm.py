@@ -26,8 +26,12 @@ from trainer.logs.metrics import Row, read_metrics
 Submit = Callable[..., Job]
 
 STEPS = 300
-LONG = (f"train.steps={STEPS}", "checkpoint.every=10", "model.dropout=0.1",
-        "faults.hang_seconds=5.0")  # fmt: skip
+LONG = (
+    f"train.steps={STEPS}",
+    "checkpoint.every=10",
+    "model.dropout=0.1",
+    "faults.hang_seconds=5.0",
+)
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -51,17 +55,23 @@ def test_a_job_trains_on_all_its_nodes(submit: Submit) -> None:
     assert "preflight: node1, node2 can train" in job.said()
     assert re.search(
         r"0: the ranks have met at node1:2\d{4}\n0: machine  ranks  stages\n"
-        r"0: node1    0-1    0\n0: node2    2-3    0\n", job.said(),
-    )  # fmt: skip
+        r"0: node1    0-1    0\n0: node2    2-3    0\n",
+        job.said(),
+    )
     assert [row["step"] for row in job.rows()] == [1, 2, 3]
     assert job.starts() == 1
 
 
 @pytest.mark.slow
 def test_sixteen_ranks_on_two_nodes(submit: Submit) -> None:
-    job = submit("train.steps=5", "train.micro_batch_size=1", "parallel.tensor=2",
-                 "parallel.pipeline=2", flags=("--ntasks-per-node=8",),
-                 FORESCALE_PREFLIGHT="yes")  # fmt: skip
+    job = submit(
+        "train.steps=5",
+        "train.micro_batch_size=1",
+        "parallel.tensor=2",
+        "parallel.pipeline=2",
+        flags=("--ntasks-per-node=8",),
+        FORESCALE_PREFLIGHT="yes",
+    )
     note_time("submit to first step, 2 x 8 ranks", job.wait_for_step(1, 300))
     job.wait_until_done(300)
 
@@ -70,8 +80,9 @@ def test_sixteen_ranks_on_two_nodes(submit: Submit) -> None:
 def test_a_time_limit_saves_requeues_and_finishes(submit: Submit) -> None:
     """No step is lost at the signal, which Slurm sends up to a minute early."""
     steps = 1500
-    job = submit(f"train.steps={steps}", "checkpoint.every=10000",
-                 flags=("--time=30", "--signal=USR1@90"))  # fmt: skip
+    job = submit(
+        f"train.steps={steps}", "checkpoint.every=10000", flags=("--time=30", "--signal=USR1@90")
+    )
     minutes = int(job.wait_for_step(1)) // 60 + 2
     job.limit(minutes)
     job.wait(lambda: (job.run / "saved").exists(), "the signal", 90)
@@ -103,8 +114,15 @@ def test_a_signal_before_the_first_step_is_heeded(submit: Submit) -> None:
 def test_a_preempted_job_comes_back(submit: Submit, undisturbed: list[Row]) -> None:
     job = submit(*LONG)
     job.wait_for_step(50)
-    job.cluster.run("sbatch", "--partition=urgent", "--nodes=4", "--exclusive", "--time=1",
-                    "--output=/dev/null", "--wrap=sleep 3")  # fmt: skip
+    job.cluster.run(
+        "sbatch",
+        "--partition=urgent",
+        "--nodes=4",
+        "--exclusive",
+        "--time=1",
+        "--output=/dev/null",
+        "--wrap=sleep 3",
+    )
     job.wait(lambda: (job.run / "saved").exists(), "the signal", 60)
     step = len(job.rows())
     note_time("preempted to training again", job.wait_for_step(step + 1))
@@ -293,8 +311,12 @@ def test_a_signal_to_the_script_reaches_the_ranks(submit: Submit, undisturbed: l
 
 @pytest.mark.slow
 def test_a_failure_without_requeue_is_a_failed_job(submit: Submit) -> None:
-    job = submit("train.learning_rate=1e30", "train.warmup_steps=0", "train.steps=100",
-                 FORESCALE_REQUEUE="no")  # fmt: skip
+    job = submit(
+        "train.learning_rate=1e30",
+        "train.warmup_steps=0",
+        "train.steps=100",
+        FORESCALE_REQUEUE="no",
+    )
     job.wait(lambda: job.facts().get("JobState") == "FAILED", "the end")
     assert "the same command goes on from there" in job.said() and job.starts() == 1
 
@@ -337,10 +359,13 @@ def test_a_job_array_goes_on_where_requeue_is_forbidden(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("settings", "flags", "message"), [
-    (("parallel.pipeline=3",), (), r"parallel\.pipeline: .*3"),
-    (("train.stepz=3",), (), r"did you mean train\.steps"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "flags", "message"),
+    [
+        (("parallel.pipeline=3",), (), r"parallel\.pipeline: .*3"),
+        (("train.stepz=3",), (), r"did you mean train\.steps"),
+    ],
+)
 def test_what_cannot_be_is_refused_once(
     submit: Submit, settings: tuple[str, ...], flags: tuple[str, ...], message: str
 ) -> None:
@@ -360,23 +385,57 @@ def test_srun_with_pmix_torchrun_and_mpirun_over_nodes(idle: Cluster, tmp_path: 
         skip("no mpirun here: apt-get install --no-install-recommends openmpi-bin libopenmpi3")
     program = ["launch/train.py", "configs/tiny.yaml", *QUICK, "train.steps=3"]
     plain = ["srun", "--nodes=2", "--ntasks-per-node=2", "--mpi=pmix", sys.executable]
-    torchrun = ["srun", "--nodes=2", "--ntasks-per-node=1", sys.executable, "-m",
-                "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2", "--rdzv-backend=c10d",
-                f"--rdzv-endpoint=127.0.0.1:{free_port()}"]  # fmt: skip
-    mpirun = ["salloc", "--nodes=2", "--ntasks-per-node=2", "mpirun", "-np", "4", "--map-by",
-              "ppr:2:node", "--mca", "btl_tcp_if_include", "lo", sys.executable]  # fmt: skip
+    torchrun = [
+        "srun",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes=2",
+        "--nproc-per-node=2",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint=127.0.0.1:{free_port()}",
+    ]
+    mpirun = [
+        "salloc",
+        "--nodes=2",
+        "--ntasks-per-node=2",
+        "mpirun",
+        "-np",
+        "4",
+        "--map-by",
+        "ppr:2:node",
+        "--mca",
+        "btl_tcp_if_include",
+        "lo",
+        sys.executable,
+    ]
     named = [*mpirun[:6], "-x", "MASTER_ADDR=node1", *mpirun[6:]]  # without mpi4py
     found = []
     report = idle.run("srun", "--nodes=1", sys.executable, "-m", "launch", "doctor")
     assert "this process: rank 0 of 1" in report and "## network" in report
-    for name, command in (("pmix", plain), ("torchrun", torchrun), ("mpirun", mpirun),
-                          ("named", named)):  # fmt: skip
+    for name, command in (
+        ("pmix", plain),
+        ("torchrun", torchrun),
+        ("mpirun", mpirun),
+        ("named", named),
+    ):
         run = tmp_path / name
         done = subprocess.run(
-            [*command, *program, f"--run-dir={run}"], cwd=ROOT, capture_output=True, text=True,
-            env={**idle.environment, "OMP_NUM_THREADS": "1", "OMPI_ALLOW_RUN_AS_ROOT": "1",
-                 "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}, timeout=200, check=False,
-        )  # fmt: skip
+            [*command, *program, f"--run-dir={run}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            env={
+                **idle.environment,
+                "OMP_NUM_THREADS": "1",
+                "OMPI_ALLOW_RUN_AS_ROOT": "1",
+                "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+            },
+            timeout=200,
+            check=False,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         table = r"\nnode([12])    0-1    0\nnode(?!\1)[12]    2-3    0\n"
         assert re.search(table, done.stdout), done.stdout
@@ -386,8 +445,14 @@ def test_srun_with_pmix_torchrun_and_mpirun_over_nodes(idle: Cluster, tmp_path: 
 
 def test_outside_slurm_the_script_says_how_to_submit_it() -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
-    done = subprocess.run(["bash", "slurm/train_large.sh"], cwd=ROOT, env=environment,
-                          capture_output=True, text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        ["bash", "slurm/train_large.sh"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert done.stderr == "train_large: submit it: sbatch slurm/train_large.sh\n"
 
@@ -401,12 +466,15 @@ def test_more_tasks_than_gpus_end_the_job(submit: Submit) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("variables", "message"), [
-    ({"FORESCALE_HOME": "/tmp"}, "/tmp is not Forescale's checkout"),
-    ({"FORESCALE_CONTAINER": "nowhere.sqsh"}, "there is no nowhere.sqsh"),
-    ({"FORESCALE_CONTAINER": "registry/image"}, "unrecognized option '--container-image"),
-    ({"FORESCALE_HOME": "elsewhere", "PATH": "/usr/bin:/bin"}, "has no module|no python3"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"FORESCALE_HOME": "/tmp"}, "/tmp is not Forescale's checkout"),
+        ({"FORESCALE_CONTAINER": "nowhere.sqsh"}, "there is no nowhere.sqsh"),
+        ({"FORESCALE_CONTAINER": "registry/image"}, "unrecognized option '--container-image"),
+        ({"FORESCALE_HOME": "elsewhere", "PATH": "/usr/bin:/bin"}, "has no module|no python3"),
+    ],
+)
 def test_elsewhere_or_without_a_container_or_modules_it_says_so(
     submit: Submit, tmp_path: Path, variables: dict[str, str], message: str
 ) -> None:

@@ -25,8 +25,12 @@ from trainer.prepare import prepare
 from trainer.run.folder import RunFolder
 from trainer.run.lease import Incarnation, own
 
-QUICK: dict[str, Any] = {"data.rows": 800, "logging.tensorboard": False, "train.steps": 8,
-                         "model.dropout": 0.1}  # fmt: skip
+QUICK: dict[str, Any] = {
+    "data.rows": 800,
+    "logging.tensorboard": False,
+    "train.steps": 8,
+    "model.dropout": 0.1,
+}
 
 
 def told(rows: list[Row]) -> list[tuple[float, ...]]:
@@ -56,11 +60,14 @@ def _train_and_signal(
     return str(train(prepare(configuration, run_dir=run, world=world), rank, rank, world))
 
 
-@pytest.mark.parametrize(("number", "world", "layout"), [
-    (signal.SIGTERM, 1, {}),
-    (signal.SIGINT, 2, {"parallel.pipeline": 2}),
-    (signal.SIGUSR1, 2, {"train.precision": "bf16"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("number", "world", "layout"),
+    [
+        (signal.SIGTERM, 1, {}),
+        (signal.SIGINT, 2, {"parallel.pipeline": 2}),
+        (signal.SIGUSR1, 2, {"train.precision": "bf16"}),
+    ],
+)
 def test_a_signal_on_any_rank_saves_and_the_run_goes_on_bit_for_bit(
     tmp_path: Path, number: int, world: int, layout: dict[str, Any]
 ) -> None:
@@ -73,8 +80,10 @@ def test_a_signal_on_any_rank_saves_and_the_run_goes_on_bit_for_bit(
     straight = ranks.run(train_rank, world, tmp_path / "straight", settings)[0]
     assert told(resumed) == told(straight)
     assert not (tmp_path / "cut" / "saved").exists() and (tmp_path / "cut" / "done").exists()
-    scores = [json.loads((tmp_path / name / "evaluation.json").read_text())["scores"]
-              for name in ("cut", "straight")]  # fmt: skip
+    scores = [
+        json.loads((tmp_path / name / "evaluation.json").read_text())["scores"]
+        for name in ("cut", "straight")
+    ]
     assert scores[0] == scores[1]
 
 
@@ -134,8 +143,11 @@ def _train_and_die(
     import trainer.checkpoint.saver
     from trainer.engine.engine import Engine
 
-    owner: Any = {"train_step": Engine, "write": trainer.checkpoint.saver,
-                  "sync": trainer.checkpoint.saver}[where]  # fmt: skip
+    owner: Any = {
+        "train_step": Engine,
+        "write": trainer.checkpoint.saver,
+        "sync": trainer.checkpoint.saver,
+    }[where]
     original = getattr(owner, where)
     calls = 0
 
@@ -150,17 +162,24 @@ def _train_and_die(
     train_rank(rank, world, run, overrides)
 
 
-@pytest.mark.parametrize(("where", "at", "steps_seen", "resumes_at"), [
-    ("train_step", 6, 5, 3),  # between checkpoints
-    ("write", 2, 6, 3),       # in the second save, before a byte is written
-    ("sync", 3, 6, 3),  # all is written, the rename is next; 2 calls a save
-    ("sync", 4, 6, 6),  # the rename is done, `latest` is not
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("where", "at", "steps_seen", "resumes_at"),
+    [
+        ("train_step", 6, 5, 3),  # between checkpoints
+        ("write", 2, 6, 3),  # in the second save, before a byte is written
+        ("sync", 3, 6, 3),  # all is written, the rename is next; 2 calls a save
+        ("sync", 4, 6, 6),  # the rename is done, `latest` is not
+    ],
+)
 def test_after_a_kill_the_run_goes_on_from_its_last_commit(
     tmp_path: Path, where: str, at: int, steps_seen: int, resumes_at: int
 ) -> None:
-    settings = {**QUICK, "checkpoint.every": 3, "parallel.pipeline": 2,
-                "checkpoint.asynchronous": False}  # fmt: skip
+    settings = {
+        **QUICK,
+        "checkpoint.every": 3,
+        "parallel.pipeline": 2,
+        "checkpoint.asynchronous": False,
+    }
     with pytest.raises(ranks.RanksFailedError):
         ranks.run(_train_and_die, 2, tmp_path / "cut", settings, where, at)
     run = RunFolder(tmp_path / "cut")
@@ -316,11 +335,14 @@ def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
         prepare(configured(), run_dir=tmp_path)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"model__d_model": 64}, r"model\.d_model is 32 there and 64 here"),
-    ({"train__seed": 1}, r"train\.seed is 0 there and 1 here"),
-    ({"train__global_batch_size": 32, "data__rows": 900}, r"rows is 800 .*batch_size is 16"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model__d_model": 64}, r"model\.d_model is 32 there and 64 here"),
+        ({"train__seed": 1}, r"train\.seed is 0 there and 1 here"),
+        ({"train__global_batch_size": 32, "data__rows": 900}, r"rows is 800 .*batch_size is 16"),
+    ],
+)
 def test_a_run_folder_of_another_configuration_is_refused(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
@@ -352,8 +374,13 @@ def test_missing_values_are_told_and_trained_around(tmp_path: Path) -> None:
     table.loc[40:90, "load"] = np.nan
     table.loc[300:305, "load"] = np.nan
     table.to_csv(tmp_path / "s.csv", index=False)
-    settings = {**QUICK, "data.source": str(tmp_path / "s.csv"), "data.targets": ["load"],
-                "data.covariates": [], "parallel.pipeline": 2}  # fmt: skip
+    settings = {
+        **QUICK,
+        "data.source": str(tmp_path / "s.csv"),
+        "data.targets": ["load"],
+        "data.covariates": [],
+        "parallel.pipeline": 2,
+    }
     rows = ranks.run(_train_loudly, 2, tmp_path / "run", settings)
     assert rows[0].count("data: load: 57 of 600 values are missing; they are masked") == 1
     assert "missing" not in rows[1]

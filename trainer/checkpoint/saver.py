@@ -65,9 +65,13 @@ class Saver:
     """
 
     def __init__(
-        self, store: Store, place: Place, config: CheckpointConfig, shapes: Shapes,
+        self,
+        store: Store,
+        place: Place,
+        config: CheckpointConfig,
+        shapes: Shapes,
         ownership: Ownership | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._store, self._place, self._config, self._shapes = store, place, config, shapes
         self._ownership = ownership
         self._staging = Staging(place.device)
@@ -80,9 +84,12 @@ class Saver:
         """The caller waits for the disk."""
 
     def save(
-        self, step: int, state: Mapping[str, Tensor], description: dict[str, Any],
+        self,
+        step: int,
+        state: Mapping[str, Tensor],
+        description: dict[str, Any],
         hindrance: str | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Returns once the state is copied, or committed where saving is not asynchronous.
 
         `hindrance`: why this rank cannot let the checkpoint be committed. Raises SaveFailedError
@@ -95,9 +102,11 @@ class Saver:
             state = self._staging.copy(state)
         self._in_flight = Future()
         threading.Thread(
-            target=self._run, args=(self._in_flight, step, state, description, hindrance),
-            name="checkpoint", daemon=True,
-        ).start()  # fmt: skip
+            target=self._run,
+            args=(self._in_flight, step, state, description, hindrance),
+            name="checkpoint",
+            daemon=True,
+        ).start()
         if not self._config.asynchronous:
             self.wait()
 
@@ -137,9 +146,12 @@ class Saver:
             self.phase = None
 
     def _write(
-        self, step: int, state: Mapping[str, Tensor], description: dict[str, Any],
+        self,
+        step: int,
+        state: Mapping[str, Tensor],
+        description: dict[str, Any],
         hindrance: str | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         what = f"the checkpoint of step {step}"
 
         def opened() -> str:

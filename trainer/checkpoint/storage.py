@@ -41,13 +41,20 @@ Shapes = dict[str, tuple[int, ...]]
 
 _ALLOWED = {
     ("torch.distributed.checkpoint.metadata", name)
-    for name in ("Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
-                 "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING")
+    for name in (
+        "Metadata",
+        "TensorStorageMetadata",
+        "TensorProperties",
+        "ChunkStorageMetadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "_MEM_FORMAT_ENCODING",
+    )
 } | {
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
-}  # fmt: skip
+}
 """All that a metadata file names besides torch's dtypes."""
 
 _DTYPES = {"float32", "float64", "bfloat16", "float16", "int64", "int32", "uint8", "bool"}
@@ -167,8 +174,12 @@ def write(
     `shapes` are those of all tensors of the whole state: every element of each is written once,
     or CheckpointException is raised.
     """
-    save(dict(state), storage_writer=_Writer(folder, sync_files=True),
-         planner=_SavePlanner(shapes), process_group=group)  # fmt: skip
+    save(
+        dict(state),
+        storage_writer=_Writer(folder, sync_files=True),
+        planner=_SavePlanner(shapes),
+        process_group=group,
+    )
 
 
 def read(folder: Path, state: Mapping[str, Tensor], *, alone: bool = False) -> None:

@@ -81,11 +81,13 @@ class Dataset:
         self.notes += self._imprecise() + self._unscored()
         embedded = config.calendar if config.calendar_encoding == "embedding" else []
         self.shape = SeriesShape(
-            config.context_length, config.prediction_length, len(self.channels),
+            config.context_length,
+            config.prediction_length,
+            len(self.channels),
             self.series[0].covariates.shape[1] - len(embedded),
             tuple(CALENDAR_SIZES[name] for name in embedded),
             missing=any(bool(np.isnan(values).any()) for values in self.values),
-        )  # fmt: skip
+        )
 
     def _statistics(self, table: Table) -> tuple[Doubles, Doubles]:
         """Mean and deviation (ddof 0) of each channel over all series' training parts."""
@@ -142,9 +144,11 @@ class Dataset:
     @property
     def facts(self) -> SeriesFacts:
         return SeriesFacts(
-            self.shape, tuple(self.channels), tuple(self.mean.tolist()),
+            self.shape,
+            tuple(self.channels),
+            tuple(self.mean.tolist()),
             tuple(self.deviation.tolist()),
-        )  # fmt: skip
+        )
 
     def _count(self, split: Split) -> Windows:
         length, horizon = self.config.context_length, self.config.prediction_length

@@ -110,8 +110,9 @@ class Engine:
                 self._spread.stages, self._spread.stage, self.place, self.network.loss
             )
         if layout.expert > 1:
-            module.add_module("experts_announced", announce_experts(
-                layout, self.settings.model.num_experts))  # fmt: skip
+            module.add_module(
+                "experts_announced", announce_experts(layout, self.settings.model.num_experts)
+            )
         return module
 
     def _unit(self) -> ModelParallelUnit | None:
@@ -165,9 +166,14 @@ class Engine:
         statistics = self._route(rebalance=applied)
         rows = self.settings.train.global_batch_size * self.network.rows_per_sample
         return StepResult(
-            loss, routing.auxiliary_loss(statistics, rows),
-            norm, rate, applied, routing.describe(statistics), self._clock.take(),
-        )  # fmt: skip
+            loss,
+            routing.auxiliary_loss(statistics, rows),
+            norm,
+            rate,
+            applied,
+            routing.describe(statistics),
+            self._clock.take(),
+        )
 
     def _pipeline_step(self, micro_batches: Iterator[MicroBatch]) -> float:
         return float(self._engine.train_batch(micro_batches))
@@ -250,9 +256,12 @@ class Engine:
             return [self._engine(inputs) for inputs, _ in micro_batches]
         self._engine.total_loss = None  # the last step's: eval_batch adds outputs to it
         outputs = self._engine.eval_batch(
-            iter(micro_batches), compute_loss=False, reduce_output=None, bcast_loss=False,
+            iter(micro_batches),
+            compute_loss=False,
+            reduce_output=None,
+            bcast_loss=False,
             num_micro_batches=len(micro_batches),
-        )  # fmt: skip
+        )
         return outputs if outputs is not None else []
 
     def _micro_batch(self, batch: WindowBatch, future: Tensor | None = None) -> MicroBatch:
@@ -298,17 +307,23 @@ class Engine:
                 raise RuntimeError(f"{name} of {shape}: {count:.0f} elements are held by the ranks")
 
     def _fragments(self) -> dict[str, Tensor]:
-        return dict(zero_state.fragments(
-            self.network, self._engine.optimizer, self._spread.parts, self.place.coordinates.data
-        ))  # fmt: skip
+        return dict(
+            zero_state.fragments(
+                self.network,
+                self._engine.optimizer,
+                self._spread.parts,
+                self.place.coordinates.data,
+            )
+        )
 
     def _buffers(self) -> dict[str, Tensor]:
         return {f"buffers/{name}": buffer for name, buffer in self.network.named_buffers()}
 
     def _held_by_an_earlier_stage(self) -> set[str]:
         here = self.place.coordinates.pipeline
-        tied = [name for name, stages in tied_modules(self._spread.stages).items()
-                if here in stages[1:]]  # fmt: skip
+        tied = [
+            name for name, stages in tied_modules(self._spread.stages).items() if here in stages[1:]
+        ]
         own = [*self._spread.parts, *dict(self.network.named_buffers())]
         return {name for name in own if name.startswith(tuple(f"{t}." for t in tied))}
 
@@ -327,8 +342,9 @@ def _import_deepspeed(device: torch.device) -> Any:
     logging.getLogger("DeepSpeed").setLevel(os.environ.get("FORESCALE_DEEPSPEED_LOG", "ERROR"))
     deepspeed.init_distributed(
         dist_backend=dist.get_backend(),
-        auto_mpi_discovery=False, verbose=False,
-    )  # fmt: skip
+        auto_mpi_discovery=False,
+        verbose=False,
+    )
     return deepspeed
 
 

@@ -26,16 +26,26 @@ def parameter_groups(
     named = list(network.named_parameters())
     apart = {name for name, _ in named if layout.expert > 1 and is_expert(name)}
     groups: list[dict[str, Any]] = [
-        {"name": "decay", "weight_decay": train.weight_decay,
-         "params": [p for name, p in named if p.ndim > 1 and name not in apart]},
-        {"name": "no_decay", "weight_decay": 0.0,
-         "params": [p for name, p in named if p.ndim <= 1]},
-    ]  # fmt: skip
+        {
+            "name": "decay",
+            "weight_decay": train.weight_decay,
+            "params": [p for name, p in named if p.ndim > 1 and name not in apart],
+        },
+        {
+            "name": "no_decay",
+            "weight_decay": 0.0,
+            "params": [p for name, p in named if p.ndim <= 1],
+        },
+    ]
     if layout.expert > 1:
-        groups.append({
-            "name": expert_group_name(layout), "moe": True, "weight_decay": train.weight_decay,
-            "params": [p for name, p in named if name in apart],
-        })  # fmt: skip
+        groups.append(
+            {
+                "name": expert_group_name(layout),
+                "moe": True,
+                "weight_decay": train.weight_decay,
+                "params": [p for name, p in named if name in apart],
+            }
+        )
     assert all(group["params"] for group in groups), "a stage without some kind of parameters"
     return groups
 
@@ -55,9 +65,12 @@ class GuardedAdamW(torch.optim.AdamW):
 
 def make_optimizer(network: nn.Module, train: TrainConfig, layout: Layout) -> GuardedAdamW:
     return GuardedAdamW(
-        parameter_groups(network, train, layout), lr=train.learning_rate,
-        betas=(train.beta1, train.beta2), eps=train.epsilon, fused=True,
-    )  # fmt: skip
+        parameter_groups(network, train, layout),
+        lr=train.learning_rate,
+        betas=(train.beta1, train.beta2),
+        eps=train.epsilon,
+        fused=True,
+    )
 
 
 def learning_rate(train: TrainConfig, step: int) -> float:

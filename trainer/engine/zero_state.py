@@ -70,8 +70,11 @@ def fragments(
 
     `rank` counts the ranks that ZeRO spreads parameters over.
     """
-    held = _held_whole(network, optimizer, rank) if _is_stage_3(optimizer) else _held(
-        network, optimizer)  # fmt: skip
+    held = (
+        _held_whole(network, optimizer, rank)
+        if _is_stage_3(optimizer)
+        else _held(network, optimizer)
+    )
     return {
         f"{kind}/{name}": Fragment(parts[name], start, data(key).detach())
         for name, (start, data) in held

@@ -13,10 +13,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 COLLECTIVES = {
-    "all_reduce", "all_gather", "all_gather_into_tensor", "all_gather_object", "all_to_all_single",
-    "barrier", "broadcast", "broadcast_object_list", "reduce", "reduce_scatter_tensor", "gather",
-    "send", "recv", "batch_isend_irecv",
-}  # fmt: skip
+    "all_reduce",
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_object",
+    "all_to_all_single",
+    "barrier",
+    "broadcast",
+    "broadcast_object_list",
+    "reduce",
+    "reduce_scatter_tensor",
+    "gather",
+    "send",
+    "recv",
+    "batch_isend_irecv",
+}
 """Functions of torch.distributed that do not return before other ranks have come."""
 
 
@@ -59,8 +70,10 @@ def _collective(frame: FrameType) -> Doing:
     ranks = tuple(dist.get_process_group_ranks(group or dist.group.WORLD))
     for key in ("dst", "src"):
         if name in ("send", "recv") and isinstance(held.get(key), int):
-            return Doing(f"{name} {'to' if key == 'dst' else 'from'} rank {held[key]}{_size(held)}",
-                         (held[key],))  # fmt: skip
+            return Doing(
+                f"{name} {'to' if key == 'dst' else 'from'} rank {held[key]}{_size(held)}",
+                (held[key],),
+            )
     return Doing(f"{name}{_size(held)}", ranks)
 
 

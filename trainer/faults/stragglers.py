@@ -96,7 +96,7 @@ class Stragglers:
             f"its attention takes {slow[rank]:.1f} times as long as the median of its stage "
             f"({seconds[rank]:.3g} s a step)"
             for rank in sorted(lasting - self._named)
-        ]  # fmt: skip
+        ]
         recovered = sorted(self._named - slow.keys())
         if recovered:
             told.append(f"{when}: rank {spans(recovered)} is slow no longer")

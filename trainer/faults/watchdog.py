@@ -55,9 +55,13 @@ class Watchdog:
     says that the main thread waits for something that may take longer, such as a disk."""
 
     def __init__(
-        self, place: Place, seconds: float, folder: Path, connect: Callable[[], Store],
+        self,
+        place: Place,
+        seconds: float,
+        folder: Path,
+        connect: Callable[[], Store],
         is_excused: Callable[[], bool],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._place, self._seconds, self._folder = place, seconds, folder
         self._connect, self._is_excused = connect, is_excused
         self._pause = min(5.0, seconds / 5)
@@ -172,8 +176,10 @@ class Watchdog:
 
     def _end_alone(self) -> None:
         mine = self._report()
-        say(f"rank {self._place.rank}: rank 0, at which the ranks meet, has not answered for "
-            f"{self._seconds:g} s; here: {mine.where()}: {mine.words}")  # fmt: skip
+        say(
+            f"rank {self._place.rank}: rank 0, at which the ranks meet, has not answered for "
+            f"{self._seconds:g} s; here: {mine.where()}: {mine.words}"
+        )
         os._exit(1)
 
     def _report(self) -> Report:
@@ -183,9 +189,13 @@ class Watchdog:
         except (OSError, TimeoutError) as error:  # a disk may be what it hangs on
             say(f"rank {self._place.rank}: its stacks cannot be written: {error}")
         return Report(
-            self.step, self._place.coordinates.pipeline, self.layer, now.words,
-            list(now.awaited), os.uname().nodename,
-        )  # fmt: skip
+            self.step,
+            self._place.coordinates.pipeline,
+            self.layer,
+            now.words,
+            list(now.awaited),
+            os.uname().nodename,
+        )
 
     def _write_stacks(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -78,9 +78,14 @@ class Evaluation:
 
 
 def evaluate(
-    dataset: Dataset, split: Split, predict: Predict, *, batch_size: int,
-    place: Place | None = None, keep: Sequence[int] = (),
-) -> Evaluation:  # fmt: skip
+    dataset: Dataset,
+    split: Split,
+    predict: Predict,
+    *,
+    batch_size: int,
+    place: Place | None = None,
+    keep: Sequence[int] = (),
+) -> Evaluation:
     """Every window once, whatever the number of ranks; `place` None is one process alone.
 
     All replicas bring equally many batches of equal shape; padding has weight 0. Sums are
@@ -111,12 +116,16 @@ def evaluate(
         if len(keep):
             kept = sum_over_ranks(place, torch.from_numpy(kept) * seen).cpu().numpy()
     return Evaluation(
-        split, dataset.windows(split), dataset.channels, dataset.units,
+        split,
+        dataset.windows(split),
+        dataset.channels,
+        dataset.units,
         {name: sums[2 * row] for row, name in enumerate(names)},
         {name: sums[2 * row + 1] for row, name in enumerate(names)},
-        sums[-1], dataset.seasonal_scale(),
+        sums[-1],
+        dataset.seasonal_scale(),
         {wanted: kept[slot].astype(np.float32) for slot, wanted in enumerate(keep)},
-    )  # fmt: skip
+    )
 
 
 def _rounds(

@@ -95,8 +95,9 @@ class Forecaster:
         batch = WindowBatch(
             ((values - mean) / deviation).astype(np.float32),
             np.full((rows, shape.prediction_length, shape.channels), np.nan, np.float32),
-            told.astype(np.float32), np.ones(rows, np.float32),
-        )  # fmt: skip
+            told.astype(np.float32),
+            np.ones(rows, np.float32),
+        )
         [(_, forecast)] = self.predict([batch])
         return np.asarray(forecast.double().numpy() * deviation + mean)
 

@@ -46,9 +46,13 @@ def draw(dataset: Dataset, evaluation: Evaluation, path: Path) -> None:
     windows = list(evaluation.forecasts)
     channels = dataset.channels[:MOST_CHANNELS]
     figure, axes = plt.subplots(
-        len(channels), len(windows), squeeze=False, sharex="col", layout="constrained",
+        len(channels),
+        len(windows),
+        squeeze=False,
+        sharex="col",
+        layout="constrained",
         figsize=(4.6 * len(windows), 2.4 * len(channels) + 0.6),
-    )  # fmt: skip
+    )
     length, horizon = dataset.shape.context_length, dataset.shape.prediction_length
     shown = min(length, 3 * horizon)
     seasons = dataset.season_lengths

@@ -87,8 +87,10 @@ class MetricsLog:
             self._flush()
         except OSError as error:
             if first_to_wait:
-                say(f"{self._path}: {error.strerror}; rows are kept in memory until it can be "
-                    "written, and no checkpoint is committed before")  # fmt: skip
+                say(
+                    f"{self._path}: {error.strerror}; rows are kept in memory until it can be "
+                    "written, and no checkpoint is committed before"
+                )
 
     def _flush(self) -> None:
         """Whole lines only: what did not fit is taken back."""
@@ -126,8 +128,10 @@ class MetricsLog:
         try:
             action(*arguments)
         except OSError as error:
-            say(f"TensorBoard's files cannot be written: {error.strerror}; "
-                "metrics.jsonl has all numbers")  # fmt: skip
+            say(
+                f"TensorBoard's files cannot be written: {error.strerror}; "
+                "metrics.jsonl has all numbers"
+            )
             self._board = None
 
 

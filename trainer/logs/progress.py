@@ -26,9 +26,13 @@ class TrainingProgress:
         self._bar: Progress | None = None
         if shown and sys.stdout.isatty():
             self._bar = Progress(
-                TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                TextColumn("{task.fields[numbers]}"), console=Console(),
-            )  # fmt: skip
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[numbers]}"),
+                console=Console(),
+            )
             self._task = self._bar.add_task("", total=steps, completed=done, numbers="")
 
     def __enter__(self) -> TrainingProgress:
@@ -37,9 +41,11 @@ class TrainingProgress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
 

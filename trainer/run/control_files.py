@@ -39,9 +39,10 @@ class Switches:
             return Asked()
         self._looked = time.monotonic()
         return Asked(
-            (self._run / "stop").exists(), (self._run / "save").exists(),
+            (self._run / "stop").exists(),
+            (self._run / "save").exists(),
             not self._ownership.lasts(),
-        )  # fmt: skip
+        )
 
     def done(self) -> None:
         """A save was asked for and begun."""

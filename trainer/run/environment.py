@@ -21,7 +21,7 @@ def environment(layout: Layout, device: str) -> dict[str, Any]:
         "device": device,
         "platform": platform.platform(),
         "processors": os.cpu_count(),
-    }  # fmt: skip
+    }
 
 
 def versions() -> dict[str, str | None]:
@@ -41,9 +41,13 @@ def commit() -> str | None:
     """The project's commit, where it runs from a git checkout."""
     try:
         answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True,
-            text=True, timeout=10, check=True,
-        )  # fmt: skip
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()

@@ -19,8 +19,13 @@ from trainer.logs.progress import say
 from trainer.run.environment import environment
 
 FREE_TO_CHANGE = (
-    "parallel.", "checkpoint.", "logging.", "faults.", "train.micro_batch_size", "train.steps",
-)  # fmt: skip
+    "parallel.",
+    "checkpoint.",
+    "logging.",
+    "faults.",
+    "train.micro_batch_size",
+    "train.steps",
+)
 """Keys that a resumed run may change. Most leave every step's result as it is; train.steps moves
 the end of the learning rate's cosine, and faults says which steps are skipped."""
 

@@ -89,8 +89,13 @@ def own(folder: Path, incarnation: Incarnation) -> Iterator[Ownership]:
     """
     token = uuid.uuid4().hex
     beside = folder / f"{NAME}.{token}"
-    record = {"token": token, "job": incarnation.job, "turn": incarnation.turn,
-              "host": socket.gethostname(), "process": os.getpid()}  # fmt: skip
+    record = {
+        "token": token,
+        "job": incarnation.job,
+        "turn": incarnation.turn,
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+    }
     with ExitStack() as stack:
         with _taken(folder, incarnation):
             stack.enter_context(_record(beside, record))

@@ -34,9 +34,12 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def export(
-    source: Source, out: Path, *, precision: Literal["fp32", "bf16"] = "fp32",
+    source: Source,
+    out: Path,
+    *,
+    precision: Literal["fp32", "bf16"] = "fp32",
     file_bytes: int = FILE_BYTES,
-) -> None:  # fmt: skip
+) -> None:
     """Write `out`, a folder that is whole or not there.
 
     In memory is one file's weights at a time. Raises UserError where `out` holds something

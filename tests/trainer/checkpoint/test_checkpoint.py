@@ -41,15 +41,19 @@ def test_boxes_cover_each_range_in_its_order(shape: tuple[int, ...]) -> None:
 WHOLE = torch.Size([6, 12, 4])
 DIVISIONS: dict[str, list[tuple[Part, int, int]]] = {
     "whole": [(Part.all_of(WHOLE), 0, 288)],
-    "uneven ranges": [(Part.all_of(WHOLE), 0, 101), (Part.all_of(WHOLE), 101, 133),
-                      (Part.all_of(WHOLE), 133, 288)],
+    "uneven ranges": [
+        (Part.all_of(WHOLE), 0, 101),
+        (Part.all_of(WHOLE), 101, 133),
+        (Part.all_of(WHOLE), 133, 288),
+    ],
     "experts": [(Part(WHOLE, 0, first, 2), 0, 96) for first in (0, 2, 4)],
     "width, two ranges each": [
         (Part(WHOLE, 1, first, 6), start, stop)
-        for first in (0, 6) for start, stop in ((0, 31), (31, 144))
+        for first in (0, 6)
+        for start, stop in ((0, 31), (31, 144))
     ],
     "last dimension": [(Part(WHOLE, 2, first, 1), 0, 72) for first in range(4)],
-}  # fmt: skip
+}
 """Of each rank: which part it holds, and which range of that part's elements."""
 
 
@@ -87,8 +91,12 @@ def test_one_division_of_a_tensor_is_read_by_any_other(tmp_path: Path, saved: st
         assert all(ranks.run(_load_division, len(members), tmp_path / "c", division)), division
 
 
-RANGES = {"a hole": [(0, 100), (110, 288)], "an overlap": [(0, 100), (90, 288)],
-          "twice": [(0, 288), (0, 288)], "a hole at the end": [(0, 100), (100, 280)]}  # fmt: skip
+RANGES = {
+    "a hole": [(0, 100), (110, 288)],
+    "an overlap": [(0, 100), (90, 288)],
+    "twice": [(0, 288), (0, 288)],
+    "a hole at the end": [(0, 100), (100, 280)],
+}
 
 
 def _save_ranges(rank: int, world: int, folder: Path, ranges: list[tuple[int, int]]) -> str:
@@ -157,8 +165,13 @@ def test_every_element_that_is_read_must_have_been_written(tmp_path: Path) -> No
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    changes = {"train.steps": 4, "checkpoint.every": 1, "checkpoint.keep": 2, "data.rows": 800,
-               "parallel.pipeline": 2}  # fmt: skip
+    changes = {
+        "train.steps": 4,
+        "checkpoint.every": 1,
+        "checkpoint.keep": 2,
+        "data.rows": 800,
+        "parallel.pipeline": 2,
+    }
     ranks.run(train_rank, 2, folder, changes)
     return folder
 
@@ -286,10 +299,15 @@ def test_a_file_that_cannot_be_read_is_damage(tmp_path: Path, run_folder: Path) 
     assert damage(folder) == "__0_0.distcp: No such file or directory"
 
 
-@pytest.mark.parametrize(("name", "harm"), [
-    *((name, _flip) for name in FILES), ("__1_0.distcp", _cut_short), (".metadata", Path.unlink),
-    ("checkpoint.json", lambda file: file.write_text(file.read_text().replace("2", "9", 1))),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        *((name, _flip) for name in FILES),
+        ("__1_0.distcp", _cut_short),
+        (".metadata", Path.unlink),
+        ("checkpoint.json", lambda file: file.write_text(file.read_text().replace("2", "9", 1))),
+    ],
+)
 def test_a_run_goes_on_from_the_one_before_a_damaged_one(
     tmp_path: Path, run_folder: Path, name: str, harm: Any
 ) -> None:
@@ -298,13 +316,21 @@ def test_a_run_goes_on_from_the_one_before_a_damaged_one(
     whole = read_metrics(run / "metrics.jsonl")
     (run / "done").unlink()
     harm(run / "checkpoints" / "step-00000004" / name)
-    changes = {"train.steps": 4, "checkpoint.every": 1, "checkpoint.keep": 2, "data.rows": 800,
-               "parallel.pipeline": 2}  # fmt: skip
+    changes = {
+        "train.steps": 4,
+        "checkpoint.every": 1,
+        "checkpoint.keep": 2,
+        "data.rows": 800,
+        "parallel.pipeline": 2,
+    }
     ranks.run(train_rank, 2, run, changes)
     again = read_metrics(run / "metrics.jsonl")
     for ours, theirs in zip(again, whole, strict=True):
         assert (ours["step"], ours["loss"], ours["grad_norm"]) == (
-            theirs["step"], theirs["loss"], theirs["grad_norm"])  # fmt: skip
+            theirs["step"],
+            theirs["loss"],
+            theirs["grad_norm"],
+        )
     assert damage(run / "checkpoints" / "step-00000004.damaged") is not None
     assert damage(run / "checkpoints" / "step-00000004") is None
 

@@ -79,8 +79,13 @@ def test_order_is_a_pure_function_of_seed_and_index(tmp_path: Path) -> None:
 def test_series_of_a_long_file_are_told_apart(tmp_path: Path) -> None:
     short, long = frame(20), frame(40)
     both = pd.concat([short.assign(id="a"), long.assign(id="b", load=1000 + long["load"])])
-    data = dataset(tmp_path, both.sample(frac=1, random_state=0).sort_values("date"),
-                   id_column="id", scaling="none", split=[1.0, 0.0, 0.0])  # fmt: skip
+    data = dataset(
+        tmp_path,
+        both.sample(frac=1, random_state=0).sort_values("date"),
+        id_column="id",
+        scaling="none",
+        split=[1.0, 0.0, 0.0],
+    )
     assert data.windows(Split.TRAIN) == (20 - 8) + (40 - 8)
     everything = data.batch(Split.TRAIN, np.arange(44))
     series = everything.context[:, 0, 0] >= 1000
@@ -116,8 +121,12 @@ def test_rows_without_timestamps_are_series_too(tmp_path: Path) -> None:
 
 def test_timestamps_with_daylight_saving_are_read(tmp_path: Path) -> None:
     hours = pd.date_range("2024-04-06", periods=60, freq="h", tz="Australia/Melbourne")
-    data = dataset(tmp_path, frame().assign(date=hours.map(str)), calendar=["time_of_day"],
-                   timezone="Australia/Melbourne")  # fmt: skip
+    data = dataset(
+        tmp_path,
+        frame().assign(date=hours.map(str)),
+        calendar=["time_of_day"],
+        timezone="Australia/Melbourne",
+    )
     known = data.batch(Split.TRAIN, np.array([0])).covariates[0]
     np.testing.assert_allclose(known[:7], known[0:7])
     times = data.window_times(Split.TRAIN, 20)
@@ -150,13 +159,16 @@ def test_a_digest_changes_with_any_value(tmp_path: Path) -> None:
     assert first != dataset(tmp_path, words(frame(), "heat", 59, 0.0)).digest
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"targets": ["load", "load"]}, "targets: load stands twice"),
-    ({"targets": ["load"], "covariates": ["load"]}, "covariates: load is a target"),
-    ({"timezone": "Nowhere/City"}, "timezone: there is no 'Nowhere/City'"),
-    ({"season_lengths": [24]}, "season_lengths: 24 is longer than context_length=6"),
-    ({"season_lengths": [5, 3]}, r"season_lengths: \[5, 3\] must ascend"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets": ["load", "load"]}, "targets: load stands twice"),
+        ({"targets": ["load"], "covariates": ["load"]}, "covariates: load is a target"),
+        ({"timezone": "Nowhere/City"}, "timezone: there is no 'Nowhere/City'"),
+        ({"season_lengths": [24]}, "season_lengths: 24 is longer than context_length=6"),
+        ({"season_lengths": [5, 3]}, r"season_lengths: \[5, 3\] must ascend"),
+    ],
+)
 def test_settings_that_contradict_each_other_are_refused(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
@@ -202,8 +214,14 @@ def test_calendar_values_count_from_zero() -> None:
 
 
 def test_an_embedded_calendar_comes_last(tmp_path: Path) -> None:
-    data = dataset(tmp_path, frame(price=1.5), targets=["load"], covariates=["price"],
-                   calendar=["hour", "day_of_week"], calendar_encoding="embedding")  # fmt: skip
+    data = dataset(
+        tmp_path,
+        frame(price=1.5),
+        targets=["load"],
+        covariates=["price"],
+        calendar=["hour", "day_of_week"],
+        calendar_encoding="embedding",
+    )
     assert (data.shape.covariates, data.shape.calendar) == (1, (24, 7))
     assert data.batch(Split.TRAIN, np.array([3])).covariates[0, 0].tolist() == [1.5, 3, 0]
     with pytest.raises(ValueError, match="calendar: time_of_day has no values to embed"):
@@ -211,8 +229,13 @@ def test_an_embedded_calendar_comes_last(tmp_path: Path) -> None:
 
 
 def test_covariates_are_known_for_context_and_future(tmp_path: Path) -> None:
-    data = dataset(tmp_path, frame(holiday=[i % 2 == 0 for i in range(60)]),
-                   targets=["load"], covariates=["holiday"], calendar=["time_of_day"])  # fmt: skip
+    data = dataset(
+        tmp_path,
+        frame(holiday=[i % 2 == 0 for i in range(60)]),
+        targets=["load"],
+        covariates=["holiday"],
+        calendar=["time_of_day"],
+    )
     assert data.shape.covariates == 3
     assert data.batch(Split.TRAIN, np.array([0])).covariates[0, :, 2].tolist() == [1, 0] * 4 + [1]
 
@@ -221,60 +244,119 @@ def words(table: pd.DataFrame, column: str, row: int, word: Any) -> pd.DataFrame
     return table.assign(**{column: [*table[column][:row], word, *table[column][row + 1 :]]})
 
 
-@pytest.mark.parametrize(("table", "changes", "message"), [
-    (words(frame(), "load", 7, "n/a?"), {},
-     "data.targets: series.csv, row 8, column load: 'n/a?' is not a number"),
-    (words(frame(), "load", 7, np.inf), {},
-     "data.targets: series.csv, row 8, column load is infinite"),
-    (words(frame(), "date", 7, "yesterday"), {},
-     "data.time_column: series.csv, row 8, column date: 'yesterday' is not a timestamp"),
-    (frame().iloc[[0, 1, 3, 2, 4]], {},
-     "data.time_column: series.csv, row 4: timestamp 2024-01-01 02:00:00 (several series? name "
-     "data.id_column) comes after 2024-01-01 03:00:00; sort the file by time"),
-    (frame().iloc[[0, 1, 1, 2]], {},
-     "data.time_column: series.csv, row 3: timestamp 2024-01-01 01:00:00 (several series? name "
-     "data.id_column) repeats the row before; remove the repetition"),
-    (frame(8), {},
-     "data.source: no series is long enough: a window takes context_length + prediction_length "
-     "= 9 rows, the longest training part has 5"),
-    (frame()[["date"]], {}, "data.targets: series.csv has no numeric column to forecast"),
-    (frame().head(0), {}, "data.source: series.csv has no rows"),
-    (frame(), {"targets": ["lod"]},
-     "data.targets: series.csv has no column lod; it has date, load, heat"),
-    (frame(), {"time_column": "when"},
-     "data.time_column: series.csv has no column when; it has date, load, heat"),
-    (frame(), {"time_column": "load"},
-     "data.time_column: series.csv, column load holds numbers, not timestamps such as "
-     "2024-01-31 13:00; name another column, or data.time_column=none"),
-    (words(frame(id="a"), "id", 4, None), {"id_column": "id"},
-     "data.id_column: series.csv, row 5 has no id; say which series it belongs to, or remove it"),
-    (frame().head(1), {},
-     "data.source: no series is long enough: a window takes context_length + prediction_length "
-     "= 9 rows, the longest training part has 0"),
-    (frame()[["load"]], {"calendar": ["time_of_day"]},
-     "data.calendar: series.csv has no column of timestamps; name it as data.time_column or set "
-     "data.calendar=[]"),
-    (frame(price=[np.nan] * 60), {"covariates": ["price"]},
-     "data.covariates: series.csv, row 1: price is missing, but covariates must be known for "
-     "every row; fill it or leave the column out"),
-    (frame(none=[np.nan] * 60), {},
-     "data.targets: none has no value in the training part; leave it out of data.targets"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("table", "changes", "message"),
+    [
+        (
+            words(frame(), "load", 7, "n/a?"),
+            {},
+            "data.targets: series.csv, row 8, column load: 'n/a?' is not a number",
+        ),
+        (
+            words(frame(), "load", 7, np.inf),
+            {},
+            "data.targets: series.csv, row 8, column load is infinite",
+        ),
+        (
+            words(frame(), "date", 7, "yesterday"),
+            {},
+            "data.time_column: series.csv, row 8, column date: 'yesterday' is not a timestamp",
+        ),
+        (
+            frame().iloc[[0, 1, 3, 2, 4]],
+            {},
+            "data.time_column: series.csv, row 4: timestamp 2024-01-01 02:00:00 (several "
+            "series? name "
+            "data.id_column) comes after 2024-01-01 03:00:00; sort the file by time",
+        ),
+        (
+            frame().iloc[[0, 1, 1, 2]],
+            {},
+            "data.time_column: series.csv, row 3: timestamp 2024-01-01 01:00:00 (several "
+            "series? name "
+            "data.id_column) repeats the row before; remove the repetition",
+        ),
+        (
+            frame(8),
+            {},
+            "data.source: no series is long enough: a window takes context_length + "
+            "prediction_length "
+            "= 9 rows, the longest training part has 5",
+        ),
+        (frame()[["date"]], {}, "data.targets: series.csv has no numeric column to forecast"),
+        (frame().head(0), {}, "data.source: series.csv has no rows"),
+        (
+            frame(),
+            {"targets": ["lod"]},
+            "data.targets: series.csv has no column lod; it has date, load, heat",
+        ),
+        (
+            frame(),
+            {"time_column": "when"},
+            "data.time_column: series.csv has no column when; it has date, load, heat",
+        ),
+        (
+            frame(),
+            {"time_column": "load"},
+            "data.time_column: series.csv, column load holds numbers, not timestamps such as "
+            "2024-01-31 13:00; name another column, or data.time_column=none",
+        ),
+        (
+            words(frame(id="a"), "id", 4, None),
+            {"id_column": "id"},
+            "data.id_column: series.csv, row 5 has no id; say which series it belongs to, or "
+            "remove it",
+        ),
+        (
+            frame().head(1),
+            {},
+            "data.source: no series is long enough: a window takes context_length + "
+            "prediction_length "
+            "= 9 rows, the longest training part has 0",
+        ),
+        (
+            frame()[["load"]],
+            {"calendar": ["time_of_day"]},
+            "data.calendar: series.csv has no column of timestamps; name it as data.time_column "
+            "or set "
+            "data.calendar=[]",
+        ),
+        (
+            frame(price=[np.nan] * 60),
+            {"covariates": ["price"]},
+            "data.covariates: series.csv, row 1: price is missing, but covariates must be known "
+            "for "
+            "every row; fill it or leave the column out",
+        ),
+        (
+            frame(none=[np.nan] * 60),
+            {},
+            "data.targets: none has no value in the training part; leave it out of data.targets",
+        ),
+    ],
+)
 def test_a_file_that_cannot_be_trusted_is_refused(
     tmp_path: Path, table: pd.DataFrame, changes: dict[str, Any], message: str
 ) -> None:
     assert mistake(tmp_path, table, **changes) == message
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("no.csv", None, "data.source: there is no file no.csv"),
-    ("empty.csv", "", "data.source: empty.csv is empty"),
-    ("series.txt", "a,b\n1,2\n", "data.source: series.txt is neither .csv, .csv.gz nor .parquet"),
-    ("broken.parquet", "PAR1", "data.source: cannot read broken.parquet: "),
-    ("twice.csv", "a,a\n1,2\n", "data.source: twice.csv has two columns called a; rename one"),
-    ("long.csv", "a,b\n1,2,3\n", "data.source: long.csv has rows longer than its header"),
-    ("broken.csv.gz", "no gzip", "data.source: cannot read broken.csv.gz: "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("no.csv", None, "data.source: there is no file no.csv"),
+        ("empty.csv", "", "data.source: empty.csv is empty"),
+        (
+            "series.txt",
+            "a,b\n1,2\n",
+            "data.source: series.txt is neither .csv, .csv.gz nor .parquet",
+        ),
+        ("broken.parquet", "PAR1", "data.source: cannot read broken.parquet: "),
+        ("twice.csv", "a,a\n1,2\n", "data.source: twice.csv has two columns called a; rename one"),
+        ("long.csv", "a,b\n1,2,3\n", "data.source: long.csv has rows longer than its header"),
+        ("broken.csv.gz", "no gzip", "data.source: cannot read broken.csv.gz: "),
+    ],
+)
 def test_a_file_that_cannot_be_read_is_refused(
     tmp_path: Path, name: str, content: str | None, message: str
 ) -> None:
@@ -285,21 +367,33 @@ def test_a_file_that_cannot_be_read_is_refused(
     assert str(caught.value).replace(f"{tmp_path}/", "").startswith(message)
 
 
-@pytest.mark.parametrize(("horizon", "mse", "mae"), [
-    (96, 1.294, 0.713), (192, 1.325, 0.733), (336, 1.330, 0.746), (720, 1.335, 0.755),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("horizon", "mse", "mae"),
+    [
+        (96, 1.294, 0.713),
+        (192, 1.325, 0.733),
+        (336, 1.330, 0.746),
+        (720, 1.335, 0.755),
+    ],
+)
 def test_repeating_the_last_value_scores_on_etth1_what_the_literature_says(
     real_data: Path, horizon: int, mse: float, mae: float
 ) -> None:
     from trainer.forecast.evaluate import evaluate
 
-    data = Dataset(DataConfig(
-        source=str(real_data / "ETTh1.csv.gz"), context_length=96, prediction_length=horizon,
-        split=[8640, 2880, 2880], season_lengths=[24],
-    ))  # fmt: skip
+    data = Dataset(
+        DataConfig(
+            source=str(real_data / "ETTh1.csv.gz"),
+            context_length=96,
+            prediction_length=horizon,
+            split=[8640, 2880, 2880],
+            season_lengths=[24],
+        )
+    )
     assert data.windows(Split.TEST) == 2880 - horizon + 1
-    scores = evaluate(data, Split.TEST, lambda batches: (
-        (b, _zeros(b, horizon)) for b in batches), batch_size=256).scores()  # fmt: skip
+    scores = evaluate(
+        data, Split.TEST, lambda batches: ((b, _zeros(b, horizon)) for b in batches), batch_size=256
+    ).scores()
     assert scores["last value"]["mse"] == pytest.approx(mse, abs=5e-4)
     assert scores["last value"]["mae"] == pytest.approx(mae, abs=5e-4)
 
@@ -315,8 +409,12 @@ def test_vic_elec_baselines_are_those_that_were_computed_elsewhere() -> None:
 
     data = Dataset(DataConfig(source="vic_elec", targets=["Demand", "Temperature"]))
     assert data.season_lengths == [48, 336] and data.windows(Split.TEST) == 10_474
-    scores = evaluate(data, Split.TEST, lambda batches: (
-        (b, _zeros(b, 48)[..., :2]) for b in batches), batch_size=256).scores()  # fmt: skip
+    scores = evaluate(
+        data,
+        Split.TEST,
+        lambda batches: ((b, _zeros(b, 48)[..., :2]) for b in batches),
+        batch_size=256,
+    ).scores()
     assert scores["seasonal naive (48)"]["mse"] == pytest.approx(0.3515, abs=5e-5)
     assert scores["seasonal naive (336)"]["mse"] == pytest.approx(0.3531, abs=5e-5)
     assert scores["seasonal naive (48)"]["mae"] == pytest.approx(0.4074, abs=5e-5)

@@ -10,10 +10,16 @@ import pytest
 from tests.ranks import run
 from tests.settings import train_rank
 
-DEEP = {"model.architecture": "encoder", "model.num_layers": 24, "model.use_moe": False,
-        "model.norm_strategy": "pre_norm", "train.steps": 500, "train.warmup_steps": 50,
-        "train.learning_rate": 3e-4,
-        "logging.every": 100}  # fmt: skip
+DEEP = {
+    "model.architecture": "encoder",
+    "model.num_layers": 24,
+    "model.use_moe": False,
+    "model.norm_strategy": "pre_norm",
+    "train.steps": 500,
+    "train.warmup_steps": 50,
+    "train.learning_rate": 3e-4,
+    "logging.every": 100,
+}
 
 
 @pytest.mark.slow

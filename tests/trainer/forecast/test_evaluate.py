@@ -35,10 +35,12 @@ def dataset(tmp_path: Path) -> Dataset:
 def test_scores_are_their_definitions(dataset: Dataset) -> None:
     forecast = torch.randn(1, 7, 2)
     result = evaluate(
-        dataset, Split.TEST,
+        dataset,
+        Split.TEST,
         lambda batches: ((b, forecast.expand(len(b.context), 7, 2)) for b in batches),
-        batch_size=8, keep=[3],
-    )  # fmt: skip
+        batch_size=8,
+        keep=[3],
+    )
     everything = dataset.batch(Split.TEST, np.arange(dataset.windows(Split.TEST)))
     valid = ~np.isnan(everything.target)
     assert not valid.all()
@@ -55,8 +57,12 @@ def test_scores_are_their_definitions(dataset: Dataset) -> None:
 
 
 def test_naive_forecasts_use_the_context_alone(dataset: Dataset) -> None:
-    result = evaluate(dataset, Split.TEST, lambda batches: (
-        (b, torch.zeros(len(b.context), 7, 2)) for b in batches), batch_size=8)  # fmt: skip
+    result = evaluate(
+        dataset,
+        Split.TEST,
+        lambda batches: ((b, torch.zeros(len(b.context), 7, 2)) for b in batches),
+        batch_size=8,
+    )
     everything = dataset.batch(Split.TEST, np.arange(dataset.windows(Split.TEST)))
     day = everything.context[:, -24 : -24 + 7, 0] - everything.target[:, :, 0]
     last = everything.context[:, -1:, 0] - everything.target[:, :, 0]
@@ -67,16 +73,27 @@ def test_naive_forecasts_use_the_context_alone(dataset: Dataset) -> None:
     assert per_channel["last value"]["a"]["mse"] == pytest.approx((last**2).mean(), rel=1e-6)
 
 
-@pytest.mark.parametrize(("world", "changes"), [
-    (2, {"parallel.pipeline": 2}),
-    (3, {"train.micro_batch_size": 1, "train.global_batch_size": 15}),
-    (4, {"parallel.pipeline": 2, "train.micro_batch_size": 5, "train.global_batch_size": 10}),
-    (4, {"parallel.pipeline": 2, "model.architecture": "decoder", "model.use_moe": False}),
-    (2, {"parallel.tensor": 2, "parallel.expert": 2, "train.micro_batch_size": 8}),
-    (3, {"parallel.zero_stage": 3, "train.micro_batch_size": 5, "train.global_batch_size": 15}),
-    (4, {"parallel.pipeline": 2, "parallel.tensor": 2, "parallel.expert": 2,
-         "model.architecture": "decoder", "model.capacity_factor": 0.8}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("world", "changes"),
+    [
+        (2, {"parallel.pipeline": 2}),
+        (3, {"train.micro_batch_size": 1, "train.global_batch_size": 15}),
+        (4, {"parallel.pipeline": 2, "train.micro_batch_size": 5, "train.global_batch_size": 10}),
+        (4, {"parallel.pipeline": 2, "model.architecture": "decoder", "model.use_moe": False}),
+        (2, {"parallel.tensor": 2, "parallel.expert": 2, "train.micro_batch_size": 8}),
+        (3, {"parallel.zero_stage": 3, "train.micro_batch_size": 5, "train.global_batch_size": 15}),
+        (
+            4,
+            {
+                "parallel.pipeline": 2,
+                "parallel.tensor": 2,
+                "parallel.expert": 2,
+                "model.architecture": "decoder",
+                "model.capacity_factor": 0.8,
+            },
+        ),
+    ],
+)
 def test_a_layout_scores_what_one_process_scores(
     tmp_path: Path, world: int, changes: dict[str, Any]
 ) -> None:

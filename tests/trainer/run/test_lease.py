@@ -20,18 +20,27 @@ OTHER = Incarnation("slurm 8", (0, 0, 0))
 ALONE = Incarnation("", (0, 0, 0))
 
 
-@pytest.mark.parametrize(("variables", "expected"), [
-    ({}, Incarnation("", (0, 0, 0))),
-    ({"SLURM_JOB_ID": "7"}, FIRST),
-    ({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}, SECOND),
-    ({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": ""}, FIRST),
-    ({"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"},
-     Incarnation("slurm 7", (2, 0, 0))),
-    ({"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "2"},
-     Incarnation("", (0, 0, 2))),
-    ({"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "2"},
-     Incarnation("torchrun x", (0, 0, 2))),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, Incarnation("", (0, 0, 0))),
+        ({"SLURM_JOB_ID": "7"}, FIRST),
+        ({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}, SECOND),
+        ({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": ""}, FIRST),
+        (
+            {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"},
+            Incarnation("slurm 7", (2, 0, 0)),
+        ),
+        (
+            {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "2"},
+            Incarnation("", (0, 0, 2)),
+        ),
+        (
+            {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "2"},
+            Incarnation("torchrun x", (0, 0, 2)),
+        ),
+    ],
+)
 def test_an_incarnation_is_read_from_the_scheduler(
     variables: dict[str, str], expected: Incarnation
 ) -> None:
@@ -47,14 +56,18 @@ def test_a_folder_is_free_again_after_a_run(tmp_path: Path, incarnation: Incarna
     assert [f.name for f in tmp_path.iterdir()] == [NAME]
 
 
-@pytest.mark.parametrize(("holder", "comes"), [
-    (ALONE, ALONE), (ALONE, FIRST), (FIRST, FIRST), (FIRST, OTHER), (OTHER, FIRST)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("holder", "comes"),
+    [(ALONE, ALONE), (ALONE, FIRST), (FIRST, FIRST), (FIRST, OTHER), (OTHER, FIRST)],
+)
 def test_two_runs_cannot_have_a_folder(
     tmp_path: Path, holder: Incarnation, comes: Incarnation
 ) -> None:
     with own(tmp_path, holder) as ownership:
-        for refused in (lambda: refuse_if_taken(tmp_path, comes),
-                        lambda: own(tmp_path, comes).__enter__()):  # fmt: skip
+        for refused in (
+            lambda: refuse_if_taken(tmp_path, comes),
+            lambda: own(tmp_path, comes).__enter__(),
+        ):
             with pytest.raises(UserError, match=r"another process is training in .* on .*wait for"):
                 refused()
         assert ownership.lasts()

@@ -24,9 +24,14 @@ from trainer.weights.export import export, shards
 from trainer.weights.export_folder import INDEX, Export
 from trainer.weights.source import find
 
-SETTINGS: dict[str, Any] = {"train.steps": 3, "checkpoint.every": 2, "data.rows": 800,
-                            "logging.tensorboard": False, "model.router_score": "sigmoid",
-                            "model.balance_rate": 0.05}  # fmt: skip
+SETTINGS: dict[str, Any] = {
+    "train.steps": 3,
+    "checkpoint.every": 2,
+    "data.rows": 800,
+    "logging.tensorboard": False,
+    "model.router_score": "sigmoid",
+    "model.balance_rate": 0.05,
+}
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +84,9 @@ def test_it_loads_without_deepspeed_and_without_the_data(run: Path, tmp_path: Pa
         "made = forecaster.forecast(numpy.ones((2, 96, 2)), numpy.zeros((2, 128, 3)))\n"
         "print(made.shape, 'deepspeed' in sys.modules)"
     )
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          check=True)  # fmt: skip
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert told.stdout == "(2, 32, 2) False\n"
 
 
@@ -124,24 +130,36 @@ def test_an_old_folder_is_not_written_over(run: Path, tmp_path: Path) -> None:
     assert [f.name for f in tmp_path.rglob("*")] == ["out", "thesis.tex"]
 
 
-@pytest.mark.parametrize(("harm", "message"), [
-    (lambda out: (out / "model.safetensors").unlink(), "model.safetensors: No such file"),
-    (lambda out: (out / "model.safetensors").write_bytes(
-        (out / "model.safetensors").read_bytes()[:-9]), "model.safetensors does not match its sum"),
-    (lambda out: (out / "config.json").write_text("{"), "is no export: config.json"),
-    (lambda out: (out / "config.json").write_text("[" * 10**5), "is no export: config.json"),
-    (lambda out: (out / "config.json").write_text("{}"), "of something else than Forescale"),
-    (lambda out: edit(out, format=9), "has format 9; this version reads"),
-    (lambda out: edit(out, step=-3), "does not say what it holds: config.json: step"),
-    (lambda out: edit(out, buffers=5), "does not say what it holds: config.json: buffers"),
-    (lambda out: edit(out, files={}), "does not say what it holds: config.json: files"),
-    (lambda out: edit(out, files={"../../etc/passwd.safetensors": [1, "x"]}),
-     "does not say what it holds: config.json: files"),
-    (lambda out: edit(out, "series", mean=[1.0]), "of mean cannot be read here: expected 2"),
-    (lambda out: edit(out, "series", deviation=[0.0, 1.0]), "deviation"),
-    (lambda out: edit(out, "settings", model={"d_model": 10**6, "nhead": 4}), "of another model"),
-    (lambda out: edit(out, "settings", modell={}), "modell cannot be read here"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda out: (out / "model.safetensors").unlink(), "model.safetensors: No such file"),
+        (
+            lambda out: (out / "model.safetensors").write_bytes(
+                (out / "model.safetensors").read_bytes()[:-9]
+            ),
+            "model.safetensors does not match its sum",
+        ),
+        (lambda out: (out / "config.json").write_text("{"), "is no export: config.json"),
+        (lambda out: (out / "config.json").write_text("[" * 10**5), "is no export: config.json"),
+        (lambda out: (out / "config.json").write_text("{}"), "of something else than Forescale"),
+        (lambda out: edit(out, format=9), "has format 9; this version reads"),
+        (lambda out: edit(out, step=-3), "does not say what it holds: config.json: step"),
+        (lambda out: edit(out, buffers=5), "does not say what it holds: config.json: buffers"),
+        (lambda out: edit(out, files={}), "does not say what it holds: config.json: files"),
+        (
+            lambda out: edit(out, files={"../../etc/passwd.safetensors": [1, "x"]}),
+            "does not say what it holds: config.json: files",
+        ),
+        (lambda out: edit(out, "series", mean=[1.0]), "of mean cannot be read here: expected 2"),
+        (lambda out: edit(out, "series", deviation=[0.0, 1.0]), "deviation"),
+        (
+            lambda out: edit(out, "settings", model={"d_model": 10**6, "nhead": 4}),
+            "of another model",
+        ),
+        (lambda out: edit(out, "settings", modell={}), "modell cannot be read here"),
+    ],
+)
 def test_what_is_broken_is_refused(run: Path, tmp_path: Path, harm: Any, message: str) -> None:
     export(find(run), tmp_path / "out")
     harm(tmp_path / "out")
@@ -209,11 +227,14 @@ def _start_from(rank: int, world: int, run: Path, overrides: dict[str, Any]) -> 
     return taken, same, held, float(sum(moments))
 
 
-@pytest.mark.parametrize("layout", [
-    {"parallel.zero_stage": 2},
-    {"parallel.pipeline": 2},
-    {"parallel.tensor": 2, "parallel.expert": 2},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"parallel.zero_stage": 2},
+        {"parallel.pipeline": 2},
+        {"parallel.tensor": 2, "parallel.expert": 2},
+    ],
+)
 @pytest.mark.parametrize("kind", ["run", "export"])
 def test_fine_tuning_takes_over_what_fits_and_tells_the_rest(
     run: Path, tmp_path: Path, layout: dict[str, Any], kind: str
@@ -223,12 +244,22 @@ def test_fine_tuning_takes_over_what_fits_and_tells_the_rest(
     if kind == "export":
         source = tmp_path / "out"
         export(find(run), source, file_bytes=100_000)
-    changes = {**SETTINGS, **layout, "model.init_from": str(source), "model.loss": "quantile",
-               "data.context_length": 128, "data.covariates": []}  # fmt: skip
+    changes = {
+        **SETTINGS,
+        **layout,
+        "model.init_from": str(source),
+        "model.loss": "quantile",
+        "data.context_length": 128,
+        "data.covariates": [],
+    }
     before = weights(Forecaster.load(run))
     told = ranks.run(_start_from, 2, tmp_path / "new", changes)
-    anew = {"encoder.input_projection.weight", "decoder.input_projection.weight", "head.weight",
-            "head.bias"}  # fmt: skip
+    anew = {
+        "encoder.input_projection.weight",
+        "decoder.input_projection.weight",
+        "head.weight",
+        "head.bias",
+    }
     for taken, same, held, moments in told:
         assert set(taken.anew) == anew and not taken.left
         assert taken.anew["head.bias"] == "(16,) there, (144,) here"
@@ -248,8 +279,13 @@ def test_weights_of_something_else_are_refused(run: Path, tmp_path: Path) -> Non
         ranks.RanksFailedError, match=r"model\.init_from: .*nowhere is neither a run"
     ):
         ranks.run(train_rank, 1, tmp_path / "new", changes)
-    changes = {**SETTINGS, "model.init_from": str(run), "model.d_model": 16,
-               "model.num_experts": 2, "model.loss": "quantile"}  # fmt: skip
+    changes = {
+        **SETTINGS,
+        "model.init_from": str(run),
+        "model.d_model": 16,
+        "model.num_experts": 2,
+        "model.loss": "quantile",
+    }
     with pytest.raises(ranks.RanksFailedError, match="has the name and shape of anything here"):
         ranks.run(train_rank, 1, tmp_path / "other", changes)
     assert not (tmp_path / "other" / "config.yaml").exists()  # the corrected command may use it
