@@ -27,17 +27,17 @@ import torch.multiprocessing
 from timing import ROOT, arguments_of, print_header, print_table
 
 from launch.cluster_environment import free_port
-from parallel.groups import Place
+from parallel.groups import Mesh
 from parallel.layout import Layout
 from trainer.checkpoint import storage
-from trainer.checkpoint.manifest import damage
+from trainer.checkpoint.manifest import verify
 from trainer.checkpoint.partitions import elements
 from trainer.checkpoint.saver import Saver
 from trainer.checkpoint.store import Store
 from trainer.config import Settings, load
 from trainer.data import Dataset, Split
 from trainer.engine.engine import Engine
-from trainer.run.lease import Incarnation, own
+from trainer.run.lease import Attempt, own
 
 WORLD = 2
 LARGE = {
@@ -69,22 +69,22 @@ class Bench:
             ROOT / "configs/tiny.yaml", COMMON | (SMALL if quick else LARGE)
         ).settings
         self.dataset = Dataset(self.settings.data)
-        place = Place(Layout(1, WORLD), rank, torch.device("cpu"))
-        self.engine = Engine(self.settings, self.dataset.shape, place)
+        mesh = Mesh(Layout(1, WORLD), rank, torch.device("cpu"))
+        self.engine = Engine(self.settings, self.dataset.shape, mesh)
         self.step()
         self.times: dict[str, list[float]] = {}
         self.sizes: dict[str, int] = {}
-        self.owner = own(folder, Incarnation("", ()))
-        ownership = self.owner.__enter__() if rank == 0 else None
+        self.owner = own(folder, Attempt("", ()))
+        lease = self.owner.__enter__() if rank == 0 else None
         self.savers = {
             asynchronous: Saver(
                 Store(folder / f"ours-{asynchronous}"),
-                place,
+                mesh,
                 self.settings.checkpoint.model_copy(
                     update={"asynchronous": asynchronous, "keep": 1}
                 ),
                 self.engine.shapes,
-                ownership,
+                lease,
             )
             for asynchronous in (False, True)
         }
@@ -143,7 +143,7 @@ class Bench:
 
     def load(self) -> None:
         path = self.folder / "ours-False" / f"step-{STEP:08d}"
-        self.time("our verification", lambda: check(damage(path, part=self.rank, parts=WORLD)))
+        self.time("our verification", lambda: check(verify(path, reader=self.rank, readers=WORLD)))
 
         def read() -> None:
             storage.read(path, self.engine.begin_load(STEP))

@@ -77,8 +77,8 @@ def peak_mib(build: Build, warm_up: Build) -> float:
     `warm_up` builds the same work on tiny inputs: it loads code and starts threads in both
     children, which would be counted otherwise. What it needs itself must be less than the inputs.
     """
-    idle, busy = (_peak_of_child(build, warm_up, works) for works in (False, True))
-    return (busy - idle) / 1024
+    unused, busy = (_peak_of_child(build, warm_up, works) for works in (False, True))
+    return (busy - unused) / 1024
 
 
 def _peak_of_child(build: Build, warm_up: Build, works: bool) -> int:

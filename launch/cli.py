@@ -9,7 +9,7 @@ from typing import Literal
 
 import click
 
-from model.errors import SaidElsewhereError, UserError
+from model.errors import ReportedElsewhereError, UserError
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = [word for word in given if not word.startswith(("--local_rank=", "--local-rank="))]
     try:
         forescale.main(given, standalone_mode=False)
-    except SaidElsewhereError:
+    except ReportedElsewhereError:
         sys.exit(2)
     except UserError as error:
         _fail(str(error))

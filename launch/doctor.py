@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.cluster_environment import discover
-from launch.machine import GIB, attempt, free_bytes, interfaces, memory, write_rate
+from launch.machine import GIB, free_bytes, interfaces, memory, result_of, write_rate
 from trainer.run.environment import commit, versions
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _machine() -> Iterator[tuple[str, str]]:
     yield "processors", f"{os.cpu_count()}, of which {len(os.sched_getaffinity(0))} may be used"
     yield "memory", f"{held['available'] / GIB:.1f} of {held['total'] / GIB:.1f} GiB free"
     for name, folder in (("here", Path.cwd()), ("/dev/shm", Path("/dev/shm"))):  # noqa: S108
-        yield f"disk {name}", attempt(partial(_disk, folder))
+        yield f"disk {name}", result_of(partial(_disk, folder))
 
 
 def _disk(folder: Path) -> str:
@@ -67,7 +67,7 @@ def _devices() -> Iterator[tuple[str, str]]:
     if not torch.cuda.is_available():
         yield "GPUs", "none that torch can use"
     for index in range(torch.cuda.device_count()):
-        yield f"GPU {index}", attempt(partial(_gpu, index))
+        yield f"GPU {index}", result_of(partial(_gpu, index))
     yield (
         "collectives",
         ", ".join(
@@ -96,7 +96,7 @@ def _kernels() -> Iterator[tuple[str, str]]:
     for dtype in (torch.float32, torch.bfloat16):
         for kind in ("standard", "xformer", "flash"):
             name = f"{kind}, {str(dtype).removeprefix('torch.')}, {device}"
-            yield name, attempt(partial(_try, kind, device, dtype))
+            yield name, result_of(partial(_try, kind, device, dtype))
 
 
 def _try(kind: str, device: str, dtype: torch.dtype) -> str:
@@ -119,9 +119,9 @@ def _launchers() -> Iterator[tuple[str, str]]:
     places = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
     for name in LAUNCHERS:
         yield name, shutil.which(name, path=places) or "neither beside Python nor on the PATH"
-    yield "mpi4py", attempt(_mpi)
+    yield "mpi4py", result_of(_mpi)
     if shutil.which("srun"):
-        yield "srun --mpi", attempt(partial(_first_words, ["srun", "--mpi=list"]))
+        yield "srun --mpi", result_of(partial(_first_words, ["srun", "--mpi=list"]))
 
 
 def _mpi() -> str:

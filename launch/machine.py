@@ -65,7 +65,7 @@ def _line(file: Path) -> str | None:
         return None
 
 
-def attempt(action: Callable[[], str]) -> str:
+def result_of(action: Callable[[], str]) -> str:
     """What an action tells, or why it cannot."""
     try:
         return action()

@@ -28,11 +28,11 @@ def explain(
     from trainer.config import load
     from trainer.config.load import parse_overrides
     from trainer.prepare import prepare
-    from trainer.run.lease import Incarnation, refuse_if_taken
+    from trainer.run.lease import Attempt, refuse_if_leased
 
     configuration = load(config, parse_overrides(overrides))
     plan = prepare(configuration, run_dir=run_dir, resume=resume, world=world)
-    refuse_if_taken(plan.run.path, Incarnation.here())
+    refuse_if_leased(plan.run.path, Attempt.here())
     settings, layout = plan.configuration.settings, plan.layout
 
     import torch

@@ -17,8 +17,15 @@ from typing import Any
 
 from launch.cluster_environment import Rendezvous, announce, discover
 from launch.machine import GIB, free_bytes, memory, write_rate
-from model.errors import SaidElsewhereError, UserError
-from parallel.rendezvous import AbsentError, Meeting, first_difference, meet, patience, tell_all
+from model.errors import ReportedElsewhereError, UserError
+from parallel.rendezvous import (
+    AbsentError,
+    Meeting,
+    exchange_texts,
+    first_difference,
+    meet,
+    patience,
+)
 from trainer.run.environment import commit, versions
 
 LEAST_MEMORY, LEAST_DISK = GIB // 2, GIB
@@ -38,7 +45,7 @@ def check(run: Path, tasks: int) -> bool:
     }
     try:
         unfit, meeting = _judge_all(here, mine)
-    except SaidElsewhereError:
+    except ReportedElsewhereError:
         return False
     except AbsentError as error:
         unfit, meeting = _judge_absent(error.ranks, here, mine), None
@@ -92,7 +99,7 @@ def _judge_all(here: Rendezvous, mine: Finding) -> tuple[dict[str, str], Meeting
     announce(here)
     meeting = meet(here.rank, here.world, {})
     try:
-        findings = tell_all(meeting, here.rank, here.world, json.dumps(mine))
+        findings = exchange_texts(meeting, here.rank, here.world, json.dumps(mine))
     except RuntimeError as error:
         raise UserError(f"the other nodes are lost: {str(error).splitlines()[0]}") from None
     return judge([json.loads(finding) for finding in findings]), meeting
@@ -136,8 +143,8 @@ def _can_sum(here: Rendezvous, meeting: Meeting, node: str) -> bool:
     from parallel.layout import Layout
 
     try:
-        place = join(Layout(1, here.world), here.rank, 0, 1, meeting.store, patience())
-        total = float(sum_over_ranks(place, torch.tensor(1.0)))
+        mesh = join(Layout(1, here.world), here.rank, 0, 1, meeting.store, patience())
+        total = float(sum_over_ranks(mesh, torch.tensor(1.0)))
         leave()
     except RuntimeError as error:
         print(f"{node}: the nodes cannot sum: {str(error).splitlines()[0]}", flush=True)

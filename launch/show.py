@@ -15,7 +15,7 @@ from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.store import Checkpoint
 from trainer.logs.metrics import read_metrics
 from trainer.run.folder import RunFolder
-from trainer.weights.source import Source, find
+from trainer.weights.source import WeightsSource, find
 
 
 def tell(path: Path, *, verify: bool) -> None:
@@ -62,7 +62,7 @@ def _run(run: RunFolder, *, verify: bool) -> None:
         )
     steps = [str(checkpoint.step) for checkpoint in run.store.committed()]
     shown["checkpoints"] = f"steps {', '.join(steps)}" if steps else "none"
-    wrong = {c.path.name: c.damage(contents=verify) for c in run.store.committed()}
+    wrong = {c.path.name: c.verify(contents=verify) for c in run.store.committed()}
     damaged = {name: why for name, why in wrong.items() if why is not None}
     shown |= {name: f"damaged: {why}" for name, why in damaged.items()}
     aside = sorted(folder.name for folder in run.store.folder.glob("*.damaged"))
@@ -80,7 +80,7 @@ def _run(run: RunFolder, *, verify: bool) -> None:
 def _checkpoint(checkpoint: Checkpoint, *, verify: bool) -> None:
     from trainer.checkpoint.storage import tensor_shapes
 
-    wrong = checkpoint.damage(contents=verify)
+    wrong = checkpoint.verify(contents=verify)
     if wrong is not None:
         raise UserError(f"{checkpoint.path} is damaged: {wrong}")
     description = checkpoint.description()
@@ -104,8 +104,8 @@ def _checkpoint(checkpoint: Checkpoint, *, verify: bool) -> None:
     )
 
 
-def _weights(source: Source) -> None:
-    wrong = source.damage()
+def _weights(source: WeightsSource) -> None:
+    wrong = source.verify()
     if wrong is not None:
         raise UserError(f"{source.path} is damaged: {wrong}")
     shapes = {n: s for n, s in source.shapes().items() if n.startswith("weights/")}

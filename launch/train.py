@@ -28,7 +28,7 @@ def start(
     from trainer.config import load
     from trainer.config.load import parse_overrides
     from trainer.prepare import prepare
-    from trainer.run.lease import Incarnation, refuse_if_taken
+    from trainer.run.lease import Attempt, refuse_if_leased
 
     rendezvous = discover()
     if ranks is not None and rendezvous.world > 1:
@@ -45,7 +45,7 @@ def start(
         if ranks is None or ranks == 1 or plan.is_done:
             return _train(plan, rendezvous, stop)
         if plan.run.exists():
-            refuse_if_taken(plan.run.path, Incarnation.here())  # said here rather than by a rank
+            refuse_if_leased(plan.run.path, Attempt.here())  # said here rather than by a rank
         from launch.local_ranks import launch
 
         options = ["--run-dir", str(plan.run.path), "--resume", resume]
@@ -55,9 +55,9 @@ def start(
 def _tell(rendezvous: Rendezvous, error: UserError) -> int:
     """Have rank 0 quote what went wrong here, unless it has ended by the same mistake."""
     announce(rendezvous)
-    from parallel.rendezvous import tell_failure
+    from parallel.rendezvous import report_failure
 
-    tell_failure(rendezvous.rank, str(error))
+    report_failure(rendezvous.rank, str(error))
     return 2
 
 

@@ -212,7 +212,7 @@ class ModelConfig(TransformerConfig):
             return self.transformer_layers
         return 2 if self.architecture == "encoder_decoder" else 1
 
-    def idle(self) -> list[str]:
+    def unused(self) -> list[str]:
         """Settings that were given and change nothing beside the others, each with the reason."""
         attention = (self.att_type, self.att_type_of_decoder)
         rules: tuple[tuple[bool, str, tuple[str, ...]], ...] = (

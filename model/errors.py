@@ -18,7 +18,7 @@ class UserError(ValueError):
     """
 
 
-class SaidElsewhereError(UserError):
+class ReportedElsewhereError(UserError):
     """A mistake that another rank tells: this one ends with code 2 and no word."""
 
 

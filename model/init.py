@@ -25,7 +25,7 @@ class Init:
 
 
 @dataclass(frozen=True)
-class Part:
+class Shard:
     """The slice of a whole parameter that is held where its layer is split over ranks."""
 
     whole: tuple[int, ...]
@@ -38,7 +38,7 @@ class Part:
         return torch.Size([*self.whole[: self.dim], self.size, *self.whole[self.dim + 1 :]])
 
     @classmethod
-    def all_of(cls, whole: torch.Size) -> Part:
+    def all_of(cls, whole: torch.Size) -> Shard:
         return cls(tuple(whole), 0, 0, whole[0])
 
 
@@ -64,19 +64,19 @@ def _generator(seed: int, name: str, expert: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def draw(name: str, part: Part, init: Init, seed: int) -> Tensor:
-    """`part` of the fp32 initial value of the parameter with global name `name`."""
+def draw(name: str, shard: Shard, init: Init, seed: int) -> Tensor:
+    """`shard` of the fp32 initial value of the parameter with global name `name`."""
     if init.std == 0.0:
-        return torch.full(part.shape, init.mean)
+        return torch.full(shard.shape, init.mean)
     if not init.stacked:
-        value = _normal(part.whole, init, _generator(seed, name, 0))
-        return value.narrow(part.dim, part.start, part.size)
+        value = _normal(shard.whole, init, _generator(seed, name, 0))
+        return value.narrow(shard.dim, shard.start, shard.size)
     # Only the experts in the part are drawn: there may be many of them.
-    first, last = (part.start, part.start + part.size) if part.dim == 0 else (0, part.whole[0])
-    value = torch.empty(part.shape)
+    first, last = (shard.start, shard.start + shard.size) if shard.dim == 0 else (0, shard.whole[0])
+    value = torch.empty(shard.shape)
     for expert, into in zip(range(first, last), value.unbind(0), strict=True):
-        drawn = _normal(part.whole[1:], init, _generator(seed, name, expert))
-        into.copy_(drawn.narrow(part.dim - 1, part.start, part.size) if part.dim else drawn)
+        drawn = _normal(shard.whole[1:], init, _generator(seed, name, expert))
+        into.copy_(drawn.narrow(shard.dim - 1, shard.start, shard.size) if shard.dim else drawn)
     return value
 
 
@@ -91,8 +91,8 @@ def _normal(shape: tuple[int, ...], init: Init, generator: torch.Generator) -> T
     )
 
 
-def initialise(network: nn.Module, seed: int, parts: Mapping[str, Part] | None = None) -> None:
-    """Fill all parameters and buffers of `network` in place; `parts` by global name, of those
+def initialise(network: nn.Module, seed: int, shards: Mapping[str, Shard] | None = None) -> None:
+    """Fill all parameters and buffers of `network` in place; `shards` by global name, of those
     that are not whole."""
     with torch.no_grad():
         for prefix, module in network.named_modules():
@@ -103,8 +103,8 @@ def initialise(network: nn.Module, seed: int, parts: Mapping[str, Part] | None =
                 continue
             for leaf, tensor in own:
                 name = f"{prefix}.{leaf}" if prefix else leaf
-                part = (parts or {}).get(name) or Part.all_of(tensor.shape)
-                tensor.copy_(draw(name, part, rules[leaf], seed))
+                shard = (shards or {}).get(name) or Shard.all_of(tensor.shape)
+                tensor.copy_(draw(name, shard, rules[leaf], seed))
 
 
 def _start_itself(module: nn.Module, generator: torch.Generator) -> None:

@@ -55,7 +55,7 @@ class Order:
         return self.of_row.div(self.places_NK.shape[1], rounding_mode="floor")
 
 
-class _Spread(torch.autograd.Function):
+class _Dispatch(torch.autograd.Function):
     """x [N, D] -> a row for each choice, sorted by expert, [N * K, D].
 
     This and `_Combine` only gather, both ways: no atomics, so runs are bit-equal on GPUs.
@@ -77,7 +77,7 @@ class _Spread(torch.autograd.Function):
 
 
 class _Combine(torch.autograd.Function):
-    """y_n = sum_k gate_nk * answer of choice k, from the rows that `_Spread` made."""
+    """y_n = sum_k gate_nk * answer of choice k, from the rows that `_Dispatch` made."""
 
     @staticmethod
     def forward(ctx: Any, answers: Tensor, gates_NK: Tensor, order: Order) -> Tensor:
@@ -185,7 +185,7 @@ class Experts(nn.Module):
         """
         order = Order.by_expert(chosen_NK)
         counts_E = torch.bincount(chosen_NK.flatten(), minlength=self.count)[: self.count]
-        rows: Tensor = _Spread.apply(x_ND, order)
+        rows: Tensor = _Dispatch.apply(x_ND, order)
         if complete:
             answers = self.exchange(rows, counts_E, self.compute)
         else:

@@ -24,7 +24,7 @@ from model.config import ModelConfig, SeriesShape
 from model.embedding import CalendarEmbedding, ChannelEmbedding, to_patches
 from model.losses import sample_mean
 from model.moe import MixtureOfExperts
-from model.outputs import make_head
+from model.outputs import make_output
 from model.recompute import Recompute
 from model.transformer import DecoderLayer, EncoderLayer, Stack, make_layers, run_layer
 
@@ -78,7 +78,7 @@ class TimeSeriesTransformer(nn.Module):
         self.memory_patches, self.future_patches = shape.patches(config.patch_length)
         self.row_channels = 1 if config.channels == "independent" else shape.channels
         self.rows_per_sample = shape.channels // self.row_channels
-        self.answer = make_head(config)
+        self.answer = make_output(config)
         numbers = config.patch_length * self.row_channels
         known = config.patch_length * shape.covariates
         self.encoder: Stack | None = None
@@ -90,7 +90,7 @@ class TimeSeriesTransformer(nn.Module):
             layers = make_layers(config, config.num_layers, self._causal_layer)
             self.decoder = Stack(2 * numbers + known, config, layers)
         if config.architecture == "encoder_decoder":
-            layers = make_layers(config, config.decoder_layers, self._asking_layer)
+            layers = make_layers(config, config.decoder_layers, self._query_layer)
             self.decoder = Stack(config.patch_length + known, config, layers)
         flattened = config.architecture == "encoder"
         inputs = config.d_model * (self.memory_patches if flattened else 1)
@@ -108,7 +108,7 @@ class TimeSeriesTransformer(nn.Module):
     def _causal_layer(self) -> EncoderLayer:
         return EncoderLayer(self.config, self.config.att_type_of_decoder, is_causal=True)
 
-    def _asking_layer(self) -> DecoderLayer:
+    def _query_layer(self) -> DecoderLayer:
         # All that this decoder is given is known in advance: there is no order to keep in it.
         return DecoderLayer(self.config, is_causal=False, on_one_axis=True)
 
@@ -128,21 +128,21 @@ class TimeSeriesTransformer(nn.Module):
             return [
                 self._embedding(self._embed_context, encoder=memory),
                 *self._blocks("encoder", self._encode, memory, memory),
-                Layer("head", ("encoder.final_norm", "head"), self._answer_at_once, (memory, 1)),
+                Layer("head", ("encoder.final_norm", "head"), self._output_at_once, (memory, 1)),
             ]
         if self.config.architecture == "decoder":
             tokens = memory + future - 1
             return [
                 self._embedding(self._embed_sequence, decoder=tokens),
                 *self._blocks("decoder", self._encode, tokens, tokens),
-                Layer("head", ("decoder.final_norm", "head"), self._answer_next, (future, future)),
+                Layer("head", ("decoder.final_norm", "head"), self._output_next, (future, future)),
             ]
         return [
             self._embedding(self._embed_both, encoder=memory, decoder=future),
             *self._blocks("encoder", self._encode_memory, memory, memory),
             Layer("memory", ("encoder.final_norm",), self._end_memory, (memory,)),
             *self._blocks("decoder", self._decode, future, memory),
-            Layer("head", ("decoder.final_norm", "head"), self._answer_each, (future, future)),
+            Layer("head", ("decoder.final_norm", "head"), self._output_each, (future, future)),
         ]
 
     def _embedding(self, run: Callable[[Inputs], State], **stacks: int) -> Layer:
@@ -341,15 +341,15 @@ class TimeSeriesTransformer(nn.Module):
         future = self._block(layer, future, memory, padding, start=self.memory_patches)
         return torch.cat([memory, future], 1), state[1]
 
-    def _answer_at_once(self, state: State) -> Tensor:
+    def _output_at_once(self, state: State) -> Tensor:
         assert self.encoder is not None
         return self._answer(self.encoder.final_norm(state[0]).flatten(1).unsqueeze(1))
 
-    def _answer_next(self, state: State) -> Tensor:
+    def _output_next(self, state: State) -> Tensor:
         assert self.decoder is not None
         return self._answer(self.decoder.final_norm(state[0][:, self.memory_patches - 1 :]))
 
-    def _answer_each(self, state: State) -> Tensor:
+    def _output_each(self, state: State) -> Tensor:
         assert self.decoder is not None
         return self._answer(self.decoder.final_norm(self._split(state[0])[1]))
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from model.config import ModelConfig
 
 
-class Head(Protocol):
+class Output(Protocol):
     size: int
 
     def scaled(self, raw: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class Head(Protocol):
         """The point forecast, [B, H, C]."""
 
 
-class PointHead:
+class PointOutput:
     """One number, scored by squared, absolute or Huber error (Huber 1964)."""
 
     size = 1
@@ -55,7 +55,7 @@ class PointHead:
         return scaled.squeeze(-1)
 
 
-class QuantileHead:
+class QuantileOutput:
     """Quantiles that cannot cross, scored by the pinball loss (Koenker & Bassett 1978).
 
     The quantile nearest the median is free; each further one adds a positive step.
@@ -83,7 +83,7 @@ class QuantileHead:
         return scaled[..., self.middle]
 
 
-class StudentTHead:
+class StudentTOutput:
     """Location, scale and degrees of freedom above 2, scored by the negative log-likelihood."""
 
     size = 3
@@ -114,9 +114,9 @@ class StudentTHead:
         return scaled[..., 0]
 
 
-def make_head(config: ModelConfig) -> Head:
+def make_output(config: ModelConfig) -> Output:
     if config.loss == "quantile":
-        return QuantileHead(config.quantiles)
+        return QuantileOutput(config.quantiles)
     if config.loss == "student_t":
-        return StudentTHead()
-    return PointHead(config.loss, config.huber_delta)
+        return StudentTOutput()
+    return PointOutput(config.loss, config.huber_delta)

@@ -18,7 +18,7 @@ from model.network import Layer, TimeSeriesTransformer
 from model.transformer import DecoderLayer
 from parallel.layout import Layout
 from parallel.pipeline_parallel import split_layers, tied_modules
-from parallel.sharding import is_expert, part_of
+from parallel.sharding import is_expert, shard_of
 
 FP32 = 4
 
@@ -79,7 +79,7 @@ def _stage(
     here = layout.coordinates(number * layout.stage)
     whole = dense = experts = 0
     for name, shape in _parameters(network, layers):
-        held = part_of(name, shape, layout, here).shape.numel()
+        held = shard_of(name, shape, layout, here).shape.numel()
         whole += prod(shape)
         if is_expert(name) and layout.expert > 1:
             experts += held
@@ -215,6 +215,6 @@ def _tied(
     for name, holders in tied_modules(stages).items():
         if number in holders:
             for leaf, parameter in network.get_submodule(name).named_parameters():
-                part = part_of(f"{name}.{leaf}", parameter.shape, layout, here)
-                total += part.shape.numel()
+                shard = shard_of(f"{name}.{leaf}", parameter.shape, layout, here)
+                total += shard.shape.numel()
     return float(FP32 * total)

@@ -12,14 +12,14 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
-from parallel.groups import Groups, Place
+from parallel.groups import Groups, Mesh
 from parallel.layout import Layout
-from parallel.sharding import is_expert, is_split
+from parallel.sharding import is_expert, is_sharded
 
 
 def mark(network: nn.Module, layout: Layout) -> None:
     for name, parameter in network.named_parameters():
-        if is_split(name, layout):
+        if is_sharded(name, layout):
             parameter.model_parallel = True  # type: ignore[attr-defined]
             parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
         if layout.expert > 1 and is_expert(name):
@@ -55,14 +55,14 @@ class _NoLayer(nn.Module):
 class ModelParallelUnit:
     """The groups under the names that DeepSpeed asks them by, where it has no pipeline's grid."""
 
-    def __init__(self, place: Place, groups: Groups) -> None:
-        self._place, self._groups = place, groups
+    def __init__(self, mesh: Mesh, groups: Groups) -> None:
+        self._mesh, self._groups = mesh, groups
 
     def get_model_parallel_rank(self) -> int:
-        return self._place.coordinates.tensor
+        return self._mesh.coordinates.tensor
 
     def get_model_parallel_world_size(self) -> int:
-        return self._place.layout.tensor
+        return self._mesh.layout.tensor
 
     def get_model_parallel_group(self) -> dist.ProcessGroup:
         return self._groups.tensor
@@ -72,10 +72,10 @@ class ModelParallelUnit:
     get_tensor_model_parallel_group = get_model_parallel_group
 
     def get_data_parallel_rank(self) -> int:
-        return self._place.coordinates.data
+        return self._mesh.coordinates.data
 
     def get_data_parallel_world_size(self) -> int:
-        return self._place.layout.data
+        return self._mesh.layout.data
 
     def get_data_parallel_group(self) -> Any:
         return self._groups.data

@@ -89,7 +89,7 @@ def _by_expert(arriving: Tensor) -> tuple[Tensor, Tensor]:
     return order, torch.empty_like(order).scatter_(0, order, places)
 
 
-def make_expert_parallel(network: nn.Module, group: dist.ProcessGroup) -> None:
+def apply_expert_parallel(network: nn.Module, group: dist.ProcessGroup) -> None:
     for module in network.modules():
         if isinstance(module, Experts):
             module.exchange = Exchange(group)

@@ -15,7 +15,7 @@ from parallel.layout import Coordinates, Layout
 
 
 @dataclass(frozen=True)
-class Place:
+class Mesh:
     """This rank in its layout."""
 
     layout: Layout
@@ -49,16 +49,16 @@ class Groups:
     """All stages and tensor ranks that compute the same samples."""
 
 
-def make_groups(place: Place) -> Groups:
+def make_groups(mesh: Mesh) -> Groups:
     """Collective: all ranks make all groups, in one order."""
-    layout = place.layout
+    layout = mesh.layout
     axes = (
         layout.tensor_groups(),
         layout.data_groups(),
         layout.expert_groups(),
         layout.replica_groups(),
     )
-    return Groups(*(_own(axis, place.rank) for axis in axes))
+    return Groups(*(_own(axis, mesh.rank) for axis in axes))
 
 
 def _own(axis: list[list[int]], rank: int) -> dist.ProcessGroup:
@@ -92,7 +92,7 @@ def join(
     local_world: int,
     store: Store | None,
     seconds: float | None = None,
-) -> Place:
+) -> Mesh:
     """Form the process group of all ranks, which have met at `store`; None where it is formed.
 
     A collective that takes longer than `seconds`, or else than the backend's own limit, fails.
@@ -106,7 +106,7 @@ def join(
             world_size=layout.world,
             timeout=timedelta(seconds=seconds) if seconds else None,
         )
-    return Place(layout, rank, device)
+    return Mesh(layout, rank, device)
 
 
 def leave() -> None:
@@ -121,33 +121,33 @@ def barrier() -> None:
     dist.barrier()
 
 
-def sum_over_ranks(place: Place, values: Tensor) -> Tensor:
+def sum_over_ranks(mesh: Mesh, values: Tensor) -> Tensor:
     """The sum of `values` over all ranks, in fp64."""
-    total = values.to(place.device, torch.float64)
+    total = values.to(mesh.device, torch.float64)
     dist.all_reduce(total)
     return total
 
 
-def from_each(place: Place, number: float) -> Tensor:
+def from_each(mesh: Mesh, number: float) -> Tensor:
     """The number of each rank, [world] in fp64, the same on all."""
-    numbers = torch.zeros(place.layout.world, dtype=torch.float64)
-    numbers[place.rank] = number
-    return sum_over_ranks(place, numbers)
+    numbers = torch.zeros(mesh.layout.world, dtype=torch.float64)
+    numbers[mesh.rank] = number
+    return sum_over_ranks(mesh, numbers)
 
 
-def any_rank(place: Place, flag: bool) -> bool:
+def any_rank(mesh: Mesh, flag: bool) -> bool:
     """Whether `flag` is set on some rank: the same answer on all."""
-    return any_of(place, [flag])[0]
+    return any_of(mesh, [flag])[0]
 
 
-def any_of(place: Place, flags: Sequence[bool]) -> list[bool]:
+def any_of(mesh: Mesh, flags: Sequence[bool]) -> list[bool]:
     """Of each flag, whether it is set on some rank."""
-    total = sum_over_ranks(place, torch.tensor([float(flag) for flag in flags]))
+    total = sum_over_ranks(mesh, torch.tensor([float(flag) for flag in flags]))
     return [bool(count > 0) for count in total]
 
 
-def join_records(place: Place, record: dict[str, str]) -> dict[str, str]:
+def join_records(mesh: Mesh, record: dict[str, str]) -> dict[str, str]:
     """What all ranks have recorded, by key; the same on all."""
-    records: list[dict[str, str]] = [{} for _ in range(place.layout.world)]
+    records: list[dict[str, str]] = [{} for _ in range(mesh.layout.world)]
     dist.all_gather_object(records, record)
     return {key: text for one in records for key, text in sorted(one.items())}

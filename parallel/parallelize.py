@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from model.init import Part, initialise
+from model.init import Shard, initialise
 from model.network import Layer, TimeSeriesTransformer
 from parallel.deepspeed_adapter import mark
-from parallel.expert_parallel import make_expert_parallel
-from parallel.groups import Groups, Place
+from parallel.expert_parallel import apply_expert_parallel
+from parallel.groups import Groups, Mesh
 from parallel.pipeline_parallel import Stage, keep_only, split_layers
-from parallel.sharding import cut
-from parallel.tensor_parallel import make_tensor_parallel
+from parallel.sharding import shard_parameters
+from parallel.tensor_parallel import apply_tensor_parallel
 
 
 @dataclass(frozen=True)
@@ -20,26 +20,26 @@ class Spread:
     """What a rank holds of a network."""
 
     stage: Stage
-    parts: Mapping[str, Part]
+    shards: Mapping[str, Shard]
     """Of each parameter of the stage, by global name."""
     stages: list[list[Layer]]
     """The layers of all stages."""
 
 
-def spread(network: TimeSeriesTransformer, place: Place, groups: Groups, seed: int) -> Spread:
+def spread(network: TimeSeriesTransformer, mesh: Mesh, groups: Groups, seed: int) -> Spread:
     """Cut `network`, made on the meta device, down to this rank's part and give it its first
     weights."""
-    layout, here = place.layout, place.coordinates
+    layout, here = mesh.layout, mesh.coordinates
     stages = split_layers(network, layout.pipeline)
     layers = stages[here.pipeline]
     keep_only(network, layers)
-    parts = cut(network, layout, here)
+    shards = shard_parameters(network, layout, here)
     network.to_empty(device="cpu")
-    initialise(network, seed, parts)
+    initialise(network, seed, shards)
     mark(network, layout)
     if layout.tensor > 1:
-        make_tensor_parallel(network, layout, groups.tensor)
+        apply_tensor_parallel(network, layout, groups.tensor)
     if layout.expert > 1:
-        make_expert_parallel(network, groups.expert)
-    network.to(place.device)
-    return Spread(Stage(network, layers), parts, stages)
+        apply_expert_parallel(network, groups.expert)
+    network.to(mesh.device)
+    return Spread(Stage(network, layers), shards, stages)

@@ -14,23 +14,23 @@ from torch import Tensor, nn
 from model.errors import UserError
 from model.flops import forward_flops
 from model.network import Layer, TimeSeriesTransformer
-from parallel.groups import Place
+from parallel.groups import Mesh
 
 
-def partition(costs: Sequence[float], parts: int) -> list[range]:
-    """Cut `costs` into `parts` consecutive, non-empty ranges whose largest sum is smallest."""
+def balance(costs: Sequence[float], stages: int) -> list[range]:
+    """Cut `costs` into `stages` consecutive, non-empty ranges whose largest sum is smallest."""
     sums = [0.0, *accumulate(costs)]
     best: dict[tuple[int, int], tuple[float, int]] = {(0, 0): (0.0, 0)}
-    for part in range(1, parts + 1):
-        for end in range(part, len(costs) + 1):
-            best[part, end] = min(
-                (max(best[part - 1, start][0], sums[end] - sums[start]), start)
-                for start in range(part - 1, end)
-                if (part - 1, start) in best
+    for stage in range(1, stages + 1):
+        for end in range(stage, len(costs) + 1):
+            best[stage, end] = min(
+                (max(best[stage - 1, start][0], sums[end] - sums[start]), start)
+                for start in range(stage - 1, end)
+                if (stage - 1, start) in best
             )
     cuts = [len(costs)]
-    for part in range(parts, 0, -1):
-        cuts.append(best[part, cuts[-1]][1])
+    for stage in range(stages, 0, -1):
+        cuts.append(best[stage, cuts[-1]][1])
     return [range(start, end) for start, end in zip(cuts[:0:-1], cuts[-2::-1], strict=True)]
 
 
@@ -56,7 +56,7 @@ def split_layers(network: TimeSeriesTransformer, stages: int) -> list[list[Layer
             f"use at most {len(bundles)}"
         )
     costs = [sum(forward_flops(network, layer) for layer in bundle) for bundle in bundles]
-    return [[layer for i in part for layer in bundles[i]] for part in partition(costs, stages)]
+    return [[layer for i in stage for layer in bundles[i]] for stage in balance(costs, stages)]
 
 
 class Stage(nn.Module):
@@ -95,13 +95,13 @@ def keep_only(network: TimeSeriesTransformer, layers: list[Layer]) -> None:
 
 
 def pipeline_module(
-    stages: list[list[Layer]], stage: Stage, place: Place, loss: Callable[..., Tensor]
+    stages: list[list[Layer]], stage: Stage, mesh: Mesh, loss: Callable[..., Tensor]
 ) -> nn.Module:
     """DeepSpeed's view: as many layers as stages, of which this rank has its own."""
     from deepspeed.pipe import PipelineModule
     from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
-    layout, here = place.layout, place.coordinates
+    layout, here = mesh.layout, mesh.coordinates
     topology = PipeModelDataParallelTopology(
         num_pp=layout.pipeline, num_mp=layout.tensor, num_dp=layout.data
     )
@@ -110,22 +110,22 @@ def pipeline_module(
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         module = PipelineModule(others, topology=topology, loss_fn=loss, partition_method="uniform")
     for name, holders in sorted(tied_modules(stages).items()):
-        _tie(module, stage.network, name, holders, place)
+        _tie(module, stage.network, name, holders, mesh)
     return module
 
 
 def _tie(
-    module: Any, network: TimeSeriesTransformer, name: str, holders: list[int], place: Place
+    module: Any, network: TimeSeriesTransformer, name: str, holders: list[int], mesh: Mesh
 ) -> None:
     """Have the gradients of `name` summed over the stages that hold it, and count it once.
 
     Collective: all ranks make all groups.
     """
-    layout = place.layout
+    layout = mesh.layout
     for within in range(layout.stage):
         ranks = [stage * layout.stage + within for stage in holders]
         group = dist.new_group(ranks)
-        if place.rank not in ranks:
+        if mesh.rank not in ranks:
             continue
         tied, key = network.get_submodule(name), name.replace(".", "-")
         module.tied_modules[key] = tied
@@ -135,6 +135,6 @@ def _tie(
             "module": tied,
             "weight_attr": [leaf for leaf, _ in tied.named_parameters()],
         }
-        if place.rank != ranks[0]:
+        if mesh.rank != ranks[0]:
             for parameter in tied.parameters():
                 parameter.ds_pipe_replicated = True  # type: ignore[attr-defined]

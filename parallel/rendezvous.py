@@ -22,8 +22,8 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from model.errors import SaidElsewhereError, UserError
-from parallel.groups import Place, any_rank, from_each
+from model.errors import ReportedElsewhereError, UserError
+from parallel.groups import Mesh, any_rank, from_each
 from parallel.layout import Layout
 
 PAUSE = 0.2
@@ -135,7 +135,7 @@ def watchdogs_store(start: str) -> Store:
     return PrefixStore(_name(f"watchdog {start}"), _store(False, 30.0))
 
 
-def tell_failure(rank: int, sentence: str, seconds: float = 10.0) -> None:
+def report_failure(rank: int, sentence: str, seconds: float = 10.0) -> None:
     """Leave word at the meeting point of a rank that cannot come; nothing where there is none."""
     with contextlib.suppress(RuntimeError, OSError):
         store = PrefixStore(_name("roll call"), _store(False, seconds))
@@ -166,12 +166,12 @@ def roll_call(
     if store.check(["failure"]):
         said = store.get("failure").decode()
         _leave(store, rank)
-        raise UserError(said) if rank == 0 else SaidElsewhereError(said)
+        raise UserError(said) if rank == 0 else ReportedElsewhereError(said)
     missing = [other for other in range(world) if not store.check([f"rank {other}"])]
     here = sorted(set(range(world)) - set(missing))
     _leave(store, rank)
     if rank != here[0]:
-        raise SaidElsewhereError(f"{_ranks(missing)} did not come")
+        raise ReportedElsewhereError(f"{_ranks(missing)} did not come")
     raise AbsentError(
         f"{_ranks(missing)} of {world} did not come within {seconds:g} s, and {_ranks(here)} did; "
         "look for what ended or delays them, or set FORESCALE_START_SECONDS to wait longer",
@@ -191,7 +191,7 @@ def _all(store: Store, world: int, deadline: float) -> bool:
     return False
 
 
-def tell_all(meeting: Meeting, rank: int, world: int, text: str) -> list[str]:
+def exchange_texts(meeting: Meeting, rank: int, world: int, text: str) -> list[str]:
     """What each rank tells, by rank, on all of them.
 
     Raises RuntimeError where one that has come is lost.
@@ -229,19 +229,19 @@ def first_difference(first: str | bytes, other: str, who: str, whose: str = "ran
     return None
 
 
-def agree(place: Place, facts: Mapping[str, Any], among: list[int] | None = None) -> None:
+def agree(mesh: Mesh, facts: Mapping[str, Any], among: list[int] | None = None) -> None:
     """All ranks, or those of `among` that this rank is one of, have the same facts.
 
     Collective over all ranks. Raises RuntimeError naming the rank that differs, and in what.
     """
     mine = json.dumps(dict(facts))
     digest = int.from_bytes(hashlib.sha256(mine.encode()).digest()[:6])  # exact in fp64
-    digests = from_each(place, digest)
-    ranks = list(range(place.layout.world)) if among is None else among
+    digests = from_each(mesh, digest)
+    ranks = list(range(mesh.layout.world)) if among is None else among
     same = bool((digests[ranks] == digests[ranks[0]]).all())
-    if not any_rank(place, not same):
+    if not any_rank(mesh, not same):
         return
-    texts: list[str] = [""] * place.layout.world
+    texts: list[str] = [""] * mesh.layout.world
     dist.all_gather_object(texts, mine)
     for other in ranks:
         difference = first_difference(

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from model.init import Part
+from model.init import Shard
 from parallel.layout import Coordinates, Layout
 
 
@@ -58,17 +58,17 @@ def sharding(name: str) -> Sharding:
     raise LookupError(f"{name} is not in the sharding table: how is it spread over ranks?")
 
 
-def part_of(name: str, whole: torch.Size, layout: Layout, here: Coordinates) -> Part:
+def shard_of(name: str, whole: torch.Size, layout: Layout, here: Coordinates) -> Shard:
     """What the rank at `here` holds of a parameter or buffer of shape `whole`."""
-    dim, parts, index = _cut(name, layout, here)
-    if parts == 1:
-        return Part.all_of(whole)
-    size, rest = divmod(whole[dim], parts)
-    assert not rest, f"{name}: {whole[dim]} do not divide into {parts}"
-    return Part(tuple(whole), dim, index * size, size)
+    dim, shards, index = _axis(name, layout, here)
+    if shards == 1:
+        return Shard.all_of(whole)
+    size, rest = divmod(whole[dim], shards)
+    assert not rest, f"{name}: {whole[dim]} do not divide into {shards}"
+    return Shard(tuple(whole), dim, index * size, size)
 
 
-def _cut(name: str, layout: Layout, here: Coordinates) -> tuple[int, int, int]:
+def _axis(name: str, layout: Layout, here: Coordinates) -> tuple[int, int, int]:
     """Dimension, number of parts, and which of them."""
     how = sharding(name)
     if how.expert_dim is not None and layout.expert > 1:
@@ -78,7 +78,7 @@ def _cut(name: str, layout: Layout, here: Coordinates) -> tuple[int, int, int]:
     return 0, 1, 0
 
 
-def is_split(name: str, layout: Layout) -> bool:
+def is_sharded(name: str, layout: Layout) -> bool:
     """Whether the ranks of one tensor group hold different parts of it."""
     how = sharding(name)
     if how.expert_dim is not None and layout.expert > 1:
@@ -90,17 +90,17 @@ def is_expert(name: str) -> bool:
     return sharding(name).expert_dim is not None
 
 
-def cut(network: nn.Module, layout: Layout, here: Coordinates) -> dict[str, Part]:
+def shard_parameters(network: nn.Module, layout: Layout, here: Coordinates) -> dict[str, Shard]:
     """Make every parameter of `network`, on the meta device, as large as its part.
 
     Returns the parts by global name.
     """
-    parts = {}
+    shards = {}
     for prefix, module in network.named_modules():
         for leaf, parameter in list(module.named_parameters(recurse=False)):
             name = f"{prefix}.{leaf}"
-            part = part_of(name, parameter.shape, layout, here)
-            held = parameter.narrow(part.dim, part.start, part.size)
+            shard = shard_of(name, parameter.shape, layout, here)
+            held = parameter.narrow(shard.dim, shard.start, shard.size)
             setattr(module, leaf, nn.Parameter(torch.empty_like(held)))
-            parts[name] = part
-    return parts
+            shards[name] = shard
+    return shards

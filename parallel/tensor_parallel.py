@@ -21,10 +21,10 @@ from torch.nn import functional as F
 from model.attention import Attention
 from model.moe import Experts
 from parallel.layout import Layout
-from parallel.sharding import is_split
+from parallel.sharding import is_sharded
 
 
-class _Copy(torch.autograd.Function):
+class _CopyToRegion(torch.autograd.Function):
     """Identity; the gradient is summed over the group."""
 
     @staticmethod
@@ -40,7 +40,7 @@ class _Copy(torch.autograd.Function):
         return gradient, None
 
 
-class _Sum(torch.autograd.Function):
+class _ReduceFromRegion(torch.autograd.Function):
     """The sum over the group; the gradient goes to all as it is."""
 
     @staticmethod
@@ -56,7 +56,7 @@ class _Sum(torch.autograd.Function):
         return gradients[0], None
 
 
-class _Share(torch.autograd.Function):
+class _ScatterToRegion(torch.autograd.Function):
     """This rank's share of the rows [N / ranks, ...]; the gradients of all shares are gathered."""
 
     @staticmethod
@@ -70,7 +70,7 @@ class _Share(torch.autograd.Function):
         return _gathered(gradients[0], ctx.group), None
 
 
-class _Gather(torch.autograd.Function):
+class _GatherFromRegion(torch.autograd.Function):
     """The shares of all ranks, [N, ...]; the gradient is this rank's share of it."""
 
     @staticmethod
@@ -90,25 +90,25 @@ def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return whole
 
 
-def make_tensor_parallel(network: nn.Module, layout: Layout, group: dist.ProcessGroup) -> None:
+def apply_tensor_parallel(network: nn.Module, layout: Layout, group: dist.ProcessGroup) -> None:
     """Wrap each module of `network` whose own parameters are cut."""
     for prefix, module in network.named_modules():
         names = [f"{prefix}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)]
-        if not any(is_split(name, layout) for name in names):
+        if not any(is_sharded(name, layout) for name in names):
             continue
         if isinstance(module, Experts) and layout.expert > 1:
-            _share_tokens(module, group)
+            _scatter_tokens(module, group)
         else:
-            _share_sum(module, group)
+            _reduce_output(module, group)
 
 
-def _share_sum(module: nn.Module, group: dist.ProcessGroup) -> None:
+def _reduce_output(module: nn.Module, group: dist.ProcessGroup) -> None:
     """Each rank computes a share of every answer."""
     forward = module.forward
 
     def summed(*inputs: Any, **options: Any) -> Tensor:
         inputs = tuple(
-            _Copy.apply(x, group) if isinstance(x, Tensor) and x.is_floating_point() else x
+            _CopyToRegion.apply(x, group) if isinstance(x, Tensor) and x.is_floating_point() else x
             for x in inputs
         )
         assert not any(isinstance(x, Tensor) and x.requires_grad for x in options.values()), (
@@ -117,13 +117,13 @@ def _share_sum(module: nn.Module, group: dist.ProcessGroup) -> None:
         drops = isinstance(module, Attention) and module.training and module.dropout > 0
         with _own_dropout(group.rank(), inputs[0].device) if drops else nullcontext():
             share = forward(*inputs, **options)
-        total: Tensor = _Sum.apply(share, group)
+        total: Tensor = _ReduceFromRegion.apply(share, group)
         return total
 
     module.forward = summed
 
 
-def _share_tokens(module: Experts, group: dist.ProcessGroup) -> None:
+def _scatter_tokens(module: Experts, group: dist.ProcessGroup) -> None:
     """Each rank brings a share of the tokens to the experts, which are whole.
 
     The router saw all tokens on every rank, so its gradient is complete on each.
@@ -138,12 +138,12 @@ def _share_tokens(module: Experts, group: dist.ProcessGroup) -> None:
             chosen_NK = F.pad(chosen_NK, (0, 0, 0, missing), value=module.count)
             gates_NK = F.pad(gates_NK, (0, 0, 0, missing))
         share = forward(
-            _Share.apply(x_ND, group),
+            _ScatterToRegion.apply(x_ND, group),
             chosen_NK.chunk(group.size())[group.rank()],
-            _Share.apply(gates_NK, group),
+            _ScatterToRegion.apply(gates_NK, group),
             complete and not missing,
         )
-        whole: Tensor = _Gather.apply(share, group)
+        whole: Tensor = _GatherFromRegion.apply(share, group)
         return whole[:tokens]
 
     module.forward = shared  # type: ignore[method-assign]

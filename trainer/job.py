@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from parallel.groups import Place, is_joined, join
+from parallel.groups import Mesh, is_joined, join
 from parallel.rendezvous import meet
 from trainer.config.load import flat
-from trainer.faults.failures import TakenOverError
+from trainer.faults.failures import LeaseLostError
 from trainer.faults.signals import StopRequest, ended_by_signal, stop_on_signal
 from trainer.logs.progress import say
 from trainer.loop import Outcome, Trainer
 from trainer.prepare import Plan
 from trainer.run.environment import commit, versions
-from trainer.run.lease import Incarnation, own
+from trainer.run.lease import Attempt, acquire
 
 
 def train(
@@ -32,24 +32,24 @@ def train(
             say(f"{plan.run.path} is done: {plan.steps_done} steps; nothing is left to do")
         return Outcome.DONE
     with ExitStack() as stack:
-        ownership = None
+        lease = None
         if rank == 0:
             plan.run.path.mkdir(parents=True, exist_ok=True)
-            ownership = stack.enter_context(own(plan.run.path, Incarnation.here()))
+            lease = stack.enter_context(acquire(plan.run.path, Attempt.here()))
             plan.check_current()
         with ended_by_signal():
-            place = _join(plan, rank, local_rank, local_world)
+            mesh = _join(plan, rank, local_rank, local_world)
         stop = stack.enter_context(stop_on_signal(stop))
-        trainer = Trainer(plan, place, stop, ownership)
+        trainer = Trainer(plan, mesh, stop, lease)
         outcome = trainer.run()
-        if ownership is not None:
-            if not ownership.lasts():
-                raise TakenOverError(plan.run.path)
+        if lease is not None:
+            if not lease.is_held():
+                raise LeaseLostError(plan.run.path)
             plan.run.mark(outcome, trainer.steps_done)
     return outcome
 
 
-def _join(plan: Plan, rank: int, local_rank: int, local_world: int) -> Place:
+def _join(plan: Plan, rank: int, local_rank: int, local_world: int) -> Mesh:
     """Meet the other ranks, all about to do the same."""
     store = None
     if not is_joined():

@@ -13,16 +13,16 @@ from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 
-from parallel.groups import Place, any_of, any_rank, join_records
+from parallel.groups import Mesh, any_of, any_rank, join_records
 from parallel.rendezvous import watchdogs_store
 from trainer.checkpoint import storage
 from trainer.checkpoint.saver import Saver
 from trainer.data import Dataset, Split
 from trainer.data.dataset import WindowBatch
 from trainer.engine.engine import CHUNK, Engine
-from trainer.faults.failures import DivergedError, TakenOverError
+from trainer.faults.failures import DivergedError, LeaseLostError
 from trainer.faults.signals import StopRequest
-from trainer.faults.skipped_steps import BadSteps
+from trainer.faults.skipped_steps import SkippedSteps
 from trainer.faults.stragglers import Stragglers
 from trainer.faults.watchdog import Watchdog
 from trainer.files import replace
@@ -31,10 +31,10 @@ from trainer.forecast.report import draw, pictured_windows, print_table
 from trainer.logs.metrics import MetricsLog, Row
 from trainer.logs.progress import TrainingProgress, say
 from trainer.prepare import Plan
-from trainer.resume import take_over, whole_checkpoint, whole_source
-from trainer.run.control_files import Asked, Switches
-from trainer.run.lease import Ownership
-from trainer.weights.source import Source
+from trainer.resume import intact_checkpoint, intact_source, load_pretrained
+from trainer.run.control_files import ControlFiles, Requests
+from trainer.run.lease import Lease
+from trainer.weights.source import WeightsSource
 
 
 class Outcome(StrEnum):
@@ -51,47 +51,47 @@ class _StoppedError(Exception):
 class Trainer:
     """A run on one rank."""
 
-    def __init__(
-        self, plan: Plan, place: Place, stop: StopRequest, ownership: Ownership | None
-    ) -> None:
-        self.plan, self.place, self.stop = plan, place, stop
-        self.switches = Switches(plan.run.path, ownership) if ownership is not None else None
+    def __init__(self, plan: Plan, mesh: Mesh, stop: StopRequest, lease: Lease | None) -> None:
+        self.plan, self.mesh, self.stop = plan, mesh, stop
+        self.switches = ControlFiles(plan.run.path, lease) if lease is not None else None
         self.settings = plan.configuration.settings
         self.dataset: Dataset = plan.dataset
         self.steps_done = 0
-        source = whole_source(plan, place)
-        if place.is_main:
-            plan.run.open(plan.configuration, plan.layout, str(place.device))
-        checkpoint = whole_checkpoint(plan, place)
+        source = intact_source(plan, mesh)
+        if mesh.is_main:
+            plan.run.open(plan.configuration, plan.layout, str(mesh.device))
+        checkpoint = intact_checkpoint(plan, mesh)
         if checkpoint is not None:
             self.steps_done = checkpoint.step
-        if place.is_main:
+        if mesh.is_main:
             self._introduce()
-        self.bad_steps = BadSteps(self.settings.faults)
-        self.engine = Engine(self.settings, self.dataset.shape, place)
+        self.skipped_steps = SkippedSteps(self.settings.faults)
+        self.engine = Engine(self.settings, self.dataset.shape, mesh)
         if checkpoint is not None:
-            self.bad_steps = BadSteps(self.settings.faults, checkpoint.description()["bad_steps"])
-            applied = checkpoint.step - self.bad_steps.skipped
+            self.skipped_steps = SkippedSteps(
+                self.settings.faults, checkpoint.description()["bad_steps"]
+            )
+            applied = checkpoint.step - self.skipped_steps.skipped
             storage.read(checkpoint.path, self.engine.begin_load(applied))
             self.engine.end_load()
         elif source is not None:
-            self._take_over(source)
+            self._load_pretrained(source)
         self.saver = Saver(
-            plan.run.store, place, self.settings.checkpoint, self.engine.shapes, ownership
+            plan.run.store, mesh, self.settings.checkpoint, self.engine.shapes, lease
         )
         self.watchdog = self._start_watchdog()
         self.stragglers = None
-        if place.layout.world > 1:
+        if mesh.layout.world > 1:
             self.stragglers = Stragglers(
-                place, self.settings.faults.slow_factor, self.settings.logging.every
+                mesh, self.settings.faults.slow_factor, self.settings.logging.every
             )
 
     def _start_watchdog(self) -> Watchdog | None:
         seconds = self.settings.faults.hang_seconds
-        if not seconds or self.place.layout.world == 1:
+        if not seconds or self.mesh.layout.world == 1:
             return None
         watchdog = Watchdog(
-            self.place,
+            self.mesh,
             seconds,
             self.plan.run.path / "hang",
             lambda: watchdogs_store(str(self.plan.run.path)),
@@ -100,9 +100,9 @@ class Trainer:
         watchdog.watch(self.engine.network)
         return watchdog
 
-    def _take_over(self, source: Source) -> None:
-        taken = take_over(self.engine, source)
-        if self.place.is_main:
+    def _load_pretrained(self, source: WeightsSource) -> None:
+        taken = load_pretrained(self.engine, source)
+        if self.mesh.is_main:
             say(taken.sentence())
             self.plan.run.record(init_from=asdict(taken))
 
@@ -110,7 +110,7 @@ class Trainer:
         plan, train = self.plan, self.settings.train
         for note in self.dataset.notes:
             say(f"data: {note}")
-        for note in self.settings.model.idle():
+        for note in self.settings.model.unused():
             say(note)
         if train.warmup_steps > train.steps:
             say(f"train.warmup_steps={train.warmup_steps} is longer than the run")
@@ -118,7 +118,7 @@ class Trainer:
         what = f"steps {first} to {train.steps} of {train.global_batch_size} windows each"
         if self.steps_done >= train.steps:
             what = "all steps are made, the test windows are left"
-        say(f"{plan.run.path}: {plan.layout} on {self.place.device.type}, {what}")
+        say(f"{plan.run.path}: {plan.layout} on {self.mesh.device.type}, {what}")
 
     def run(self) -> Outcome:
         """Train to the last step and score the result, or save at the first step after a signal
@@ -128,7 +128,7 @@ class Trainer:
             if self.watchdog is not None:
                 stack.callback(self.watchdog.close)
             log = None
-            if self.place.is_main:
+            if self.mesh.is_main:
                 path, board = self.plan.run.path, self.settings.logging.tensorboard
                 log = stack.enter_context(MetricsLog(path, self.steps_done, tensorboard=board))
             stopped = not self._catch_up(log) or self._train(log)
@@ -136,7 +136,7 @@ class Trainer:
                 with suppress(_StoppedError):
                     self._finish()
                     return Outcome.DONE
-        if self.place.is_main:
+        if self.mesh.is_main:
             say(f"saved at step {self.steps_done}; the same command goes on from there")
         return Outcome.SAVED
 
@@ -144,7 +144,7 @@ class Trainer:
         """Make the steps that are left; whether a signal stopped it before the last."""
         train, logging = self.settings.train, self.settings.logging
         shown = TrainingProgress(
-            train.steps, self.steps_done, logging.every, shown=self.place.is_main
+            train.steps, self.steps_done, logging.every, shown=self.mesh.is_main
         )
         first = self.steps_done + 1
         stopping = False
@@ -172,39 +172,41 @@ class Trainer:
             self.saver.wait()
         return self.steps_done < train.steps
 
-    def _asked(self) -> Asked:
+    def _asked(self) -> Requests:
         """By signals to any rank, by files, by a newer incarnation."""
-        seen = self.switches.look() if self.switches is not None else Asked()
+        seen = self.switches.look() if self.switches is not None else Requests()
         flags = (bool(self.stop) or seen.stop, seen.save, seen.taken_over)
-        asked = Asked(*any_of(self.place, flags))
+        asked = Requests(*any_of(self.mesh, flags))
         if asked.taken_over:
-            raise TakenOverError(self.plan.run.path)
+            raise LeaseLostError(self.plan.run.path)
         return asked
 
     def _save_last_good(self, log: MetricsLog | None) -> None:
         """Skipped steps have left everything as it was before them."""
-        self.steps_done -= self.bad_steps.rewind() - 1  # the last one is not among the steps done
+        self.steps_done -= (
+            self.skipped_steps.rewind() - 1
+        )  # the last one is not among the steps done
         self.saver.wait()
-        kept = self.place.is_main and self.plan.run.store.has(self.steps_done)
-        if self.steps_done > 0 and not any_rank(self.place, kept):
+        kept = self.mesh.is_main and self.plan.run.store.has(self.steps_done)
+        if self.steps_done > 0 and not any_rank(self.mesh, kept):
             self._save(log)
             self.saver.wait()
 
     def _record_kernels(self) -> None:
-        kernels = join_records(self.place, self.engine.network.kernels())
-        if self.place.is_main:
-            self.plan.run.record(kernels=kernels, idle=self.settings.model.idle())
+        kernels = join_records(self.mesh, self.engine.network.kernels())
+        if self.mesh.is_main:
+            self.plan.run.record(kernels=kernels, unused=self.settings.model.unused())
 
     def _step(self, step: int) -> Row:
         train, shape = self.settings.train, self.dataset.shape
         if self.watchdog is not None:
             self.watchdog.beat(step)
         began = time.perf_counter()
-        limit = self.bad_steps.limit()
+        limit = self.skipped_steps.limit()
         result = self.engine.train_step(step, self._micro_batches(step), limit)
         seconds = time.perf_counter() - began
-        note = self.bad_steps.see(step, result.loss, result.grad_norm, result.applied)
-        if note is not None and self.place.is_main:
+        note = self.skipped_steps.see(step, result.loss, result.grad_norm, result.applied)
+        if note is not None and self.mesh.is_main:
             say(note)
         self.steps_done = step
         points = (shape.context_length + shape.prediction_length) * shape.channels
@@ -214,7 +216,7 @@ class Trainer:
             "aux_loss": result.aux_loss,
             "grad_norm": result.grad_norm,
             "learning_rate": result.learning_rate,
-            "skipped_steps": self.bad_steps.skipped,
+            "skipped_steps": self.skipped_steps.skipped,
             "samples": step * train.global_batch_size,
             "step_seconds": seconds,
             "tokens_per_second": train.global_batch_size * self.engine.tokens_per_sample / seconds,
@@ -233,7 +235,7 @@ class Trainer:
         seconds, sentences = self.stragglers.look(self.steps_done, seconds_here)
         if seconds is not None:
             row["attention_seconds"] = seconds
-        if self.place.is_main:
+        if self.mesh.is_main:
             for sentence in sentences:
                 say(sentence)
 
@@ -249,20 +251,20 @@ class Trainer:
     def _catch_up(self, log: MetricsLog | None) -> bool:
         """Validate where a signal kept the last run from it; False where one does so again."""
         row = dict(log.last) if log is not None and log.last is not None else {}
-        if not any_rank(self.place, bool(row) and "validation_mse" not in row):
+        if not any_rank(self.mesh, bool(row) and "validation_mse" not in row):
             return True
         self._validate(row)
         if log is not None and "validation_mse" in row:
             log.complete(row)
-        return not any_rank(self.place, bool(self.stop))
+        return not any_rank(self.mesh, bool(self.stop))
 
     def _micro_batches(self, step: int) -> Iterator[WindowBatch]:
         """This replica's part of the step's samples; the parts of all replicas are the batch."""
-        train, data = self.settings.train, self.place.layout.data
+        train, data = self.settings.train, self.mesh.layout.data
         size = train.micro_batch_size
         start = (step - 1) * train.global_batch_size
         drawn = self.dataset.draw(train.seed, start, start + train.global_batch_size)
-        for first in range(self.place.coordinates.data * size, len(drawn), data * size):
+        for first in range(self.mesh.coordinates.data * size, len(drawn), data * size):
             yield self.dataset.batch(Split.TRAIN, drawn[first : first + size])
 
     def _is_checkpoint_due(self) -> bool:
@@ -275,16 +277,16 @@ class Trainer:
             "layout": self.plan.layout.sizes(),
             "data": self.dataset.digest,
             "series": self.dataset.facts.content(),
-            "bad_steps": self.bad_steps.content(),
+            "bad_steps": self.skipped_steps.content(),
             "settings": self.settings.model_dump(),
         }
-        hindrance = None
+        abort_reason = None
         try:
             if log is not None:
                 log.sync()
         except OSError as error:
-            hindrance = f"metrics.jsonl: {error.strerror}"
-        self.saver.save(self.steps_done, self.engine.state(), description, hindrance)
+            abort_reason = f"metrics.jsonl: {error.strerror}"
+        self.saver.save(self.steps_done, self.engine.state(), description, abort_reason)
 
     def _finish(self) -> None:
         """Score the test windows, show and keep the result."""
@@ -292,7 +294,7 @@ class Trainer:
             return
         evaluation = self._evaluate(Split.TEST, pictured=True)
         self._asked()  # has another start taken the folder over?
-        if not self.place.is_main:
+        if not self.mesh.is_main:
             return
         run = self.plan.run.path
         summary = {"step": self.steps_done, **evaluation.summary()}
@@ -312,14 +314,14 @@ class Trainer:
             split,
             lambda batches: self.engine.predict(self._until_stopped(batches)),
             batch_size=self.settings.train.micro_batch_size,
-            place=self.place,
+            mesh=self.mesh,
             keep=pictured_windows(self.dataset, split) if pictured else (),
         )
 
     def _until_stopped(self, batches: Iterable[WindowBatch]) -> Iterator[WindowBatch]:
         """All ranks ask for equally many batches, and so look together."""
         for number, batch in enumerate(batches):
-            if number % CHUNK == 0 and any_rank(self.place, bool(self.stop)):
+            if number % CHUNK == 0 and any_rank(self.mesh, bool(self.stop)):
                 raise _StoppedError
             yield batch
 

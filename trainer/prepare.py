@@ -13,8 +13,8 @@ from trainer.config.rules import check
 from trainer.data import Dataset
 from trainer.run.control_files import refuse_if_stopped
 from trainer.run.folder import RunFolder, check_same
-from trainer.run.lease import Incarnation, is_later_start
-from trainer.weights.source import Source, find
+from trainer.run.lease import Attempt, is_restart
+from trainer.weights.source import WeightsSource, find
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Plan:
     dataset: Dataset
     run: RunFolder
     resume_from: Checkpoint | None
-    start_from: Source | None
+    start_from: WeightsSource | None
     """Whose weights a new run starts with."""
     may_fall_back: bool
     """On an older checkpoint, where this one is damaged: it was not asked for by its name."""
@@ -67,7 +67,7 @@ def prepare(
         dataset = Dataset(configuration.settings.data)
     except UserError as error:
         raise configuration.locate(error) from None
-    if resume != "auto" and is_later_start(run.path, Incarnation.here()):
+    if resume != "auto" and is_restart(run.path, Attempt.here()):
         # A job that is started again goes on with what it has begun itself.
         resume = "auto" if resume == "never" or run.store.newest() else resume
     run.check(configuration, resume)
@@ -80,7 +80,7 @@ def prepare(
     return plan
 
 
-def _start_from(configuration: Configuration) -> Source | None:
+def _start_from(configuration: Configuration) -> WeightsSource | None:
     path = configuration.settings.model.init_from
     if path is None:
         return None

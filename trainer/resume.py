@@ -12,7 +12,7 @@ import torch
 
 from model.errors import UserError, shortened
 from model.network import TimeSeriesTransformer
-from parallel.groups import Place, join_records
+from parallel.groups import Mesh, join_records
 from trainer.checkpoint.partitions import bare
 from trainer.checkpoint.storage import Shapes
 from trainer.checkpoint.store import Checkpoint
@@ -20,41 +20,41 @@ from trainer.engine.engine import Engine
 from trainer.engine.zero_state import shapes
 from trainer.logs.progress import say
 from trainer.prepare import Plan, check_resume
-from trainer.weights.source import Source
+from trainer.weights.source import WeightsSource
 
 KINDS = ("weights/", "buffers/")
 """Of a state, what another run may begin with."""
 
 
-def whole_checkpoint(plan: Plan, place: Place) -> Checkpoint | None:
+def intact_checkpoint(plan: Plan, mesh: Mesh) -> Checkpoint | None:
     """The one to go on from. A damaged one is put aside for the one before it, unless it was
     asked for by its name."""
     checkpoint = plan.resume_from
     while checkpoint is not None:
-        found = _on_any(place, checkpoint.damage(part=place.rank, parts=place.layout.world))
+        found = _on_any(mesh, checkpoint.verify(reader=mesh.rank, readers=mesh.layout.world))
         if found is None:
             return checkpoint
         sentence = f"{checkpoint.path} is damaged: {found}"
         if not plan.may_fall_back:
             raise UserError(f"--resume: {sentence}; choose another one")
-        if place.is_main:
-            aside = plan.run.store.put_aside(checkpoint.path)
+        if mesh.is_main:
+            aside = plan.run.store.quarantine(checkpoint.path)
             say(f"{sentence}; it is now {aside.name}, and the one before it is used")
-        checkpoint = _of_main(plan, place)
+        checkpoint = _of_main(plan, mesh)
         if checkpoint is None:
             raise UserError(f"{sentence}, and there is no whole one before it")
         check_resume(plan, checkpoint)
     return None
 
 
-def _of_main(plan: Plan, place: Place) -> Checkpoint | None:
+def _of_main(plan: Plan, mesh: Mesh) -> Checkpoint | None:
     """The newest in the main rank's eyes: a cluster's file system may show others an older list."""
-    newest = plan.run.store.newest() if place.is_main else None
-    told = join_records(place, {"path": str(newest.path)} if newest else {})
+    newest = plan.run.store.newest() if mesh.is_main else None
+    told = join_records(mesh, {"path": str(newest.path)} if newest else {})
     return Checkpoint(Path(told["path"])) if told else None
 
 
-def whole_source(plan: Plan, place: Place) -> Source | None:
+def intact_source(plan: Plan, mesh: Mesh) -> WeightsSource | None:
     """The weights that a new run starts from, verified, some of which fit.
 
     Raises UserError, before anything is written.
@@ -62,7 +62,7 @@ def whole_source(plan: Plan, place: Place) -> Source | None:
     source = plan.start_from
     if source is None:
         return None
-    wrong = _on_any(place, source.damage(place.rank, place.layout.world))
+    wrong = _on_any(mesh, source.verify(mesh.rank, mesh.layout.world))
     if wrong is not None:
         raise UserError(f"model.init_from: {source.path} is damaged: {wrong}")
     with torch.device("meta"):
@@ -74,9 +74,9 @@ def whole_source(plan: Plan, place: Place) -> Source | None:
     return source
 
 
-def _on_any(place: Place, wrong: str | None) -> str | None:
+def _on_any(mesh: Mesh, wrong: str | None) -> str | None:
     """What any rank has found wrong, on all of them."""
-    found = join_records(place, {str(place.rank): wrong} if wrong else {})
+    found = join_records(mesh, {str(mesh.rank): wrong} if wrong else {})
     return next(iter(found.values()), None)
 
 
@@ -88,7 +88,7 @@ def _fitting(theirs: Shapes, ours: Shapes) -> list[str]:
 
 
 @dataclass(frozen=True)
-class TakenOver:
+class InitReport:
     """What a new run has of another's weights."""
 
     source: str
@@ -110,7 +110,7 @@ class TakenOver:
         return "; ".join(parts)
 
 
-def take_over(engine: Engine, source: Source) -> TakenOver:
+def load_pretrained(engine: Engine, source: WeightsSource) -> InitReport:
     """Fill the weights and buffers whose names and shapes are the source's."""
     theirs = {name: s for name, s in source.shapes().items() if name.startswith(KINDS)}
     ours = {name: s for name, s in engine.shapes.items() if name.startswith(KINDS)}
@@ -124,4 +124,4 @@ def take_over(engine: Engine, source: Source) -> TakenOver:
         if name not in taken
     }
     left = sorted({bare(name) for name in theirs} - {bare(name) for name in ours})
-    return TakenOver(str(source.path), source.step, [bare(n) for n in taken], anew, left)
+    return InitReport(str(source.path), source.step, [bare(n) for n in taken], anew, left)

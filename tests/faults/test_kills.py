@@ -23,7 +23,7 @@ import pytest
 
 from tests import ranks
 from tests.settings import train_rank
-from trainer.checkpoint.manifest import damage
+from trainer.checkpoint.manifest import verify
 from trainer.checkpoint.saver import Phase
 from trainer.checkpoint.storage import read, tensor_shapes
 from trainer.logs.metrics import Row, read_metrics
@@ -76,7 +76,7 @@ class Kill:
 def _watched(rank: int, world: int, run: Path, board: Path) -> None:
     """Train, and keep this rank's place on `board` up to date."""
     from trainer.checkpoint.saver import Saver
-    from trainer.run.lease import Ownership
+    from trainer.run.lease import Lease
 
     memory = mmap.mmap(os.open(board, os.O_RDWR), world * PLACE.size)
     saving, save = 0, Saver.save
@@ -91,12 +91,12 @@ def _watched(rank: int, world: int, run: Path, board: Path) -> None:
         saving = step
         save(self, step, *what)
 
-    def slowly(self: Ownership) -> bool:
+    def slowly(self: Lease) -> bool:
         """Before the rename, which takes no time that a kill could meet."""
         time.sleep(0.002)
-        return lasts(self)
+        return is_held(self)
 
-    lasts, Ownership.lasts = Ownership.lasts, slowly  # type: ignore[method-assign]
+    is_held, Lease.is_held = Lease.is_held, slowly  # type: ignore[method-assign]
     Saver.phase = property(lambda self: None, enter)  # type: ignore[assignment]
     Saver.save = begin  # type: ignore[method-assign]
     train_rank(rank, world, run, dict(SETTINGS))
@@ -225,7 +225,7 @@ def _newest(run: Path) -> int:
     """The step that the next incarnation goes on from; 0 where there is no checkpoint yet."""
     store = RunFolder(run).store
     for checkpoint in store.committed():
-        assert damage(checkpoint.path) is None, "a committed checkpoint is not whole"
+        assert verify(checkpoint.path) is None, "a committed checkpoint is not whole"
     newest = store.newest()
     return newest.step if newest else 0
 

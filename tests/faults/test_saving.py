@@ -19,11 +19,11 @@ import pytest
 from tests import ranks
 from tests.conftest import ROOT, skip
 from tests.settings import train_rank
-from trainer.checkpoint.manifest import damage
+from trainer.checkpoint.manifest import verify
 from trainer.faults.failures import RunFailedError
 from trainer.logs.metrics import Row, read_metrics
 from trainer.run.folder import RunFolder
-from trainer.run.lease import Incarnation, own
+from trainer.run.lease import Attempt, acquire
 
 SETTINGS: dict[str, Any] = {
     "data.rows": 800,
@@ -41,7 +41,7 @@ def told(rows: list[Row]) -> list[tuple[float, ...]]:
 def committed(run: Path) -> list[int]:
     """Steps of the checkpoints, each of them whole."""
     store = RunFolder(run).store
-    assert all(damage(checkpoint.path) is None for checkpoint in store.committed())
+    assert all(verify(checkpoint.path) is None for checkpoint in store.committed())
     return [checkpoint.step for checkpoint in store.committed()]
 
 
@@ -288,19 +288,19 @@ def _taken_in_between(rank: int, world: int, run: Path, changes: dict[str, Any])
     stack = contextlib.ExitStack()
 
     def hook(rank: int, run: Path) -> None:
-        from trainer.run.lease import Ownership
+        from trainer.run.lease import Lease
 
-        lasts = Ownership.lasts
+        is_held = Lease.is_held
 
-        def look(self: Ownership) -> bool:
-            answer = lasts(self)
+        def look(self: Lease) -> bool:
+            answer = is_held(self)
             newer = run / "checkpoints" / "step-00000004"
             if not newer.exists() and (run / "checkpoints" / "step-00000002").exists():
-                stack.enter_context(own(run, Incarnation("slurm 7", (0, 1, 0))))
+                stack.enter_context(acquire(run, Attempt("slurm 7", (0, 1, 0))))
                 shutil.copytree(run / "checkpoints" / "step-00000002", newer)
             return answer
 
-        Ownership.lasts = look  # type: ignore[method-assign]
+        Lease.is_held = look  # type: ignore[method-assign]
 
     return _train_with(rank, world, run, changes, hook)
 
@@ -308,7 +308,7 @@ def _taken_in_between(rank: int, world: int, run: Path, changes: dict[str, Any])
 def test_a_newer_starts_checkpoint_is_never_replaced(tmp_path: Path) -> None:
     run = tmp_path / "run"
     said = ranks.run(_taken_in_between, 2, run, {**SETTINGS, "checkpoint.asynchronous": False})
-    assert all("TakenOverError" in text for text in said)
+    assert all("LeaseLostError" in text for text in said)
     held = [
         (run / "checkpoints" / name / "manifest").read_bytes()
         for name in ("step-00000002", "step-00000004")
@@ -328,7 +328,7 @@ def _taken_over(rank: int, world: int, run: Path, changes: dict[str, Any]) -> st
 
         def step(self: Engine, number: int, *batches: Any) -> Any:
             if rank == 0 and number == 5:
-                stack.enter_context(own(run, Incarnation("slurm 7", (0, 1, 0))))
+                stack.enter_context(acquire(run, Attempt("slurm 7", (0, 1, 0))))
             return steps(self, number, *batches)
 
         Engine.train_step = step  # type: ignore[method-assign]
@@ -340,7 +340,7 @@ def test_an_older_incarnation_cannot_commit(tmp_path: Path) -> None:
     run = tmp_path / "run"
     said = ranks.run(_taken_over, 2, run, {**SETTINGS, "checkpoint.asynchronous": False})
     for text in said:
-        assert f"TakenOverError: {run} is this start's no longer: a newer start of the job" in text
+        assert f"LeaseLostError: {run} is this start's no longer: a newer start of the job" in text
     assert committed(run) == [2, 4]
     assert not (run / "saved").exists() and not (run / "done").exists()
     assert not list((run / "checkpoints").glob(".*"))

@@ -14,8 +14,8 @@ from tests import ranks
 from tests.settings import train_rank
 from trainer.checkpoint.storage import read, tensor_shapes
 from trainer.config.settings import FaultsConfig
-from trainer.faults.failures import DivergedError, LostError
-from trainer.faults.skipped_steps import LEAST, BadSteps
+from trainer.faults.failures import DivergedError, NonFiniteError
+from trainer.faults.skipped_steps import LEAST, SkippedSteps
 from trainer.logs.metrics import Row, read_metrics
 from trainer.run.folder import RunFolder
 
@@ -51,7 +51,7 @@ def _train_on(
     from trainer.loop import Trainer
 
     def batches(self: Trainer, step: int) -> Any:
-        here = self.place
+        here = self.mesh
         for batch in original(self, step):
             if step in bad and here.coordinates.data == here.layout.data - 1:
                 batch.target[:] = batch.target * np.float32(bad[step])
@@ -61,7 +61,7 @@ def _train_on(
     Trainer._micro_batches = batches  # type: ignore[method-assign]
     try:
         train_rank(rank, world, run, dict(changes))
-    except (DivergedError, LostError) as error:
+    except (DivergedError, NonFiniteError) as error:
         return f"{type(error).__name__}: {error}"
     return "done"
 
@@ -155,7 +155,7 @@ def test_a_learning_rate_out_of_bounds_ends_the_run(tmp_path: Path) -> None:
 
 
 def test_the_rule() -> None:
-    rule = BadSteps(FaultsConfig(spike_factor=10.0, max_skipped_steps=2))
+    rule = SkippedSteps(FaultsConfig(spike_factor=10.0, max_skipped_steps=2))
     for step in range(1, LEAST + 1):
         assert rule.limit() == math.inf
         assert rule.see(step, 1.0, float(step), applied=True) is None
@@ -164,11 +164,11 @@ def test_the_rule() -> None:
     assert (
         told == "step 17 is skipped: the loss is 0.5, the gradient's norm 1e+06; 1 skipped in all"
     )
-    again = BadSteps(FaultsConfig(spike_factor=10.0), rule.content())
+    again = SkippedSteps(FaultsConfig(spike_factor=10.0), rule.content())
     assert again.limit() == rule.limit() and again.skipped == 1
     rule.see(18, 0.5, math.inf, applied=False)
     with pytest.raises(DivergedError, match="after 2 skipped steps in a row"):
         rule.see(19, 0.5, math.inf, applied=False)
     assert rule.rewind() == 3 and rule.skipped == 0
-    with pytest.raises(LostError):
+    with pytest.raises(NonFiniteError):
         rule.see(20, math.nan, 1.0, applied=True)

@@ -69,7 +69,7 @@ def _counted(
     def counted(engine: Engine, number: int, *batches: Any) -> Any:
         sent.clear()
         result = step(engine, number, *batches)
-        held = sum(part.shape.numel() for part in engine._spread.parts.values())
+        held = sum(shard.shape.numel() for shard in engine._spread.shards.values())
         steps.append((dict(sent), held))
         return result
 

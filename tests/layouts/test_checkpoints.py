@@ -116,29 +116,29 @@ def _load(rank: int, world: int, settings: dict[str, Any], source: Path, run: Pa
     from trainer.logs.metrics import read_metrics
     from trainer.loop import Trainer
     from trainer.prepare import prepare
-    from trainer.run.lease import Incarnation, own
+    from trainer.run.lease import Attempt, acquire
 
     configuration = tiny(**{key.replace(".", "__"): value for key, value in settings.items()})
     plan = prepare(configuration, run_dir=run, resume="never", world=world)
     plan = replace(plan, resume_from=Checkpoint(source))  # whatever settings it is of
     torch.distributed.init_process_group("gloo")
-    place = join(plan.layout, rank, rank, world, None)
+    mesh = join(plan.layout, rank, rank, world, None)
     if rank > 0:
-        return _go_on(Trainer(plan, place, StopRequest(), None), None)
+        return _go_on(Trainer(plan, mesh, StopRequest(), None), None)
     run.mkdir()
-    with own(run, Incarnation("", ())) as ownership:
-        trainer = Trainer(plan, place, StopRequest(), ownership)
-        _go_on(trainer, ownership)
+    with acquire(run, Attempt("", ())) as lease:
+        trainer = Trainer(plan, mesh, StopRequest(), lease)
+        _go_on(trainer, lease)
         return read_metrics(run / "metrics.jsonl")
 
 
-def _go_on(trainer: Any, ownership: Any) -> list[Row]:
+def _go_on(trainer: Any, lease: Any) -> list[Row]:
     from trainer.checkpoint.saver import Saver
     from trainer.checkpoint.store import Store
 
     store = Store(trainer.plan.run.path / "again")
     engine, config = trainer.engine, trainer.settings.checkpoint
-    again = Saver(store, trainer.place, config, engine.shapes, ownership)
+    again = Saver(store, trainer.mesh, config, engine.shapes, lease)
     again.save(SAVED, engine.state(), {})
     assert again.wait()
     trainer.run()

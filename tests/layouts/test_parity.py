@@ -109,13 +109,13 @@ def _with_expert_gradients_scaled(rank: int, world: int, run: Path, changes: dic
 
 def _with_norms_counted_twice(rank: int, world: int, run: Path, changes: dict[str, Any]) -> Any:
     """As if a replicated parameter were another one on each tensor rank."""
-    with patch("parallel.deepspeed_adapter.is_split", lambda name, layout: layout.tensor > 1):
+    with patch("parallel.deepspeed_adapter.is_sharded", lambda name, layout: layout.tensor > 1):
         return train_rank(rank, world, run, changes)
 
 
 def _without_the_routers_sum(rank: int, world: int, run: Path, changes: dict[str, Any]) -> Any:
     """As if each tensor rank's share of the gates' gradient were the whole."""
-    share = tensor._Share.backward
+    share = tensor._ScatterToRegion.backward
 
     def alone(ctx: Any, *gradients: torch.Tensor) -> Any:
         whole, nothing = share(ctx, *gradients)
@@ -126,7 +126,7 @@ def _without_the_routers_sum(rank: int, world: int, run: Path, changes: dict[str
         mine[place : place + len(gradients[0])] = gradients[0]
         return mine, nothing
 
-    with patch.object(tensor._Share, "backward", staticmethod(alone)):
+    with patch.object(tensor._ScatterToRegion, "backward", staticmethod(alone)):
         return train_rank(rank, world, run, changes)
 
 

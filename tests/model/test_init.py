@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.config import ModelConfig, SeriesShape
-from model.init import Init, Part, draw, initialise
+from model.init import Init, Shard, draw, initialise
 from model.network import TimeSeriesTransformer
 
 SHAPE = SeriesShape(context_length=32, prediction_length=8, channels=2, covariates=1)
@@ -44,7 +44,7 @@ def test_an_expert_does_not_depend_on_how_many_there_are() -> None:
 def test_seed_and_name_tell_parameters_apart() -> None:
     shape, init = torch.Size([64, 64]), Init(std=1.0)
     values = [
-        draw(name, Part.all_of(shape), init, seed) for name, seed in (("a", 0), ("b", 0), ("a", 1))
+        draw(name, Shard.all_of(shape), init, seed) for name, seed in (("a", 0), ("b", 0), ("a", 1))
     ]
     assert not torch.equal(values[0], values[1]) and not torch.equal(values[0], values[2])
     assert abs(float(values[0].std()) - 1.0) < 0.05
@@ -55,9 +55,9 @@ def test_seed_and_name_tell_parameters_apart() -> None:
 @pytest.mark.parametrize("dim", [0, 1, 2])
 def test_a_part_is_a_slice_of_the_whole(stacked: bool, dim: int) -> None:
     shape, init = torch.Size([4, 6, 8]), Init(std=1.0, stacked=stacked)
-    whole = draw("a", Part.all_of(shape), init, 0)
-    part = draw("a", Part(tuple(shape), dim, 2, 2), init, 0)
-    assert torch.equal(part, whole.narrow(dim, 2, 2))
+    whole = draw("a", Shard.all_of(shape), init, 0)
+    shard = draw("a", Shard(tuple(shape), dim, 2, 2), init, 0)
+    assert torch.equal(shard, whole.narrow(dim, 2, 2))
 
 
 def test_made_on_the_meta_device_it_is_the_same() -> None:

@@ -120,7 +120,7 @@ def test_without_missing_points_every_kernel_can_answer() -> None:
 
 def test_settings_without_effect_are_told() -> None:
     config = ModelConfig(architecture="encoder", num_decoder_layers=2, top_k=1, quantiles=[0.5])
-    assert config.idle() == [
+    assert config.unused() == [
         "model.top_k has no effect with use_moe: false",
         "model.num_decoder_layers has no effect with architecture: encoder",
         "model.quantiles has no effect with loss: mse",

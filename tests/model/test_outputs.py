@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.outputs import PointHead, QuantileHead, StudentTHead, make_head
+from model.outputs import PointOutput, QuantileOutput, StudentTOutput, make_output
 
 
 def statistics() -> tuple[Tensor, Tensor]:
@@ -16,7 +16,7 @@ def statistics() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("loss", ["mse", "mae", "huber"])
 def test_point_losses(loss: str) -> None:
-    head = PointHead(loss, delta=0.7)
+    head = PointOutput(loss, delta=0.7)
     raw, target = torch.randn(2, 5, 3, 1), torch.randn(2, 5, 3)
     mean, deviation = statistics()
     scaled = head.scaled(raw, mean, deviation)
@@ -33,7 +33,7 @@ def test_point_losses(loss: str) -> None:
 
 def test_quantiles_never_cross_and_have_the_pinball_loss() -> None:
     levels = [0.1, 0.4, 0.5, 0.9]
-    head = QuantileHead(levels)
+    head = QuantileOutput(levels)
     raw, target = torch.randn(2, 5, 3, 4) * 3, torch.randn(2, 5, 3)
     scaled = head.scaled(raw, *statistics())
     assert (scaled.diff(dim=-1) > 0).all()
@@ -47,14 +47,14 @@ def test_quantiles_never_cross_and_have_the_pinball_loss() -> None:
 
 def test_the_pinball_loss_is_least_at_the_quantile() -> None:
     sample = torch.randn(20_000)
-    head = QuantileHead([0.2])
+    head = QuantileOutput([0.2])
     grid = torch.linspace(-2, 2, 401)
     losses = torch.stack([head.loss(g.expand(len(sample), 1), sample).mean() for g in grid])
     assert grid[losses.argmin()].item() == pytest.approx(sample.quantile(0.2).item(), abs=0.02)
 
 
 def test_student_t_is_torchs() -> None:
-    head = StudentTHead()
+    head = StudentTOutput()
     raw, target = torch.randn(2, 5, 3, 3), torch.randn(2, 5, 3)
     mean, deviation = statistics()
     scaled = head.scaled(raw, mean, deviation)
@@ -66,8 +66,8 @@ def test_student_t_is_torchs() -> None:
 
 
 def test_a_configuration_names_its_head() -> None:
-    assert make_head(ModelConfig(loss="quantile", quantiles=[0.5])).size == 1
-    assert make_head(ModelConfig(loss="student_t")).size == 3
+    assert make_output(ModelConfig(loss="quantile", quantiles=[0.5])).size == 1
+    assert make_output(ModelConfig(loss="student_t")).size == 3
     with pytest.raises(ValueError, match="must ascend"):
         ModelConfig(quantiles=[0.5, 0.1])
     with pytest.raises(ValueError, match=r"lack 0\.5"):

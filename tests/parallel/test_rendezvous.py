@@ -15,7 +15,7 @@ from tests.settings import train_rank
 
 def _train(rank: int, world: int, run: Path, own: dict[str, Any], seconds: float = 3.0) -> str:
     """Train with other settings on the last rank; what it says, and when."""
-    from model.errors import SaidElsewhereError, UserError
+    from model.errors import ReportedElsewhereError, UserError
 
     settings = {
         "train.steps": 1,
@@ -26,7 +26,7 @@ def _train(rank: int, world: int, run: Path, own: dict[str, Any], seconds: float
     try:
         with patch.dict("os.environ", FORESCALE_START_SECONDS=str(seconds)):
             train_rank(rank, world, run, settings)
-    except SaidElsewhereError:
+    except ReportedElsewhereError:
         return "said elsewhere"
     except UserError as error:
         return f"{time.monotonic() - began:.0f} {error}"

@@ -12,7 +12,7 @@ from model.init import initialise
 from model.network import TimeSeriesTransformer
 from parallel.layout import Layout
 from parallel.pipeline_parallel import keep_only, split_layers, tied_modules
-from parallel.sharding import cut, sharding
+from parallel.sharding import shard_parameters, sharding
 
 SHAPE = SeriesShape(96, 32, channels=2, covariates=1, calendar=(24, 7))
 SMALL = {"d_model": 32, "nhead": 4, "num_layers": 2, "dim_feedforward": 96}
@@ -42,12 +42,12 @@ def test_the_parts_of_all_ranks_are_the_whole(changes: dict[str, Any], expert: i
     for rank in range(layout.world):
         with torch.device("meta"):
             mine = network(changes)
-        parts = cut(mine, layout, layout.coordinates(rank))
+        shards = shard_parameters(mine, layout, layout.coordinates(rank))
         mine.to_empty(device="cpu")
-        initialise(mine, 3, parts)
+        initialise(mine, 3, shards)
         for name, parameter in mine.named_parameters():
-            part = parts[name]
-            filled[name].narrow(part.dim, part.start, part.size).copy_(parameter.detach())
+            shard = shards[name]
+            filled[name].narrow(shard.dim, shard.start, shard.size).copy_(parameter.detach())
     for name, parameter in whole.named_parameters():
         assert torch.equal(filled[name], parameter), name
 

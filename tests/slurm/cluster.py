@@ -125,7 +125,7 @@ class Cluster:
         for name in (
             "state",
             "munge",
-            *(f"{n}/{part}" for n in self.names for part in ("spool", "tmp")),
+            *(f"{n}/{kind}" for n in self.names for kind in ("spool", "tmp")),
         ):
             (self.folder / name).mkdir(parents=True)
         self._configure()

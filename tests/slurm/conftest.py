@@ -30,7 +30,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def idle(cluster: Cluster) -> Iterator[Cluster]:
+def unused(cluster: Cluster) -> Iterator[Cluster]:
     """The cluster without jobs, before and after."""
     yield cluster
     cluster.run("scancel", "--user=root", check=False)
@@ -91,7 +91,7 @@ class Job:
 
 
 @pytest.fixture
-def submit(idle: Cluster, tmp_path: Path) -> Callable[..., Job]:
+def submit(unused: Cluster, tmp_path: Path) -> Callable[..., Job]:
     """submit(settings, *sbatch's flags, script's variables by keyword) on 2 nodes of 2 tasks."""
 
     def start(*settings: str, flags: tuple[str, ...] = (), **variables: str) -> Job:
@@ -116,13 +116,13 @@ def submit(idle: Cluster, tmp_path: Path) -> Callable[..., Job]:
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env=idle.environment,
+            env=unused.environment,
             capture_output=True,
             text=True,
             timeout=60,
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        return Job(idle, done.stdout.strip(), run, tmp_path / "job.log")
+        return Job(unused, done.stdout.strip(), run, tmp_path / "job.log")
 
     return start

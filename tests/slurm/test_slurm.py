@@ -378,7 +378,7 @@ def test_what_cannot_be_is_refused_once(
 
 
 @pytest.mark.slow
-def test_srun_with_pmix_torchrun_and_mpirun_over_nodes(idle: Cluster, tmp_path: Path) -> None:
+def test_srun_with_pmix_torchrun_and_mpirun_over_nodes(unused: Cluster, tmp_path: Path) -> None:
     """Without the script: ranks by srun --mpi=pmix, by a torchrun on each node, and by mpirun in
     an allocation, which meet where MPI says."""
     if shutil.which("mpirun") is None:
@@ -413,7 +413,7 @@ def test_srun_with_pmix_torchrun_and_mpirun_over_nodes(idle: Cluster, tmp_path: 
     ]
     named = [*mpirun[:6], "-x", "MASTER_ADDR=node1", *mpirun[6:]]  # without mpi4py
     found = []
-    report = idle.run("srun", "--nodes=1", sys.executable, "-m", "launch", "doctor")
+    report = unused.run("srun", "--nodes=1", sys.executable, "-m", "launch", "doctor")
     assert "this process: rank 0 of 1" in report and "## network" in report
     for name, command in (
         ("pmix", plain),
@@ -428,7 +428,7 @@ def test_srun_with_pmix_torchrun_and_mpirun_over_nodes(idle: Cluster, tmp_path: 
             capture_output=True,
             text=True,
             env={
-                **idle.environment,
+                **unused.environment,
                 "OMP_NUM_THREADS": "1",
                 "OMPI_ALLOW_RUN_AS_ROOT": "1",
                 "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",

@@ -23,7 +23,7 @@ from trainer.config import Configuration
 from trainer.logs.metrics import MetricsLog, Row, read_metrics
 from trainer.prepare import prepare
 from trainer.run.folder import RunFolder
-from trainer.run.lease import Incarnation, own
+from trainer.run.lease import Attempt, acquire
 
 QUICK: dict[str, Any] = {
     "data.rows": 800,
@@ -323,7 +323,7 @@ def test_two_runs_cannot_share_a_folder(finished: Path) -> None:
 
     plan = prepare(configured(**{"train.steps": 9}), run_dir=finished)
     with (
-        own(plan.run.path, Incarnation("", ())),
+        acquire(plan.run.path, Attempt("", ())),
         pytest.raises(UserError, match="another process is training"),
     ):
         train(plan)

@@ -52,19 +52,19 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
     return entries
 
 
-def damage(folder: Path, *, contents: bool = True, part: int = 0, parts: int = 1) -> str | None:
+def verify(folder: Path, *, contents: bool = True, reader: int = 0, readers: int = 1) -> str | None:
     """What is wrong with a checkpoint, in words; None if it is whole.
 
     Compared are the sizes of all files and the contents of the small ones that describe it; with
-    `contents` also those of every `parts`-th file, from `part` on: ranks share the reading. A file
-    that cannot be read is as bad as one that is missing; what the manifest does not name is
+    `contents` also those of every `readers`-th file, from `reader` on: ranks share the reading. A
+    file that cannot be read is as bad as one that is missing; what the manifest does not name is
     nobody's concern.
     """
     try:
         entries = read_manifest(folder)
     except (OSError, ValueError) as error:
         return f"{NAME}: {error}"
-    read = {*DESCRIBING, *(sorted(entries)[part::parts] if contents else ())}
+    read = {*DESCRIBING, *(sorted(entries)[reader::readers] if contents else ())}
     for name, (size, _) in entries.items():
         try:
             held = (folder / name).stat().st_size

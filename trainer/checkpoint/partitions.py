@@ -22,13 +22,13 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
-from model.init import Part
+from model.init import Shard
 
-Box = tuple[tuple[int, ...], tuple[int, ...]]
+Chunk = tuple[tuple[int, ...], tuple[int, ...]]
 """Offsets and sizes."""
 
 
-def boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
+def chunks_of(shape: Sequence[int], start: int, stop: int) -> Iterator[Chunk]:
     """The boxes of the row-major range start..stop-1 of a tensor, in the range's order."""
     if start >= stop:
         return
@@ -46,43 +46,43 @@ def boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
     yield from _in_row(shape, last, 0, stop - last * row)
 
 
-def _in_row(shape: Sequence[int], row: int, start: int, stop: int) -> Iterator[Box]:
+def _in_row(shape: Sequence[int], row: int, start: int, stop: int) -> Iterator[Chunk]:
     width = math.prod(shape[1:])
     if start < width:
-        for offsets, sizes in boxes(shape[1:], start, stop):
+        for offsets, sizes in chunks_of(shape[1:], start, stop):
             yield (row, *offsets), (1, *sizes)
 
 
-class Fragment(torch.Tensor):
+class Partition(torch.Tensor):
     """The range of a part of a global tensor that `data` holds, `start` its first element.
 
     torch.distributed.checkpoint asks a tensor for its chunks by the three methods below.
     """
 
-    part: Part
+    shard: Shard
     start: int
     data_1d: Tensor
     chunks: dict[torch.Size, Tensor]
     """By their offsets in the whole."""
 
     @staticmethod
-    def __new__(cls, part: Part, start: int, data: Tensor) -> Fragment:
-        fragment = torch.Tensor._make_wrapper_subclass(
-            cls, torch.Size(part.whole), dtype=data.dtype, device=data.device
+    def __new__(cls, shard: Shard, start: int, data: Tensor) -> Partition:
+        partition = torch.Tensor._make_wrapper_subclass(
+            cls, torch.Size(shard.whole), dtype=data.dtype, device=data.device
         )
-        fragment.part, fragment.start, fragment.data_1d = part, start, data
-        fragment.chunks, position = {}, 0
-        for offsets, sizes in boxes(part.shape, start, start + data.numel()):
+        partition.shard, partition.start, partition.data_1d = shard, start, data
+        partition.chunks, position = {}, 0
+        for offsets, sizes in chunks_of(shard.shape, start, start + data.numel()):
             count = math.prod(sizes)
             place = [*offsets]
-            place[part.dim] += part.start
-            fragment.chunks[torch.Size(place)] = data[position : position + count].view(sizes)
+            place[shard.dim] += shard.start
+            partition.chunks[torch.Size(place)] = data[position : position + count].view(sizes)
             position += count
-        return fragment
+        return partition
 
-    def holding(self, data: Tensor) -> Fragment:
+    def holding(self, data: Tensor) -> Partition:
         """The same range, held by other memory."""
-        return Fragment(self.part, self.start, data)
+        return Partition(self.shard, self.start, data)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -114,12 +114,12 @@ class Fragment(torch.Tensor):
 
 def elements(tensor: Tensor) -> int:
     """That are held here of a global tensor."""
-    return tensor.data_1d.numel() if isinstance(tensor, Fragment) else tensor.numel()
+    return tensor.data_1d.numel() if isinstance(tensor, Partition) else tensor.numel()
 
 
 def fill(tensor: Tensor, whole: Any) -> None:
     """From a whole tensor that is read where it is indexed, no more of it than is held here."""
-    if not isinstance(tensor, Fragment):
+    if not isinstance(tensor, Partition):
         tensor.copy_(whole[...])
         return
     for offsets, chunk in tensor.chunks.items():

@@ -22,16 +22,16 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from parallel.groups import Place
+from parallel.groups import Mesh
 from trainer.checkpoint.manifest import Entry, entry, write_manifest
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.storage import Shapes, write
 from trainer.checkpoint.store import FORMAT, Store, name_of
 from trainer.config.settings import CheckpointConfig
-from trainer.faults.failures import SaveFailedError, TakenOverError
+from trainer.faults.failures import LeaseLostError, SaveFailedError
 from trainer.files import replace, sync, write_synced
 from trainer.logs.progress import say
-from trainer.run.lease import Ownership
+from trainer.run.lease import Lease
 
 T = TypeVar("T")
 
@@ -60,21 +60,21 @@ class _FailedError(Exception):
 class Saver:
     """The checkpoints of one run, as its ranks write them. Made by all ranks together.
 
-    `shapes` are those of all tensors of the whole state, `ownership` the main rank's right to
+    `shapes` are those of all tensors of the whole state, `lease` the main rank's right to
     write in the run folder.
     """
 
     def __init__(
         self,
         store: Store,
-        place: Place,
+        mesh: Mesh,
         config: CheckpointConfig,
         shapes: Shapes,
-        ownership: Ownership | None,
+        lease: Lease | None,
     ) -> None:
-        self._store, self._place, self._config, self._shapes = store, place, config, shapes
-        self._ownership = ownership
-        self._staging = Staging(place.device)
+        self._store, self._mesh, self._config, self._shapes = store, mesh, config, shapes
+        self._lease = lease
+        self._staging = Staging(mesh.device)
         self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
         self._committed: set[int] = set()
         self._in_flight: Future[None] | None = None
@@ -88,12 +88,12 @@ class Saver:
         step: int,
         state: Mapping[str, Tensor],
         description: dict[str, Any],
-        hindrance: str | None = None,
+        abort_reason: str | None = None,
     ) -> None:
         """Returns once the state is copied, or committed where saving is not asynchronous.
 
-        `hindrance`: why this rank cannot let the checkpoint be committed. Raises SaveFailedError
-        at the second failure in a row; the first one is only told. Raises TakenOverError where
+        `abort_reason`: why this rank cannot let the checkpoint be committed. Raises SaveFailedError
+        at the second failure in a row; the first one is only told. Raises LeaseLostError where
         the run folder belongs to a newer incarnation.
         """
         self.wait()
@@ -103,7 +103,7 @@ class Saver:
         self._in_flight = Future()
         threading.Thread(
             target=self._run,
-            args=(self._in_flight, step, state, description, hindrance),
+            args=(self._in_flight, step, state, description, abort_reason),
             name="checkpoint",
             daemon=True,
         ).start()
@@ -139,7 +139,7 @@ class Saver:
             self._write(*what)
             done.set_result(None)
         except BaseException as error:
-            if self._place.is_main and isinstance(error, _FailedError):
+            if self._mesh.is_main and isinstance(error, _FailedError):
                 say(f"{error}; the checkpoints before it are as they were")
             done.set_exception(error)
         finally:
@@ -150,14 +150,14 @@ class Saver:
         step: int,
         state: Mapping[str, Tensor],
         description: dict[str, Any],
-        hindrance: str | None,
+        abort_reason: str | None,
     ) -> None:
         what = f"the checkpoint of step {step}"
 
         def opened() -> str:
-            if hindrance is not None:
-                raise OSError(hindrance)
-            return str(self._store.begin(step)) if self._place.is_main else ""
+            if abort_reason is not None:
+                raise OSError(abort_reason)
+            return str(self._store.begin(step)) if self._mesh.is_main else ""
 
         told = self._together(what, Phase.OPENING, opened)
         beside = Path(told[0])
@@ -165,14 +165,14 @@ class Saver:
             self._together(
                 what, Phase.WRITING, lambda: write(beside, state, self._shapes, self._group)
             )
-            mine = f"__{self._place.rank}_*"
+            mine = f"__{self._mesh.rank}_*"
             sums = self._together(
                 what, Phase.SUMMING, lambda: {f.name: entry(f) for f in beside.glob(mine)}
             )
             self._together(what, Phase.SEALING, lambda: self._seal(beside, step, description, sums))
             self._together(what, Phase.RENAMING, lambda: self._commit(beside, step))
-        except (_FailedError, TakenOverError):
-            if self._place.is_main:
+        except (_FailedError, LeaseLostError):
+            if self._mesh.is_main:
                 shutil.rmtree(beside, ignore_errors=True)  # a full disk needs the room
             raise
         self._together(what, Phase.TIDYING, self._tidy)
@@ -180,7 +180,7 @@ class Saver:
     def _seal(
         self, beside: Path, step: int, description: dict[str, Any], sums: list[dict[str, Entry]]
     ) -> None:
-        if not self._place.is_main:
+        if not self._mesh.is_main:
             return
         text = json.dumps({"format": FORMAT, "step": step, **description}, indent=1)
         write_synced(beside / "checkpoint.json", text)
@@ -196,16 +196,16 @@ class Saver:
 
     def _commit(self, beside: Path, step: int) -> None:
         """From here on it counts."""
-        if self._ownership is None:
+        if self._lease is None:
             return
-        if not self._ownership.lasts():
-            raise TakenOverError(self._folder)
+        if not self._lease.is_held():
+            raise LeaseLostError(self._folder)
         final = self._store.folder / name_of(step)
         old = None
         if final.exists():
             if step not in self._committed:
                 # Nobody else makes steps that this run has yet to make.
-                raise TakenOverError(self._folder)
+                raise LeaseLostError(self._folder)
             old = self._store.hide(final)  # the same step again, after an error past its rename
         os.rename(beside, final)
         self._committed.add(step)
@@ -215,10 +215,10 @@ class Saver:
 
     def _tidy(self) -> None:
         """The checkpoint is committed, whatever comes of this."""
-        if self._ownership is None:
+        if self._lease is None:
             return
-        if not self._ownership.lasts():
-            raise TakenOverError(self._folder)
+        if not self._lease.is_held():
+            raise LeaseLostError(self._folder)
         try:
             newest = self._store.committed()[-1]
             replace(self._store.folder / "latest", newest.path.name)
@@ -232,15 +232,15 @@ class Saver:
         mine: tuple[T | None, str | None]
         try:
             mine = action(), None
-        except TakenOverError:
+        except LeaseLostError:
             mine = None, ""
         except (Exception, CheckpointException) as error:  # whatever a disk or a library brings
-            mine = None, _sentence(error, self._place.rank)
-        told: list[Any] = [None] * self._place.layout.world
+            mine = None, _sentence(error, self._mesh.rank)
+        told: list[Any] = [None] * self._mesh.layout.world
         dist.all_gather_object(told, mine, group=self._group)
         wrong = [text for _, text in told if text is not None]
         if "" in wrong:
-            raise TakenOverError(self._folder)
+            raise LeaseLostError(self._folder)
         if wrong:
             raise _FailedError(f"{what} failed at {phase}: {wrong[0]}")
         return [result for result, _ in told]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from trainer.checkpoint.partitions import Fragment
+from trainer.checkpoint.partitions import Partition
 
 
 class Staging:
@@ -22,10 +22,10 @@ class Staging:
         """Good until the next call."""
         copies = {}
         for name, tensor in state.items():
-            source = tensor.data_1d if isinstance(tensor, Fragment) else tensor.detach()
+            source = tensor.data_1d if isinstance(tensor, Partition) else tensor.detach()
             into = self._memory(name, source)
             into.copy_(source, non_blocking=True)
-            copies[name] = tensor.holding(into) if isinstance(tensor, Fragment) else into
+            copies[name] = tensor.holding(into) if isinstance(tensor, Partition) else into
         if self._pinned:
             torch.cuda.synchronize()
         return copies

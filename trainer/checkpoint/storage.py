@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from model.errors import UserError, shortened
-from trainer.checkpoint.partitions import Fragment
+from trainer.checkpoint.partitions import Partition
 
 Shapes = dict[str, tuple[int, ...]]
 """Of whole tensors, by their global names."""
@@ -159,7 +159,7 @@ class _LoadPlanner(DefaultLoadPlanner):
 
 
 def _chunks(name: str, tensor: Tensor) -> Iterator[tuple[MetadataIndex, Sequence[int]]]:
-    if isinstance(tensor, Fragment):
+    if isinstance(tensor, Partition):
         for offsets, chunk in tensor.chunks.items():
             yield MetadataIndex(name, offsets), chunk.shape
     else:

@@ -27,7 +27,7 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict  # pydantic's wish before Python 3.12
 
 from model.errors import UserError, check_content
-from trainer.checkpoint.manifest import damage
+from trainer.checkpoint.manifest import verify
 
 FORMAT = 3
 
@@ -66,9 +66,9 @@ class Checkpoint:
         assert match is not None
         return int(match[1])
 
-    def damage(self, *, contents: bool = True, part: int = 0, parts: int = 1) -> str | None:
-        """What is wrong with it, in words; None if it is whole. See `manifest.damage`."""
-        wrong = damage(self.path, contents=contents, part=part, parts=parts)
+    def verify(self, *, contents: bool = True, reader: int = 0, readers: int = 1) -> str | None:
+        """What is wrong with it, in words; None if it is whole. See `manifest.verify`."""
+        wrong = verify(self.path, contents=contents, reader=reader, readers=readers)
         if wrong is None and _NAME.fullmatch(self.path.name):
             try:
                 step = json.loads((self.path / "checkpoint.json").read_text(encoding="utf-8"))[
@@ -117,16 +117,16 @@ class Store:
     def newest(self, *, contents: bool = False) -> Checkpoint | None:
         """The newest that is whole by its files' sizes, or by their contents too."""
         for checkpoint in reversed(self.committed()):
-            if checkpoint.damage(contents=contents) is None:
+            if checkpoint.verify(contents=contents) is None:
                 return checkpoint
         return None
 
     def damaged(self) -> dict[Path, str]:
         """Those that are not whole by their files' sizes, and why."""
-        wrong = {c.path: c.damage(contents=False) for c in self.committed()}
+        wrong = {c.path: c.verify(contents=False) for c in self.committed()}
         return {path: why for path, why in wrong.items() if why is not None}
 
-    def put_aside(self, path: Path) -> Path:
+    def quarantine(self, path: Path) -> Path:
         """Out of the readers' way, for somebody to look at."""
         aside = path.with_name(f"{path.name}.damaged")
         if aside.exists():

@@ -25,11 +25,11 @@ from model.config import SeriesShape
 from model.network import Inputs, TimeSeriesTransformer
 from model.router import RouterStatistics
 from parallel.deepspeed_adapter import ModelParallelUnit, announce_experts
-from parallel.groups import Place, make_groups, sum_over_ranks
+from parallel.groups import Mesh, make_groups, sum_over_ranks
 from parallel.parallelize import spread
 from parallel.pipeline_parallel import pipeline_module, tied_modules
 from parallel.rendezvous import agree
-from parallel.sharding import is_split
+from parallel.sharding import is_sharded
 from trainer.checkpoint.partitions import bare, elements
 from trainer.config.settings import Settings
 from trainer.data.dataset import WindowBatch
@@ -68,10 +68,10 @@ class StepResult:
 class Engine:
     """Trains and runs one stage of a network on one rank."""
 
-    def __init__(self, settings: Settings, shape: SeriesShape, place: Place) -> None:
-        deepspeed = _import_deepspeed(place.device)
-        self.settings, self.place = settings, place
-        layout, train = place.layout, settings.train
+    def __init__(self, settings: Settings, shape: SeriesShape, mesh: Mesh) -> None:
+        deepspeed = _import_deepspeed(mesh.device)
+        self.settings, self.mesh = settings, mesh
+        layout, train = mesh.layout, settings.train
         self.accumulation = train.global_batch_size // (train.micro_batch_size * layout.data)
         with torch.device("meta"):
             self.network = TimeSeriesTransformer(settings.model, shape)
@@ -80,9 +80,9 @@ class Engine:
         """Of all tensors that the ranks' states hold between them."""
         self._mixtures = list(self.network.mixtures())
         self.network.recompute = settings.parallel.activation_checkpointing
-        self._clock = AttentionClock(self.network, place.device)
-        self._groups = make_groups(place)
-        self._spread = spread(self.network, place, self._groups, train.seed)
+        self._clock = AttentionClock(self.network, mesh.device)
+        self._groups = make_groups(mesh)
+        self._spread = spread(self.network, mesh, self._groups, train.seed)
         for mixture in self.network.mixtures().values():
             mixture.loss_scale = 1.0 / self.accumulation
         self._optimizer = make_optimizer(self.network, train, layout)
@@ -95,19 +95,19 @@ class Engine:
     def _agree(self) -> None:
         """DeepSpeed's collectives are started group by group and parameter by parameter: ranks
         that have others would wait for ever."""
-        stage = self.place.coordinates.pipeline * self.place.layout.stage
-        agree(self.place, {"parameter groups": [g["name"] for g in self._optimizer.param_groups]})
-        shapes = {name: str(part.whole) for name, part in self._spread.parts.items()}
-        mates = list(range(stage, stage + self.place.layout.stage))
-        agree(self.place, {"parameters": len(shapes), **shapes}, mates)
+        stage = self.mesh.coordinates.pipeline * self.mesh.layout.stage
+        agree(self.mesh, {"parameter groups": [g["name"] for g in self._optimizer.param_groups]})
+        shapes = {name: str(shard.whole) for name, shard in self._spread.shards.items()}
+        mates = list(range(stage, stage + self.mesh.layout.stage))
+        agree(self.mesh, {"parameters": len(shapes), **shapes}, mates)
 
     def _module(self) -> nn.Module:
         """What DeepSpeed runs: the whole network, or this rank's stage."""
-        layout = self.place.layout
+        layout = self.mesh.layout
         module: nn.Module = self.network
         if layout.pipeline > 1:
             module = pipeline_module(
-                self._spread.stages, self._spread.stage, self.place, self.network.loss
+                self._spread.stages, self._spread.stage, self.mesh, self.network.loss
             )
         if layout.expert > 1:
             module.add_module(
@@ -116,10 +116,10 @@ class Engine:
         return module
 
     def _unit(self) -> ModelParallelUnit | None:
-        layout = self.place.layout
+        layout = self.mesh.layout
         if layout.pipeline > 1 or layout.tensor == 1:
             return None
-        return ModelParallelUnit(self.place, self._groups)
+        return ModelParallelUnit(self.mesh, self._groups)
 
     def _config(self) -> dict[str, Any]:
         train, parallel = self.settings.train, self.settings.parallel
@@ -158,7 +158,7 @@ class Engine:
         micro_batches = (self._micro_batch(batch) for batch in batches)
         loss = (
             self._pipeline_step(micro_batches)
-            if self.place.layout.pipeline > 1
+            if self.mesh.layout.pipeline > 1
             else self._plain_step(micro_batches)
         )
         norm = float(self._engine.get_global_grad_norm())
@@ -180,19 +180,19 @@ class Engine:
 
     def _plain_step(self, micro_batches: Iterator[MicroBatch]) -> float:
         self._engine.train()
-        total = torch.zeros((), dtype=torch.float64, device=self.place.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
         for inputs, labels in micro_batches:
             loss = self.network.loss(self._engine(inputs), labels)
             self._engine.backward(loss)
             self._engine.step()
             total += loss.detach()
-        layout = self.place.layout
-        mean = sum_over_ranks(self.place, total) / (self.accumulation * layout.data * layout.tensor)
+        layout = self.mesh.layout
+        mean = sum_over_ranks(self.mesh, total) / (self.accumulation * layout.data * layout.tensor)
         return float(mean)
 
     def _seed(self, step: int) -> None:
         """Dropout depends on (seed, step, stage, data rank): there is no state to restore."""
-        here = self.place.coordinates
+        here = self.mesh.coordinates
         text = f"{self.settings.train.seed}/{step}/{here.pipeline}/{here.data}"
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         torch.manual_seed(int.from_bytes(digest, "little") >> 1)
@@ -203,7 +203,7 @@ class Engine:
             return {}
         local = self.network.mixtures()
         experts = self.settings.model.num_experts
-        statistics = routing.take_statistics(local, self._mixtures, experts, self.place)
+        statistics = routing.take_statistics(local, self._mixtures, experts, self.mesh)
         if rebalance:
             routing.rebalance(local, statistics)
         return statistics
@@ -213,7 +213,7 @@ class Engine:
     @torch.no_grad()
     def predict(self, batches: Iterable[WindowBatch]) -> Iterator[tuple[WindowBatch, Tensor]]:
         """Batches with their forecasts [B, H, C], in standardised units and on the CPU, where
-        `place.sees_output`; nothing elsewhere.
+        `mesh.sees_output`; nothing elsewhere.
 
         All replicas must bring equally many batches, each of the training micro-batch's shape.
         """
@@ -226,7 +226,7 @@ class Engine:
     def _forecasts(self, chunk: Sequence[WindowBatch]) -> list[Tensor]:
         """As many passes as the architecture takes; each fills in a patch of the future."""
         network, passes = self.network, self.network.passes
-        device = self.place.device
+        device = self.mesh.device
         future = [torch.full(batch.target.shape, math.nan, device=device) for batch in chunk]
         forecasts: list[Tensor] = []
         for number in range(passes):
@@ -246,13 +246,13 @@ class Engine:
 
     def _tell(self, forecasts: list[Tensor], like: Tensor) -> Tensor:
         """The forecasts of this replica's last stage, on all of its ranks."""
-        told = torch.stack(forecasts) if self.place.sees_output else torch.zeros_like(like)
+        told = torch.stack(forecasts) if self.mesh.sees_output else torch.zeros_like(like)
         dist.all_reduce(told, group=self._groups.replica)
         return told
 
     def _outputs(self, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
         """The network's outputs; [] on a rank that does not see them."""
-        if self.place.layout.pipeline == 1:
+        if self.mesh.layout.pipeline == 1:
             return [self._engine(inputs) for inputs, _ in micro_batches]
         self._engine.total_loss = None  # the last step's: eval_batch adds outputs to it
         outputs = self._engine.eval_batch(
@@ -267,7 +267,7 @@ class Engine:
     def _micro_batch(self, batch: WindowBatch, future: Tensor | None = None) -> MicroBatch:
         """`future`: what is known of it; in training all, which a decoder may look back at."""
         context, covariates, target = (
-            torch.from_numpy(array).to(self.place.device)
+            torch.from_numpy(array).to(self.mesh.device)
             for array in (batch.context, batch.covariates, batch.target)
         )
         inputs = self.network.inputs(context, covariates, target if future is None else future)
@@ -280,12 +280,12 @@ class Engine:
 
         What several ranks hold alike is written by one of them.
         """
-        layout, here = self.place.layout, self.place.coordinates
+        layout, here = self.mesh.layout, self.mesh.coordinates
         copies = self._held_by_an_earlier_stage()
         written = {
-            name: fragment
-            for name, fragment in self._fragments().items()
-            if here.tensor == 0 or is_split(bare(name), layout)
+            name: partition
+            for name, partition in self._partitions().items()
+            if here.tensor == 0 or is_sharded(bare(name), layout)
         }
         if here.data == 0 and here.tensor == 0:
             written |= self._buffers()
@@ -295,24 +295,24 @@ class Engine:
         """Tensors for a checkpoint's contents; `end_load` puts them in force."""
         zero_state.allocate(self._engine.optimizer, steps_applied)
         self._check_coverage()
-        return {**self._fragments(), **self._buffers()}
+        return {**self._partitions(), **self._buffers()}
 
     def _check_coverage(self) -> None:
         """What is not held by any rank would keep its first value, silently."""
         state = self.state()
         held = [elements(state[name]) if name in state else 0 for name in self.shapes]
-        counts = sum_over_ranks(self.place, torch.tensor(held, dtype=torch.float64)).tolist()
+        counts = sum_over_ranks(self.mesh, torch.tensor(held, dtype=torch.float64)).tolist()
         for (name, shape), count in zip(self.shapes.items(), counts, strict=True):
             if count != math.prod(shape):
                 raise RuntimeError(f"{name} of {shape}: {count:.0f} elements are held by the ranks")
 
-    def _fragments(self) -> dict[str, Tensor]:
+    def _partitions(self) -> dict[str, Tensor]:
         return dict(
-            zero_state.fragments(
+            zero_state.partitions(
                 self.network,
                 self._engine.optimizer,
-                self._spread.parts,
-                self.place.coordinates.data,
+                self._spread.shards,
+                self.mesh.coordinates.data,
             )
         )
 
@@ -320,11 +320,11 @@ class Engine:
         return {f"buffers/{name}": buffer for name, buffer in self.network.named_buffers()}
 
     def _held_by_an_earlier_stage(self) -> set[str]:
-        here = self.place.coordinates.pipeline
+        here = self.mesh.coordinates.pipeline
         tied = [
             name for name, stages in tied_modules(self._spread.stages).items() if here in stages[1:]
         ]
-        own = [*self._spread.parts, *dict(self.network.named_buffers())]
+        own = [*self._spread.shards, *dict(self.network.named_buffers())]
         return {name for name in own if name.startswith(tuple(f"{t}." for t in tied))}
 
     def end_load(self) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.moe import MixtureOfExperts
 from model.router import RouterStatistics
-from parallel.groups import Place, sum_over_ranks
+from parallel.groups import Mesh, sum_over_ranks
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,16 @@ class LayerRouting:
 
 
 def take_statistics(
-    local: Mapping[str, MixtureOfExperts], names: list[str], experts: int, place: Place
+    local: Mapping[str, MixtureOfExperts], names: list[str], experts: int, mesh: Mesh
 ) -> dict[str, RouterStatistics]:
     """The step's sums of every layer of the network, equal on all ranks; `local` holds the layers
     of this rank's stage. Tensor ranks have seen the same tokens, of which the first one tells."""
     flat = torch.zeros(len(names), experts + 5, dtype=torch.float64)
     for row, name in zip(flat, names, strict=True):
         statistics = local[name].take_statistics() if name in local else None
-        if statistics is not None and place.coordinates.tensor == 0:
+        if statistics is not None and mesh.coordinates.tensor == 0:
             row.copy_(statistics.flat())
-    totals = sum_over_ranks(place, flat).cpu()
+    totals = sum_over_ranks(mesh, flat).cpu()
     return {
         name: RouterStatistics.of_flat(row)
         for name, row in zip(names, totals.unbind(), strict=True)

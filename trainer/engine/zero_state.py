@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.init import Part
-from trainer.checkpoint.partitions import Fragment
+from model.init import Shard
+from trainer.checkpoint.partitions import Partition
 
 PRIVATE_MEMBERS = {
     "deepspeed.runtime.zero.stage_1_and_2": (
@@ -63,9 +63,9 @@ def shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
     return kept | {f"buffers/{name}": tuple(b.shape) for name, b in network.named_buffers()}
 
 
-def fragments(
-    network: nn.Module, optimizer: Any, parts: Mapping[str, Part], rank: int
-) -> dict[str, Fragment]:
+def partitions(
+    network: nn.Module, optimizer: Any, shards: Mapping[str, Shard], rank: int
+) -> dict[str, Partition]:
     """`kind/global.name` -> what this rank holds of it; views, so that loading fills them.
 
     `rank` counts the ranks that ZeRO spreads parameters over.
@@ -76,7 +76,7 @@ def fragments(
         else _held(network, optimizer)
     )
     return {
-        f"{kind}/{name}": Fragment(parts[name], start, data(key).detach())
+        f"{kind}/{name}": Partition(shards[name], start, data(key).detach())
         for name, (start, data) in held
         for kind, key in KINDS.items()
     }

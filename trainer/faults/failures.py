@@ -13,7 +13,7 @@ class DivergedError(RunFailedError):
     """Too many steps in a row were skipped; the weights are those of the last good one."""
 
 
-class LostError(RunFailedError):
+class NonFiniteError(RunFailedError):
     """The weights are no numbers any more; nothing after the last checkpoint counts."""
 
 
@@ -21,7 +21,7 @@ class SaveFailedError(RunFailedError):
     """Two checkpoints in a row could not be written; those before them are as they were."""
 
 
-class TakenOverError(RunFailedError):
+class LeaseLostError(RunFailedError):
     """A newer incarnation of this job writes in the run folder now, or the folder is gone."""
 
     def __init__(self, folder: Path) -> None:

@@ -8,13 +8,13 @@ from statistics import median
 from typing import Any
 
 from trainer.config.settings import FaultsConfig
-from trainer.faults.failures import DivergedError, LostError
+from trainer.faults.failures import DivergedError, NonFiniteError
 
 LEAST, MOST = 16, 64
 """Gradient norms of the past that a spike is told by."""
 
 
-class BadSteps:
+class SkippedSteps:
     """What is known of a run's past steps. It depends on numbers that are equal on all ranks, and
     is kept in checkpoints."""
 
@@ -46,11 +46,11 @@ class BadSteps:
     def see(self, step: int, loss: float, norm: float, applied: bool) -> str | None:
         """A sentence about a step that was skipped.
 
-        Raises DivergedError where there are too many, and LostError where a loss that is no number
-        has been applied.
+        Raises DivergedError where there are too many, and NonFiniteError where a loss that is no
+        number has been applied.
         """
         if applied and not math.isfinite(loss):
-            raise LostError(f"step {step}: the loss is {loss}, and so are the weights by now")
+            raise NonFiniteError(f"step {step}: the loss is {loss}, and so are the weights by now")
         if applied:
             self._norms = [*self._norms, norm][-MOST:]
             self._in_a_row = 0

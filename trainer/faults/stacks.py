@@ -32,7 +32,7 @@ COLLECTIVES = {
 
 
 @dataclass(frozen=True)
-class Doing:
+class ThreadState:
     """Where a thread is."""
 
     words: str
@@ -49,7 +49,7 @@ def main_thread() -> FrameType | None:
     return sys._current_frames().get(threading.main_thread().ident or 0)
 
 
-def doing(frame: FrameType | None) -> Doing:
+def doing(frame: FrameType | None) -> ThreadState:
     """Of a thread whose innermost frame is given; read from outside, while it runs or waits."""
     here = frame
     while frame is not None:
@@ -58,23 +58,23 @@ def doing(frame: FrameType | None) -> Doing:
             return _collective(frame)
         frame = frame.f_back
     if here is None:
-        return Doing("has ended")
-    return Doing(
+        return ThreadState("has ended")
+    return ThreadState(
         f"is in {here.f_code.co_name}, {Path(here.f_code.co_filename).name}:{here.f_lineno}"
     )
 
 
-def _collective(frame: FrameType) -> Doing:
+def _collective(frame: FrameType) -> ThreadState:
     name, held = frame.f_code.co_name, frame.f_locals
     group = held.get("group")
     ranks = tuple(dist.get_process_group_ranks(group or dist.group.WORLD))
     for key in ("dst", "src"):
         if name in ("send", "recv") and isinstance(held.get(key), int):
-            return Doing(
+            return ThreadState(
                 f"{name} {'to' if key == 'dst' else 'from'} rank {held[key]}{_size(held)}",
                 (held[key],),
             )
-    return Doing(f"{name}{_size(held)}", ranks)
+    return ThreadState(f"{name}{_size(held)}", ranks)
 
 
 def _size(held: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from model.attention import Attention
-from parallel.groups import Place, from_each, join_records
+from parallel.groups import Mesh, from_each, join_records
 from parallel.layout import Layout
 from parallel.rendezvous import spans
 
@@ -68,9 +68,9 @@ class AttentionClock:
 class Stragglers:
     """Compares the ranks of a run every `every` steps."""
 
-    def __init__(self, place: Place, factor: float, every: int) -> None:
-        self._place, self._factor, self._every = place, factor, every
-        self._hosts = join_records(place, {str(place.rank): os.uname().nodename})
+    def __init__(self, mesh: Mesh, factor: float, every: int) -> None:
+        self._mesh, self._factor, self._every = mesh, factor, every
+        self._hosts = join_records(mesh, {str(mesh.rank): os.uname().nodename})
         self._seconds, self._steps = 0.0, 0
         self._looks: dict[int, int] = {}
         """In a row, in which a rank was slow."""
@@ -83,12 +83,12 @@ class Stragglers:
         self._steps += 1
         if step % self._every:
             return None, []
-        seconds: list[float] = from_each(self._place, self._seconds / self._steps).tolist()
+        seconds: list[float] = from_each(self._mesh, self._seconds / self._steps).tolist()
         first, self._seconds, self._steps = step - self._steps + 1, 0.0, 0
         return seconds, list(self._sentences(seconds, f"steps {first}-{step}"))
 
     def _sentences(self, seconds: list[float], when: str) -> list[str]:
-        slow = slow_ranks(seconds, self._place.layout, self._factor)
+        slow = slow_ranks(seconds, self._mesh.layout, self._factor)
         self._looks = {rank: self._looks.get(rank, 0) + 1 for rank in slow}
         lasting = {rank for rank, looks in self._looks.items() if looks >= LASTING}
         told = [

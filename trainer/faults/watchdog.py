@@ -25,7 +25,7 @@ from torch import nn
 from torch.distributed.distributed_c10d import Store
 
 from model.transformer import BaseTransformerLayer
-from parallel.groups import Place
+from parallel.groups import Mesh
 from parallel.rendezvous import spans
 from trainer.faults.stacks import doing, main_thread
 from trainer.logs.progress import say
@@ -56,13 +56,13 @@ class Watchdog:
 
     def __init__(
         self,
-        place: Place,
+        mesh: Mesh,
         seconds: float,
         folder: Path,
         connect: Callable[[], Store],
         is_excused: Callable[[], bool],
     ) -> None:
-        self._place, self._seconds, self._folder = place, seconds, folder
+        self._mesh, self._seconds, self._folder = mesh, seconds, folder
         self._connect, self._is_excused = connect, is_excused
         self._pause = min(5.0, seconds / 5)
         self._over = threading.Event()
@@ -101,14 +101,14 @@ class Watchdog:
             self._guard()
         except Exception:
             traceback.print_exc()
-            say(f"rank {self._place.rank}: its watchdog has failed, above; the rank ends")
+            say(f"rank {self._mesh.rank}: its watchdog has failed, above; the rank ends")
             os._exit(1)
 
     def _guard(self) -> None:
         try:
             store = self._connect()
         except (RuntimeError, OSError) as error:
-            say(f"rank {self._place.rank} has no watchdog: {str(error).splitlines()[0]}")
+            say(f"rank {self._mesh.rank} has no watchdog: {str(error).splitlines()[0]}")
             return
         beats, since, reached = -1, time.monotonic(), time.monotonic()
         while not self._over.wait(self._pause):
@@ -132,9 +132,9 @@ class Watchdog:
     def _exchange(self, store: Store, now: float) -> str | None:
         """Tell that this rank lives, hear of the others; why there is an alarm, if there is."""
         self._pulse += 1
-        store.set(f"pulse {self._place.rank}", str(self._pulse))
-        if self._place.is_main:
-            for rank in range(self._place.layout.world):
+        store.set(f"pulse {self._mesh.rank}", str(self._pulse))
+        if self._mesh.is_main:
+            for rank in range(self._mesh.layout.world):
                 told = store.get(f"pulse {rank}").decode() if self._is_known(store, rank) else ""
                 if self._heard.get(rank, ("", 0.0))[0] != told or rank not in self._heard:
                     self._heard[rank] = told, now
@@ -150,34 +150,34 @@ class Watchdog:
     def _end_together(self, store: Store, why: str) -> None:
         """Write down where all ranks are, and end this one."""
         mine = self._report()
-        reports: dict[int, Report] = {self._place.rank: mine}
+        reports: dict[int, Report] = {self._mesh.rank: mine}
 
         def gather() -> None:
             store.set(ALARM, why)
-            store.set(f"report {self._place.rank}", json.dumps(asdict(mine)))
+            store.set(f"report {self._mesh.rank}", json.dumps(asdict(mine)))
             deadline = time.monotonic() + 3 * self._pause + 1
-            while len(reports) < self._place.layout.world and time.monotonic() < deadline:
+            while len(reports) < self._mesh.layout.world and time.monotonic() < deadline:
                 time.sleep(0.2)
                 reports.update(self._reports(store))
 
         with suppress(RuntimeError, TimeoutError):  # what has been heard is told
             within(6 * self._pause + 2, gather)
-        if self._place.rank == min(reports):
+        if self._mesh.rank == min(reports):
             self._tell(why, reports)
-        time.sleep(1.0 if self._place.is_main else 0.5)  # the store goes last
+        time.sleep(1.0 if self._mesh.is_main else 0.5)  # the store goes last
         os._exit(1)
 
     def _reports(self, store: Store) -> dict[int, Report]:
         return {
             rank: Report(**json.loads(store.get(f"report {rank}")))
-            for rank in range(self._place.layout.world)
+            for rank in range(self._mesh.layout.world)
             if store.check([f"report {rank}"])
         }
 
     def _end_alone(self) -> None:
         mine = self._report()
         say(
-            f"rank {self._place.rank}: rank 0, at which the ranks meet, has not answered for "
+            f"rank {self._mesh.rank}: rank 0, at which the ranks meet, has not answered for "
             f"{self._seconds:g} s; here: {mine.where()}: {mine.words}"
         )
         os._exit(1)
@@ -187,10 +187,10 @@ class Watchdog:
         try:
             within(2 * self._pause, self._write_stacks)
         except (OSError, TimeoutError) as error:  # a disk may be what it hangs on
-            say(f"rank {self._place.rank}: its stacks cannot be written: {error}")
+            say(f"rank {self._mesh.rank}: its stacks cannot be written: {error}")
         return Report(
             self.step,
-            self._place.coordinates.pipeline,
+            self._mesh.coordinates.pipeline,
             self.layer,
             now.words,
             list(now.awaited),
@@ -199,14 +199,14 @@ class Watchdog:
 
     def _write_stacks(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        with open(self._folder / f"rank-{self._place.rank:05d}.txt", "w", encoding="utf-8") as file:
+        with open(self._folder / f"rank-{self._mesh.rank:05d}.txt", "w", encoding="utf-8") as file:
             traceback.print_stack(main_thread(), file=file)
             file.write("\nall threads:\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
 
     def _tell(self, why: str, reports: dict[int, Report]) -> None:
-        lines = [f"training stands still: {why}", *in_words(self._place.layout.world, reports)]
+        lines = [f"training stands still: {why}", *in_words(self._mesh.layout.world, reports)]
         lines.append(f"each rank's stack is in {self._folder}; the run ends, to be started again")
         text, file = "\n".join(lines), self._folder / "report.txt"
         say(text)

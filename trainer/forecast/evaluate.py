@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from parallel.groups import Place, sum_over_ranks
+from parallel.groups import Mesh, sum_over_ranks
 from trainer.data.dataset import Dataset, Split, WindowBatch
 from trainer.data.tables import Floats
 
@@ -83,15 +83,15 @@ def evaluate(
     predict: Predict,
     *,
     batch_size: int,
-    place: Place | None = None,
+    mesh: Mesh | None = None,
     keep: Sequence[int] = (),
 ) -> Evaluation:
-    """Every window once, whatever the number of ranks; `place` None is one process alone.
+    """Every window once, whatever the number of ranks; `mesh` None is one process alone.
 
     All replicas bring equally many batches of equal shape; padding has weight 0. Sums are
     reduced, never means.
     """
-    replicas, replica = (1, 0) if place is None else (place.layout.data, place.coordinates.data)
+    replicas, replica = (1, 0) if mesh is None else (mesh.layout.data, mesh.coordinates.data)
     batches = _rounds(dataset.windows(split), batch_size, replicas, replica)
     names = [MODEL, *(seasonal_name(s) for s in dataset.season_lengths), "last value"]
     channels = len(dataset.channels)
@@ -110,11 +110,11 @@ def evaluate(
         for slot, wanted in enumerate(keep):
             if wanted in index:
                 kept[slot] = prediction[int(np.flatnonzero(index == wanted)[0])]
-    if place is not None:
-        seen = float(place.sees_output)
-        sums = sum_over_ranks(place, torch.from_numpy(sums) * seen).cpu().numpy()
+    if mesh is not None:
+        seen = float(mesh.sees_output)
+        sums = sum_over_ranks(mesh, torch.from_numpy(sums) * seen).cpu().numpy()
         if len(keep):
-            kept = sum_over_ranks(place, torch.from_numpy(kept) * seen).cpu().numpy()
+            kept = sum_over_ranks(mesh, torch.from_numpy(kept) * seen).cpu().numpy()
     return Evaluation(
         split,
         dataset.windows(split),

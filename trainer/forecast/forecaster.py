@@ -21,7 +21,7 @@ from trainer.data import Dataset
 from trainer.data.dataset import WindowBatch
 from trainer.data.facts import SeriesFacts
 from trainer.run.folder import RunFolder
-from trainer.weights.source import Source, find
+from trainer.weights.source import WeightsSource, find
 
 TRIES = 5
 """A run that is training may remove the checkpoint that is being read."""
@@ -107,7 +107,7 @@ def _expect(name: str, values: npt.NDArray[np.float64], wanted: tuple[int, int])
         raise UserError(f"{name}: expected [B, {wanted[0]}, {wanted[1]}], got {list(values.shape)}")
 
 
-def _network(source: Source) -> TimeSeriesTransformer:
+def _network(source: WeightsSource) -> TimeSeriesTransformer:
     """With its weights; nothing large is made before it is known to fit."""
     settings, shape = source.settings, source.facts.shape
     with torch.device("meta"):
@@ -123,11 +123,11 @@ def _state(network: TimeSeriesTransformer) -> dict[str, Tensor]:
     return weights | {f"buffers/{name}": buffer for name, buffer in network.named_buffers()}
 
 
-def _whole(path: Path) -> Source:
+def _whole(path: Path) -> WeightsSource:
     """Of a run, the newest checkpoint that is whole to the last byte; it is told where that is
     not the newest."""
     source = find(path)
-    wrong = source.damage()
+    wrong = source.verify()
     if wrong is None or not source.path.exists():
         return source
     sentence = f"{source.path} is damaged: {wrong}"

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.errors import UserError
-from trainer.run.lease import Ownership
+from trainer.run.lease import Lease
 
 SECONDS = 1.0
 """Between looks: on a cluster's file system a look costs a millisecond."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class Requests:
     """What is asked of a run, the same on all ranks."""
 
     stop: bool = False
@@ -27,21 +27,21 @@ class Asked:
     """A newer incarnation of the job has the folder."""
 
 
-class Switches:
+class ControlFiles:
     """Looked at by the main rank."""
 
-    def __init__(self, run: Path, ownership: Ownership) -> None:
-        self._run, self._ownership = run, ownership
+    def __init__(self, run: Path, lease: Lease) -> None:
+        self._run, self._lease = run, lease
         self._looked = 0.0
 
-    def look(self) -> Asked:
+    def look(self) -> Requests:
         if time.monotonic() - self._looked < SECONDS:
-            return Asked()
+            return Requests()
         self._looked = time.monotonic()
-        return Asked(
+        return Requests(
             (self._run / "stop").exists(),
             (self._run / "save").exists(),
-            not self._ownership.lasts(),
+            not self._lease.is_held(),
         )
 
     def done(self) -> None:

@@ -131,7 +131,7 @@ class RunFolder:
         for note in self.store.remove_unfinished():
             say(note)
         for path, why in self.store.damaged().items():
-            aside = self.store.put_aside(path)
+            aside = self.store.quarantine(path)
             say(f"{path} is damaged: {why}; it is now {aside.name}")
         for marker in ("done", "saved"):
             (self.path / marker).unlink(missing_ok=True)

@@ -26,38 +26,38 @@ NAME = ".owner"
 
 
 @dataclass(frozen=True)
-class Incarnation:
+class Attempt:
     """One start of a job; starts of one job follow each other by their turns."""
 
     job: str
     """Empty outside schedulers, where no start follows another."""
-    turn: tuple[int, ...]
+    restarts: tuple[int, ...]
 
     @classmethod
-    def here(cls, environment: Mapping[str, str] = os.environ) -> Incarnation:
+    def here(cls, environment: Mapping[str, str] = os.environ) -> Attempt:
         """Of Slurm (job or job array, element, restart count) and of torchrun (run, restart)."""
         slurm = environment.get("SLURM_ARRAY_JOB_ID") or environment.get("SLURM_JOB_ID", "")
         elastic = environment.get("TORCHELASTIC_RUN_ID", "none")
         names = [f"slurm {slurm}"] if slurm else []
         names += [f"torchrun {elastic}"] if elastic != "none" else []
-        turns = ("SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
-        return cls(", ".join(names), tuple(_whole(environment.get(name)) for name in turns))
+        restarts = ("SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+        return cls(", ".join(names), tuple(_whole(environment.get(name)) for name in restarts))
 
-    def follows(self, other: Incarnation) -> bool:
-        return bool(self.job) and self.job == other.job and self.turn > other.turn
+    def follows(self, other: Attempt) -> bool:
+        return bool(self.job) and self.job == other.job and self.restarts > other.restarts
 
 
 def _whole(text: str | None) -> int:
     return int(text) if text and text.isdigit() else 0
 
 
-class Ownership:
+class Lease:
     """The right to write in a folder."""
 
     def __init__(self, folder: Path, token: str) -> None:
         self._file, self._token = folder / NAME, token
 
-    def lasts(self) -> bool:
+    def is_held(self) -> bool:
         """Whether nobody has taken the folder over."""
         try:
             return bool(json.loads(self._file.read_text(encoding="utf-8"))["token"] == self._token)
@@ -65,24 +65,24 @@ class Ownership:
             return False
 
 
-def is_later_start(folder: Path, incarnation: Incarnation) -> bool:
-    """Whether the job of `incarnation` has begun the run in `folder` itself, perhaps earlier."""
+def is_restart(folder: Path, attempt: Attempt) -> bool:
+    """Whether the job of `attempt` has begun the run in `folder` itself, perhaps earlier."""
     try:
         held = _held(json.loads((folder / NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError):
         return False
-    return bool(held.job) and held.job == incarnation.job and held.turn <= incarnation.turn
+    return bool(held.job) and held.job == attempt.job and held.restarts <= attempt.restarts
 
 
-def refuse_if_taken(folder: Path, incarnation: Incarnation) -> None:
+def refuse_if_leased(folder: Path, attempt: Attempt) -> None:
     """Raises UserError where another run is going on in `folder`."""
     if (folder / NAME).exists():
-        with _taken(folder, incarnation):
+        with _taken(folder, attempt):
             pass
 
 
 @contextmanager
-def own(folder: Path, incarnation: Incarnation) -> Iterator[Ownership]:
+def acquire(folder: Path, attempt: Attempt) -> Iterator[Lease]:
     """Hold `folder` against other runs and against older incarnations of this one.
 
     Raises UserError where another run holds it, or where it cannot be written.
@@ -91,16 +91,16 @@ def own(folder: Path, incarnation: Incarnation) -> Iterator[Ownership]:
     beside = folder / f"{NAME}.{token}"
     record = {
         "token": token,
-        "job": incarnation.job,
-        "turn": incarnation.turn,
+        "job": attempt.job,
+        "turn": attempt.restarts,
         "host": socket.gethostname(),
         "process": os.getpid(),
     }
     with ExitStack() as stack:
-        with _taken(folder, incarnation):
+        with _taken(folder, attempt):
             stack.enter_context(_record(beside, record))
             os.replace(beside, folder / NAME)
-        yield Ownership(folder, token)
+        yield Lease(folder, token)
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def _record(path: Path, content: dict[str, Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _taken(folder: Path, incarnation: Incarnation) -> Iterator[None]:
+def _taken(folder: Path, attempt: Attempt) -> Iterator[None]:
     """Within, nobody else takes the folder."""
     while True:
         with _opened(folder / NAME) as file:
@@ -129,7 +129,7 @@ def _taken(folder: Path, incarnation: Incarnation) -> Iterator[None]:
             if os.fstat(file.fileno()).st_ino != (folder / NAME).stat().st_ino:
                 continue  # it has been replaced since it was opened
             file.seek(0)
-            _refuse(folder, incarnation, _read(file), lock)
+            _refuse(folder, attempt, _read(file), lock)
             yield
             return
 
@@ -141,26 +141,26 @@ def _opened(path: Path) -> TextIOWrapper:
         raise UserError(f"--run-dir: {path} cannot be opened: {error.strerror}") from None
 
 
-def _refuse(folder: Path, incarnation: Incarnation, holder: dict[str, Any], lock: Lock) -> None:
+def _refuse(folder: Path, attempt: Attempt, holder: dict[str, Any], lock: Lock) -> None:
     held = _held(holder)
     where = f"process {holder.get('process')} on {holder.get('host')}"
-    if held.follows(incarnation) and lock is not Lock.OURS:
+    if held.follows(attempt) and lock is not Lock.OURS:
         raise UserError(
             f"--run-dir: a newer start of this job ({where}) has taken {folder} over; if it is "
             f"gone, remove {folder / NAME}"
         )
-    if lock is Lock.THEIRS and not incarnation.follows(held):
+    if lock is Lock.THEIRS and not attempt.follows(held):
         raise UserError(
             f"--run-dir: another process is training in {folder} ({where}); "
             "wait for it, stop it, or choose another folder"
         )
 
 
-def _held(holder: dict[str, Any]) -> Incarnation:
+def _held(holder: dict[str, Any]) -> Attempt:
     try:
-        return Incarnation(str(holder.get("job", "")), tuple(map(int, holder.get("turn", ()))))
+        return Attempt(str(holder.get("job", "")), tuple(map(int, holder.get("turn", ()))))
     except (TypeError, ValueError):
-        return Incarnation("", ())
+        return Attempt("", ())
 
 
 class Lock(Enum):

@@ -25,7 +25,7 @@ from trainer.checkpoint.storage import Shapes
 from trainer.files import sync, write_synced
 from trainer.logs.progress import say
 from trainer.weights.export_folder import FORMAT, INDEX, MODEL_TYPE, ONE_FILE
-from trainer.weights.source import Source
+from trainer.weights.source import WeightsSource
 
 FILE_BYTES = 5 * 10**9
 """Of one weights file at most, unless one tensor is larger."""
@@ -34,7 +34,7 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def export(
-    source: Source,
+    source: WeightsSource,
     out: Path,
     *,
     precision: Literal["fp32", "bf16"] = "fp32",
@@ -50,7 +50,7 @@ def export(
         raise UserError(f"{out} holds something already; choose another folder")
     if any((folder / MANIFEST).is_file() for folder in out.parents):
         raise UserError(f"{out} lies in a checkpoint, and would go with it; choose another folder")
-    wrong = source.damage()
+    wrong = source.verify()
     if wrong is not None:
         raise UserError(f"{source.path} is damaged: {wrong}")
     beside = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
@@ -68,7 +68,9 @@ def export(
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _write(source: Source, folder: Path, precision: str, file_bytes: int, title: str) -> None:
+def _write(
+    source: WeightsSource, folder: Path, precision: str, file_bytes: int, title: str
+) -> None:
     kept = {n: s for n, s in source.shapes().items() if n.startswith(("weights/", "buffers/"))}
     width = TYPES[precision].itemsize
     files = shards({name: width * math.prod(shape) for name, shape in kept.items()}, file_bytes)
@@ -111,7 +113,7 @@ def shards(sizes: Mapping[str, int], largest: int) -> list[Sequence[str]]:
     return list(files)
 
 
-def _config(source: Source, kept: Shapes, precision: str) -> dict[str, Any]:
+def _config(source: WeightsSource, kept: Shapes, precision: str) -> dict[str, Any]:
     settings = source.settings.model_dump()
     # Where the data lay on this machine is nobody else's concern.
     settings["data"]["source"] = Path(settings["data"]["source"]).name
@@ -129,7 +131,7 @@ def _config(source: Source, kept: Shapes, precision: str) -> dict[str, Any]:
     }
 
 
-def _card(source: Source, kept: Shapes, title: str) -> str:
+def _card(source: WeightsSource, kept: Shapes, title: str) -> str:
     facts, shape = source.facts, source.facts.shape
     parameters = sum(math.prod(s) for name, s in kept.items() if name.startswith("weights/"))
     columns = shape.covariates + len(shape.calendar)

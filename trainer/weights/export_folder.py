@@ -95,10 +95,10 @@ class Export:
             for name in names & wanted.keys():
                 fill(wanted[name], file.get_slice(name))
 
-    def damage(self, part: int = 0, parts: int = 1) -> str | None:
-        """What is wrong with every `parts`-th weights file, from `part` on, in words."""
+    def verify(self, reader: int = 0, readers: int = 1) -> str | None:
+        """What is wrong with every `readers`-th weights file, from `reader` on, in words."""
         held = self.description()["files"]
-        for name in sorted(held)[part::parts]:
+        for name in sorted(held)[reader::readers]:
             try:
                 if list(entry(self.path / name)) != held[name]:
                     return f"{name} does not match its sum"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Source(ABC):
+class WeightsSource(ABC):
     """Weights, and what they are weights of."""
 
     path: Path
@@ -45,11 +45,11 @@ class Source(ABC):
         """Fill tensors or fragments, by this process alone."""
 
     @abstractmethod
-    def damage(self, part: int = 0, parts: int = 1) -> str | None:
-        """What is wrong with every `parts`-th file, from `part` on, in words."""
+    def verify(self, reader: int = 0, readers: int = 1) -> str | None:
+        """What is wrong with every `readers`-th file, from `reader` on, in words."""
 
 
-class CheckpointSource(Source):
+class CheckpointSource(WeightsSource):
     def shapes(self) -> Shapes:
         from trainer.checkpoint.storage import tensor_shapes
 
@@ -60,22 +60,22 @@ class CheckpointSource(Source):
 
         read(self.path, state, alone=True)
 
-    def damage(self, part: int = 0, parts: int = 1) -> str | None:
-        return Checkpoint(self.path).damage(part=part, parts=parts)
+    def verify(self, reader: int = 0, readers: int = 1) -> str | None:
+        return Checkpoint(self.path).verify(reader=reader, readers=readers)
 
 
-class ExportSource(Source):
+class ExportSource(WeightsSource):
     def shapes(self) -> Shapes:
         return Export(self.path).shapes()
 
     def read(self, state: Mapping[str, Tensor]) -> None:
         Export(self.path).read(state)
 
-    def damage(self, part: int = 0, parts: int = 1) -> str | None:
-        return Export(self.path).damage(part, parts)
+    def verify(self, reader: int = 0, readers: int = 1) -> str | None:
+        return Export(self.path).verify(reader, readers)
 
 
-def find(path: Path) -> Source:
+def find(path: Path) -> WeightsSource:
     """Of a run folder, its newest checkpoint that is whole by its files' sizes.
 
     Raises UserError where there are no weights.
@@ -92,7 +92,7 @@ def find(path: Path) -> Source:
     raise UserError(f"{path} is neither a run folder nor a checkpoint nor an export")
 
 
-def _checkpoint(checkpoint: Checkpoint) -> Source:
+def _checkpoint(checkpoint: Checkpoint) -> WeightsSource:
     return CheckpointSource(checkpoint.path, *_described(checkpoint.path, checkpoint.description()))
 
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from model.errors import UserError
-from model.init import Part
+from model.init import Shard
 from tests import ranks
 from tests.settings import train_rank
-from trainer.checkpoint.manifest import damage
-from trainer.checkpoint.partitions import Fragment, boxes
+from trainer.checkpoint.manifest import verify
+from trainer.checkpoint.partitions import Partition, chunks_of
 from trainer.checkpoint.storage import read, tensor_shapes
 from trainer.checkpoint.store import FORMAT, Checkpoint, Store
 from trainer.config import load
@@ -31,28 +31,28 @@ def test_boxes_cover_each_range_in_its_order(shape: tuple[int, ...]) -> None:
     count = math.prod(shape)
     whole = torch.arange(count).view(shape)
     for start, stop in itertools.combinations(range(count + 1), 2):
-        parts = list(boxes(shape, start, stop))
+        parts = list(chunks_of(shape, start, stop))
         slices = [tuple(map(slice, o, map(sum, zip(o, s, strict=True)))) for o, s in parts]
-        found = torch.cat([whole[part].flatten() for part in slices])
+        found = torch.cat([whole[region].flatten() for region in slices])
         assert found.tolist() == list(range(start, stop))
         assert len(parts) <= max(1, 2 * len(shape) - 1)
 
 
 WHOLE = torch.Size([6, 12, 4])
-DIVISIONS: dict[str, list[tuple[Part, int, int]]] = {
-    "whole": [(Part.all_of(WHOLE), 0, 288)],
+DIVISIONS: dict[str, list[tuple[Shard, int, int]]] = {
+    "whole": [(Shard.all_of(WHOLE), 0, 288)],
     "uneven ranges": [
-        (Part.all_of(WHOLE), 0, 101),
-        (Part.all_of(WHOLE), 101, 133),
-        (Part.all_of(WHOLE), 133, 288),
+        (Shard.all_of(WHOLE), 0, 101),
+        (Shard.all_of(WHOLE), 101, 133),
+        (Shard.all_of(WHOLE), 133, 288),
     ],
-    "experts": [(Part(WHOLE, 0, first, 2), 0, 96) for first in (0, 2, 4)],
+    "experts": [(Shard(WHOLE, 0, first, 2), 0, 96) for first in (0, 2, 4)],
     "width, two ranges each": [
-        (Part(WHOLE, 1, first, 6), start, stop)
+        (Shard(WHOLE, 1, first, 6), start, stop)
         for first in (0, 6)
         for start, stop in ((0, 31), (31, 144))
     ],
-    "last dimension": [(Part(WHOLE, 2, first, 1), 0, 72) for first in range(4)],
+    "last dimension": [(Shard(WHOLE, 2, first, 1), 0, 72) for first in range(4)],
 }
 """Of each rank: which part it holds, and which range of that part's elements."""
 
@@ -63,25 +63,25 @@ def _save_division(rank: int, world: int, folder: Path, division: str) -> None:
     from trainer.checkpoint.storage import write
 
     dist.init_process_group("gloo")
-    part, start, stop = DIVISIONS[division][rank]
+    shard, start, stop = DIVISIONS[division][rank]
     whole = torch.arange(WHOLE.numel(), dtype=torch.float32).view(WHOLE)
-    held = whole.narrow(part.dim, part.start, part.size).flatten()[start:stop].clone()
+    held = whole.narrow(shard.dim, shard.start, shard.size).flatten()[start:stop].clone()
     if rank == 0:
         folder.mkdir()
     dist.barrier()
-    write(folder, {"x": Fragment(part, start, held)}, {"x": tuple(WHOLE)}, None)
+    write(folder, {"x": Partition(shard, start, held)}, {"x": tuple(WHOLE)}, None)
 
 
 def _load_division(rank: int, world: int, folder: Path, division: str) -> bool:
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
-    part, start, stop = DIVISIONS[division][rank]
-    fragment = Fragment(part, start, torch.zeros(stop - start))
-    read(folder, {"x": fragment})
+    shard, start, stop = DIVISIONS[division][rank]
+    partition = Partition(shard, start, torch.zeros(stop - start))
+    read(folder, {"x": partition})
     whole = torch.arange(WHOLE.numel(), dtype=torch.float32).view(WHOLE)
-    expected = whole.narrow(part.dim, part.start, part.size).flatten()[start:stop]
-    return torch.equal(fragment.data_1d, expected)
+    expected = whole.narrow(shard.dim, shard.start, shard.size).flatten()[start:stop]
+    return torch.equal(partition.data_1d, expected)
 
 
 @pytest.mark.parametrize("saved", DIVISIONS)
@@ -107,9 +107,9 @@ def _save_ranges(rank: int, world: int, folder: Path, ranges: list[tuple[int, in
 
     dist.init_process_group("gloo")
     start, stop = ranges[rank]
-    fragment = Fragment(Part.all_of(WHOLE), start, torch.ones(stop - start))
+    partition = Partition(Shard.all_of(WHOLE), start, torch.ones(stop - start))
     try:
-        write(folder, {"x": fragment}, {"x": tuple(WHOLE)}, None)
+        write(folder, {"x": partition}, {"x": tuple(WHOLE)}, None)
     except CheckpointException as error:
         return str(error)
     return "written"
@@ -148,8 +148,8 @@ def _save_a_hole(rank: int, world: int, folder: Path) -> None:
 
     from trainer.checkpoint.storage import _Writer
 
-    part = Fragment(Part.all_of(WHOLE), 0, torch.ones(200))
-    save({"x": part}, storage_writer=_Writer(folder))
+    shard = Partition(Shard.all_of(WHOLE), 0, torch.ones(200))
+    save({"x": shard}, storage_writer=_Writer(folder))
 
 
 def test_every_element_that_is_read_must_have_been_written(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_every_element_that_is_read_must_have_been_written(tmp_path: Path) -> No
     ranks.run(_save_a_hole, 1, tmp_path / "c")
     with pytest.raises(BaseException, match="x: 200 of 288 were written"):
         read(tmp_path / "c", {"x": torch.zeros(WHOLE)}, alone=True)
-    half = Fragment(Part.all_of(WHOLE), 50, torch.zeros(100))
+    half = Partition(Shard.all_of(WHOLE), 50, torch.zeros(100))
     read(tmp_path / "c", {"x": half}, alone=True)
     assert bool((half.data_1d == 1).all())
 
@@ -267,7 +267,7 @@ def test_harm_to_any_file_is_seen_and_the_one_before_is_used(
     newest = store.newest(contents=True)
     assert newest is not None and newest.step == 4
     harm(folder / "step-00000004" / name)
-    assert damage(folder / "step-00000004") is not None
+    assert verify(folder / "step-00000004") is not None
     before = store.newest(contents=True)
     assert before is not None and before.step == 3
 
@@ -275,13 +275,13 @@ def test_harm_to_any_file_is_seen_and_the_one_before_is_used(
 def test_a_strange_file_is_nobodys_concern(tmp_path: Path, run_folder: Path) -> None:
     folder = shutil.copytree(run_folder / "checkpoints" / "step-00000004", tmp_path / "c")
     (folder / ".DS_Store").write_text("")
-    assert damage(folder) is None
+    assert verify(folder) is None
 
 
 def test_a_copy_under_another_name_is_of_another_step(tmp_path: Path, run_folder: Path) -> None:
     folder = tmp_path / "step-00000099"
     shutil.copytree(run_folder / "checkpoints" / "step-00000004", folder)
-    assert Checkpoint(folder).damage() == "it is of step 4"
+    assert Checkpoint(folder).verify() == "it is of step 4"
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "{}", '{"a": 5}', '{"../x": [1, "y"]}'])
@@ -289,14 +289,14 @@ def test_a_manifest_of_something_else_is_damage(tmp_path: Path, text: str) -> No
     from hashlib import sha256
 
     (tmp_path / "manifest").write_text(f"{sha256(text.encode()).hexdigest()}\n{text}")
-    assert (damage(tmp_path) or "").startswith("manifest: the manifest ")
+    assert (verify(tmp_path) or "").startswith("manifest: the manifest ")
 
 
 def test_a_file_that_cannot_be_read_is_damage(tmp_path: Path, run_folder: Path) -> None:
     folder = shutil.copytree(run_folder / "checkpoints" / "step-00000004", tmp_path / "c")
     (folder / "__0_0.distcp").unlink()
     (folder / "__0_0.distcp").symlink_to(tmp_path / "nowhere")
-    assert damage(folder) == "__0_0.distcp: No such file or directory"
+    assert verify(folder) == "__0_0.distcp: No such file or directory"
 
 
 @pytest.mark.parametrize(
@@ -331,8 +331,8 @@ def test_a_run_goes_on_from_the_one_before_a_damaged_one(
             theirs["loss"],
             theirs["grad_norm"],
         )
-    assert damage(run / "checkpoints" / "step-00000004.damaged") is not None
-    assert damage(run / "checkpoints" / "step-00000004") is None
+    assert verify(run / "checkpoints" / "step-00000004.damaged") is not None
+    assert verify(run / "checkpoints" / "step-00000004") is None
 
 
 def test_every_so_many_steps_one_stays(tmp_path: Path) -> None:

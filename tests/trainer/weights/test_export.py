@@ -202,26 +202,26 @@ def test_files_are_filled_in_order() -> None:
 
 def _start_from(rank: int, world: int, run: Path, overrides: dict[str, Any]) -> Any:
     """The state that a run would start with, and what it says of it."""
-    from parallel.groups import Place, join
+    from parallel.groups import Mesh, join
     from parallel.layout import Layout
     from tests.settings import tiny
     from trainer.engine.engine import Engine
     from trainer.prepare import prepare
-    from trainer.resume import take_over, whole_source
+    from trainer.resume import intact_source, load_pretrained
 
     changes = {key.replace(".", "__"): value for key, value in overrides.items()}
     plan = prepare(tiny(**changes), run_dir=run, world=world)
     torch.distributed.init_process_group("gloo")
-    place: Place = join(plan.layout, rank, rank, world, None)
+    mesh: Mesh = join(plan.layout, rank, rank, world, None)
     assert isinstance(plan.layout, Layout)
-    engine = Engine(plan.configuration.settings, plan.dataset.shape, place)
+    engine = Engine(plan.configuration.settings, plan.dataset.shape, mesh)
     fresh = {name: p.detach().clone() for name, p in engine.network.named_parameters()}
-    source = whole_source(plan, place)
+    source = intact_source(plan, mesh)
     assert source is not None
-    taken = take_over(engine, source)
+    taken = load_pretrained(engine, source)
     moments = [t.data_1d.abs().sum() for n, t in engine.state().items() if n.startswith("exp_avg")]
     now = dict(engine.network.named_parameters())
-    parts = engine._spread.parts
+    parts = engine._spread.shards
     same = {n for n, p in now.items() if torch.equal(p, fresh[n])}
     held = {n: (parts[n], p.detach().numpy()) for n, p in now.items()}
     return taken, same, held, float(sum(moments))
@@ -264,10 +264,10 @@ def test_fine_tuning_takes_over_what_fits_and_tells_the_rest(
         assert set(taken.anew) == anew and not taken.left
         assert taken.anew["head.bias"] == "(16,) there, (144,) here"
         assert moments == 0.0
-        for name, (part, tensor) in held.items():
+        for name, (shard, tensor) in held.items():
             assert (name in same) == (name in anew) or name.endswith(("norm.weight", "bias")), name
             if name not in anew:
-                expected = before[name].narrow(part.dim, part.start, part.size)
+                expected = before[name].narrow(shard.dim, shard.start, shard.size)
                 np.testing.assert_array_equal(tensor, expected.detach().numpy(), name)
     sentence = told[0][0].sentence()
     assert "drawn anew: " in sentence and "head.bias ((16,) there, (144,) here)" in sentence
