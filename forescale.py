@@ -45,15 +45,15 @@ def train(
     from trainer.job import train as run
     from trainer.prepare import prepare
 
-    rendezvous = discover()
-    if rendezvous.world > 1:
+    cluster = discover()
+    if cluster.world > 1:
         raise UserError(
-            f"forescale.train is for one rank, and a launcher started {rendezvous.world}; "
+            f"forescale.train is for one rank, and a launcher started {cluster.world}; "
             "have it start launch/train.py"
         )
     settings = load(config, flat(overrides))
     plan = prepare(settings, run_dir=None if run_dir is None else Path(run_dir), resume=resume)
     # The process group of one rank stays: DeepSpeed keeps what it made of it for the next run.
-    announce(rendezvous)
-    run(plan, local_world=rendezvous.local_world)
+    address = announce(cluster)
+    run(plan, local_world=cluster.local_world, address=address)
     return plan.run.path

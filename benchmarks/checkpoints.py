@@ -27,8 +27,8 @@ import torch.multiprocessing
 from timing import ROOT, arguments_of, print_header, print_table
 
 from launch.cluster_environment import free_port
-from parallel.groups import Mesh
 from parallel.layout import Layout
+from parallel.mesh import Mesh
 from trainer.checkpoint import storage
 from trainer.checkpoint.manifest import verify
 from trainer.checkpoint.partitions import elements

@@ -41,7 +41,7 @@ def train(
     config: Path, overrides: Sequence[str], run_dir: Path | None, resume: str, ranks: int | None
 ) -> None:
     """Train CONFIG, a YAML file; KEY=VALUE changes a setting, as in train.steps=100."""
-    from launch.train import start
+    from launch.start import start
 
     sys.exit(start(config, overrides, run_dir=run_dir, resume=resume, ranks=ranks))
 

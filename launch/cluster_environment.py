@@ -10,13 +10,14 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from model.errors import UserError
+from parallel.address import Address
 
 FIRST_PORT, PORTS = 20000, 10000
 """Where nobody names a port, all ranks of a job derive the same one from the job's name."""
 
 
 @dataclass(frozen=True)
-class Rendezvous:
+class ClusterEnvironment:
     """This process among the ranks of a run."""
 
     rank: int
@@ -28,7 +29,7 @@ class Rendezvous:
     """Host and port to meet at; None where MASTER_ADDR and MASTER_PORT say it."""
 
 
-def discover(environment: Mapping[str, str] = os.environ) -> Rendezvous:
+def discover(environment: Mapping[str, str] = os.environ) -> ClusterEnvironment:
     """Of torchrun and `deepspeed` (RANK, WORLD_SIZE), mpirun, or srun; else one process.
 
     MASTER_ADDR and MASTER_PORT count more than what is derived here. Raises UserError where a
@@ -42,14 +43,14 @@ def discover(environment: Mapping[str, str] = os.environ) -> Rendezvous:
         return _of_mpirun(environment)
     if "SLURM_STEP_NUM_TASKS" in environment:
         return _of_srun(environment)
-    return Rendezvous(rank=0, local_rank=0, world=1, local_world=1)
+    return ClusterEnvironment(rank=0, local_rank=0, world=1, local_world=1)
 
 
-def _of_torchrun(environment: Mapping[str, str]) -> Rendezvous:
+def _of_torchrun(environment: Mapping[str, str]) -> ClusterEnvironment:
     world = _number(environment, "WORLD_SIZE", 1, None)
     rank = _number(environment, "RANK", 0, world - 1)
     local_world = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in environment else "LOCAL_SIZE"
-    return Rendezvous(
+    return ClusterEnvironment(
         rank=rank,
         local_rank=_number(environment, "LOCAL_RANK", 0, None, default=rank),
         world=world,
@@ -57,7 +58,7 @@ def _of_torchrun(environment: Mapping[str, str]) -> Rendezvous:
     )
 
 
-def _of_mpirun(environment: Mapping[str, str]) -> Rendezvous:
+def _of_mpirun(environment: Mapping[str, str]) -> ClusterEnvironment:
     world = _number(environment, "OMPI_COMM_WORLD_SIZE", 1, None)
     local_world = _number(environment, "OMPI_COMM_WORLD_LOCAL_SIZE", 1, world)
     rank = _number(environment, "OMPI_COMM_WORLD_RANK", 0, world - 1)
@@ -68,7 +69,7 @@ def _of_mpirun(environment: Mapping[str, str]) -> Rendezvous:
         master = _ask_mpi(rank)
     elif "MASTER_PORT" not in environment:
         master = environment["MASTER_ADDR"], port_of(environment.get("PMIX_NAMESPACE", ""))
-    return Rendezvous(
+    return ClusterEnvironment(
         rank,
         _number(environment, "OMPI_COMM_WORLD_LOCAL_RANK", 0, local_world - 1),
         world,
@@ -92,7 +93,7 @@ def _ask_mpi(rank: int) -> tuple[str, int]:
     return told
 
 
-def _of_srun(environment: Mapping[str, str]) -> Rendezvous:
+def _of_srun(environment: Mapping[str, str]) -> ClusterEnvironment:
     world = _number(environment, "SLURM_STEP_NUM_TASKS", 1, None)
     counts = _tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", str(world)))
     node = _number(environment, "SLURM_NODEID", 0, len(counts) - 1, default=0)
@@ -107,7 +108,7 @@ def _of_srun(environment: Mapping[str, str]) -> Rendezvous:
     # A requeued job does not meet what is left of its older start; nor do steps side by side.
     names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")
     job = "/".join(environment.get(name, "0") for name in names)
-    return Rendezvous(
+    return ClusterEnvironment(
         _number(environment, "SLURM_PROCID", 0, world - 1),
         _number(environment, "SLURM_LOCALID", 0, local_world - 1),
         world,
@@ -160,19 +161,22 @@ def _number(
     return int(text)
 
 
-def announce(rendezvous: Rendezvous, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set what torch and DeepSpeed read, where no launcher did."""
-    host, port = rendezvous.master or ("127.0.0.1", 0)
-    if port == 0 and rendezvous.world > 1 and "MASTER_PORT" not in environment:
+def announce(
+    cluster: ClusterEnvironment, environment: MutableMapping[str, str] = os.environ
+) -> Address:
+    """Set what torch and DeepSpeed read, where no launcher did; return where the ranks meet."""
+    host, port = cluster.master or ("127.0.0.1", 0)
+    if port == 0 and cluster.world > 1 and "MASTER_PORT" not in environment:
         raise UserError(
             "MASTER_PORT: not set: ranks that are started by hand need one to meet at, the same "
             "for all"
         )
     environment.setdefault("MASTER_ADDR", host)
     environment.setdefault("MASTER_PORT", str(port or free_port()))
-    environment["RANK"] = str(rendezvous.rank)
-    environment["LOCAL_RANK"] = str(rendezvous.local_rank)
-    environment["WORLD_SIZE"] = str(rendezvous.world)
+    environment["RANK"] = str(cluster.rank)
+    environment["LOCAL_RANK"] = str(cluster.local_rank)
+    environment["WORLD_SIZE"] = str(cluster.world)
+    return Address.from_environment(environment)
 
 
 def free_port() -> int:

@@ -48,7 +48,7 @@ def explain(
         layout,
         settings.parallel.zero_stage,
         train.micro_batch_size,
-        train.global_batch_size // (train.micro_batch_size * layout.data),
+        train.accumulation(layout.data),
         weight_bytes=2 if train.precision == "bf16" else 4,
         offloaded=settings.parallel.offload_optimizer == "cpu",
         recomputed=settings.parallel.activation_checkpointing != "none",
@@ -81,13 +81,13 @@ def explain(
 
 
 def where_it_begins(plan: Plan) -> str:
-    if plan.is_done:
+    if plan.start.is_done:
         return "it is done: nothing is left to do"
-    if plan.resume_from is not None:
+    if plan.start.checkpoint is not None:
         steps = plan.configuration.settings.train.steps
-        return f"it goes on from step {plan.steps_done} of {steps}"
-    if plan.start_from is not None:
-        return f"it starts from the weights of {plan.start_from.path}"
+        return f"it goes on from step {plan.start.steps_done} of {steps}"
+    if plan.start.weights is not None:
+        return f"it starts from the weights of {plan.start.weights.path}"
     return "it starts anew"
 
 

@@ -15,17 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from launch.cluster_environment import Rendezvous, announce, discover
+from launch.cluster_environment import ClusterEnvironment, announce, discover
 from launch.machine import GIB, free_bytes, memory, write_rate
-from model.errors import ReportedElsewhereError, UserError
-from parallel.rendezvous import (
-    AbsentError,
-    Meeting,
-    exchange_texts,
-    first_difference,
-    meet,
-    patience,
-)
+from model.errors import AbsentError, ReportedElsewhereError, UserError
+from model.sentences import first_line
+from parallel.consistency import first_difference
+from parallel.rendezvous import Rendezvous, meet
 from trainer.run.environment import commit, versions
 
 LEAST_MEMORY, LEAST_DISK = GIB // 2, GIB
@@ -44,11 +39,11 @@ def check(run: Path, tasks: int) -> bool:
         "versions": json.dumps({**versions(), "forescale's commit": commit()}),
     }
     try:
-        unfit, meeting = _judge_all(here, mine)
+        unfit, met = _judge_all(here, mine)
     except ReportedElsewhereError:
         return False
     except AbsentError as error:
-        unfit, meeting = _judge_absent(error.ranks, here, mine), None
+        unfit, met = _judge_absent(error.ranks, here, mine), None
     except UserError as error:  # either node may be to blame: none is named
         print(f"{mine['node']}: {error}", flush=True)
         return False
@@ -57,10 +52,10 @@ def check(run: Path, tasks: int) -> bool:
         word = "unfit" if len(unfit) < here.world or here.world == 1 else "no node can train:"
         for node, why in unfit.items():
             print(f"{word} {node}: {why}", flush=True)
-    if not unfit and meeting is not None and not _can_sum(here, meeting, mine["node"]):
+    if not unfit and met is not None and not _can_sum(here, met, mine["node"]):
         return False
     if here.rank == 0 and not unfit:
-        nodes = list(meeting.hosts) if meeting is not None else [mine["node"]]
+        nodes = list(met.hosts) if met is not None else [mine["node"]]
         print(f"preflight: {', '.join(nodes)} can train", flush=True)
     return not unfit
 
@@ -88,21 +83,20 @@ def _wrong_here(run: Path, tasks: int) -> str | None:
             if float((square @ square).sum()) != 512.0**3:
                 return f"GPU {device} computes wrongly"
         except RuntimeError as error:
-            return f"GPU {device}: {str(error).splitlines()[0]}"
+            return f"GPU {device}: {first_line(error)}"
     return None
 
 
-def _judge_all(here: Rendezvous, mine: Finding) -> tuple[dict[str, str], Meeting | None]:
+def _judge_all(here: ClusterEnvironment, mine: Finding) -> tuple[dict[str, str], Rendezvous | None]:
     """Why which nodes are unfit: the same on all."""
     if here.world == 1:
         return judge([mine]), None
-    announce(here)
-    meeting = meet(here.rank, here.world, {})
+    met = meet(announce(here), here.rank, here.world, {})
     try:
-        findings = exchange_texts(meeting, here.rank, here.world, json.dumps(mine))
+        findings = met.exchange(json.dumps(mine))
     except RuntimeError as error:
-        raise UserError(f"the other nodes are lost: {str(error).splitlines()[0]}") from None
-    return judge([json.loads(finding) for finding in findings]), meeting
+        raise UserError(f"the other nodes are lost: {first_line(error)}") from None
+    return judge([json.loads(finding) for finding in findings]), met
 
 
 def judge(findings: list[Finding]) -> dict[str, str]:
@@ -116,12 +110,12 @@ def judge(findings: list[Finding]) -> dict[str, str]:
     return unfit
 
 
-def _judge_absent(ranks: list[int], here: Rendezvous, mine: Finding) -> dict[str, str]:
+def _judge_absent(ranks: list[int], here: ClusterEnvironment, mine: Finding) -> dict[str, str]:
     """Where most are missing, it is this node that they cannot reach."""
     if 2 * len(ranks) > here.world:
         return {mine["node"]: f"{len(ranks)} of {here.world} nodes did not reach it"}
     nodes = _nodes() or [f"of rank {rank}" for rank in range(here.world)]
-    return {nodes[rank]: f"did not come within {patience():g} s" for rank in ranks}
+    return {nodes[rank]: f"did not come within {announce(here).seconds:g} s" for rank in ranks}
 
 
 def _nodes() -> list[str]:
@@ -135,19 +129,20 @@ def _nodes() -> list[str]:
     return []
 
 
-def _can_sum(here: Rendezvous, meeting: Meeting, node: str) -> bool:
+def _can_sum(here: ClusterEnvironment, met: Rendezvous, node: str) -> bool:
     """One number over all nodes, as training will."""
     import torch
 
-    from parallel.groups import join, leave, sum_over_ranks
+    from parallel.collectives import sum_over_ranks
     from parallel.layout import Layout
+    from parallel.mesh import destroy_mesh, init_mesh
 
     try:
-        mesh = join(Layout(1, here.world), here.rank, 0, 1, meeting.store, patience())
+        mesh = init_mesh(Layout(1, here.world), here.rank, 0, 1, met.store, met.address.seconds)
         total = float(sum_over_ranks(mesh, torch.tensor(1.0)))
-        leave()
+        destroy_mesh()
     except RuntimeError as error:
-        print(f"{node}: the nodes cannot sum: {str(error).splitlines()[0]}", flush=True)
+        print(f"{node}: the nodes cannot sum: {first_line(error)}", flush=True)
         return False
     if total != here.world:
         print(f"{node}: the nodes' sum is {total:g} instead of {here.world}", flush=True)

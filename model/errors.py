@@ -1,84 +1,68 @@
-"""The one exception for what a user did wrong, and sentences for wrong settings."""
+"""All exceptions of Forescale, and the exit code of a command that one of them ends.
+
+    ValueError
+    └── UserError                   2  a mistake that the user can mend
+        ├── ReportedElsewhereError  2  another rank reports it: this one ends silently
+        └── AbsentError             2  ranks that have not come to the rendezvous
+    RuntimeError
+    └── RunFailedError              1  a run that began cannot go on; its checkpoints are good
+        ├── DivergedError           1  too many steps in a row were skipped
+        ├── NonFiniteError          1  the weights are no numbers any more
+        ├── SaveFailedError         1  two checkpoints in a row could not be written
+        └── LeaseLostError          1  a newer attempt of the job has taken the run folder over
+
+Commands print one of these as one line on stderr. Anything else that is raised is a defect of the
+program: it keeps its traceback and ends with 1.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter, ValidationError
+from pathlib import Path
+from typing import ClassVar
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: one sentence that names the key or file and the way out.
+    """A mistake that the user can mend: one sentence that names the key or file and the way out."""
 
-    Commands print it as one line and exit with code 2; anything else that is raised is a defect
-    of the program and keeps its traceback.
-    """
+    exit_code: ClassVar[int] = 2
 
 
 class ReportedElsewhereError(UserError):
-    """A mistake that another rank tells: this one ends with code 2 and no word."""
+    """A mistake that another rank reports: this one ends without a word."""
 
 
-_EXPECTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "list_type": "a list such as [a, b]",
-    "dict_type": "keys below it",
-    "model_type": "keys below it",
-    "model_attributes_type": "keys below it",
-}
+class AbsentError(UserError):
+    """Ranks that have not come to the rendezvous."""
+
+    def __init__(self, sentence: str, ranks: list[int]) -> None:
+        super().__init__(sentence)
+        self.ranks = ranks
 
 
-def mistake(error: ValidationError) -> tuple[tuple[str, ...], str | None]:
-    """The path of the first wrong setting and what is wrong with it; None: there is no such key."""
-    first = error.errors(include_url=False)[0]
-    path = tuple(
-        str(part) for part in first["loc"] if isinstance(part, str) and part.isidentifier()
-    )
-    kind, given = first["type"], first["input"]
-    if kind == "extra_forbidden":
-        return path, None
-    if kind == "value_error":
-        # Our own validators name the key of their section first: "nhead: 3 heads ...".
-        leaf, _, sentence = str(first["ctx"]["error"]).partition(": ")
-        return (*path, leaf), sentence
-    if kind == "literal_error":
-        expected = f"one of {first['ctx']['expected']}".replace("'", "")
-        choices = expected.removeprefix("one of ").replace(" or ", ", ").split(", ")
-        near = difflib.get_close_matches(str(given), choices, 1)
-        expected += "" if not near else f" (did you mean {near[0]}?)"
-    elif kind in _EXPECTED:
-        expected = _EXPECTED[kind]
-    else:
-        expected = first["msg"].removeprefix("Input should be ")
-    hint = ""
-    if isinstance(given, bool) and kind != "bool_type":
-        hint = "; YAML reads a bare on, off, yes and no as true and false: quote it to mean text"
-    shown = "nothing" if given is None else "keys" if isinstance(given, dict) else repr(given)
-    return path, f"expected {expected}, got {shown}{hint}"
+class RunFailedError(RuntimeError):
+    """A run that began cannot go on; its checkpoints are good. The same on all ranks."""
+
+    exit_code: ClassVar[int] = 1
 
 
-def check_content(adapter: TypeAdapter[Any], content: object, where: str) -> None:
-    """Raises UserError, beginning with `where`, if a file's content is not what `adapter` takes."""
-    from pydantic import ValidationError
-
-    try:
-        adapter.validate_python(content)
-    except ValidationError as error:
-        keys, sentence = mistake(error)
-        raise UserError(f"{where}: {'.'.join(keys)}: {sentence}") from None
+class DivergedError(RunFailedError):
+    """Too many steps in a row were skipped; the weights are those of the last good one."""
 
 
-MOST_NAMED = 8
+class NonFiniteError(RunFailedError):
+    """The weights are no numbers any more; nothing after the last checkpoint counts."""
 
 
-def shortened(texts: Sequence[str], between: str = ", ") -> str:
-    """The first of them, and how many more there are."""
-    more = f" and {len(texts) - MOST_NAMED} more" if len(texts) > MOST_NAMED else ""
-    return between.join(texts[:MOST_NAMED]) + more
+class SaveFailedError(RunFailedError):
+    """Two checkpoints in a row could not be written; those before them are as they were."""
+
+
+class LeaseLostError(RunFailedError):
+    """A newer attempt of this job writes in the run folder now, or the folder is gone."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            f"{folder} is this start's no longer: a newer start of the job has taken it over"
+            if folder.exists()
+            else f"{folder} has been removed"
+        )

@@ -15,12 +15,13 @@ from model.attention import CrossAttention, SelfAttention, may_see
 from model.config import FREQUENCY_SEES_ALL, AttentionType, TransformerConfig
 from model.decoding import KeyValue
 from model.embedding import CalendarEmbedding, Positions
-from model.errors import UserError, mistake
+from model.errors import UserError
 from model.feedforward import make_feed_forward
 from model.init import initialise
 from model.moe import MixtureOfExperts
 from model.norm import make_norm
 from model.recompute import Recompute, recomputed
+from model.validation import mistake
 
 
 class DropPath(nn.Module):

@@ -12,12 +12,13 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
-from parallel.groups import Groups, Mesh
+from parallel.groups import Groups
 from parallel.layout import Layout
+from parallel.mesh import Mesh
 from parallel.sharding import is_expert, is_sharded
 
 
-def mark(network: nn.Module, layout: Layout) -> None:
+def mark_parameters(network: nn.Module, layout: Layout) -> None:
     for name, parameter in network.named_parameters():
         if is_sharded(name, layout):
             parameter.model_parallel = True  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from model.errors import UserError
 from model.flops import forward_flops
 from model.network import Layer, TimeSeriesTransformer
-from parallel.groups import Mesh
+from parallel.mesh import Mesh
 
 
 def balance(costs: Sequence[float], stages: int) -> list[range]:

@@ -16,12 +16,18 @@ def tiny(**overrides: Any) -> Configuration:
     return load(TINY, {key.replace("__", "."): value for key, value in overrides.items()})
 
 
-def train_rank(rank: int, world: int, run: Path, overrides: dict[str, Any]) -> list[Row]:
-    """For tests.ranks.run: train tiny on this rank; the run's rows."""
-    from trainer.job import train
+def train_rank(
+    rank: int, world: int, run: Path, overrides: dict[str, Any], **hooks: Any
+) -> list[Row]:
+    """Train tiny on this rank, for tests.ranks.run; return the run's rows.
+
+    `hooks` are those of trainer.job.Hooks.
+    """
+    from trainer.job import Hooks, train
     from trainer.prepare import prepare
 
     resume = overrides.pop("resume", "auto")
     configuration = load(TINY, overrides)
-    train(prepare(configuration, run_dir=run, resume=resume, world=world), rank, rank, world)
+    plan = prepare(configuration, run_dir=run, resume=resume, world=world)
+    train(plan, rank, rank, world, hooks=Hooks(**hooks))
     return read_metrics(run / "metrics.jsonl") if rank == 0 else []

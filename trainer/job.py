@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 
-from parallel.groups import Mesh, is_joined, join
-from parallel.rendezvous import meet
+from rich.console import Console
+from rich.table import Table
+
+from model.errors import LeaseLostError
+from model.sentences import ranges
+from parallel.address import Address
+from parallel.layout import Layout
+from parallel.mesh import Mesh, init_mesh, is_initialised
+from parallel.rendezvous import Rendezvous, meet
+from trainer.checkpoint.saver import Phase, Saver
+from trainer.checkpoint.storage import Storage
 from trainer.config.load import flat
-from trainer.faults.failures import LeaseLostError
+from trainer.engine.engine import Engine
 from trainer.faults.signals import StopRequest, ended_by_signal, stop_on_signal
-from trainer.logs.progress import say
+from trainer.faults.stragglers import AttentionClock, Stragglers
+from trainer.faults.watchdog import Watchdog
+from trainer.logs.log import Warnings, log, shown
 from trainer.loop import Outcome, Trainer
 from trainer.prepare import Plan
+from trainer.resume import Start, restore, verify
+from trainer.run.control_files import ControlFiles
 from trainer.run.environment import commit, versions
-from trainer.run.lease import Attempt, acquire
+from trainer.run.lease import Attempt, Lease, acquire
+
+
+def _ignore(*_: object) -> None:
+    """Do nothing."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Where a caller may observe a run, or stand in for its disk."""
+
+    on_step: Callable[[int], None] = _ignore
+    """Called with the number of each step before it is made."""
+    on_phase: Callable[[Phase | None, int], None] = _ignore
+    """Called with each phase of a save and its step, in the thread that saves; None at its end."""
+    storage: Storage | None = None
+    """Writes the tensors of checkpoints."""
 
 
 def train(
@@ -22,25 +54,34 @@ def train(
     local_rank: int = 0,
     local_world: int = 1,
     stop: StopRequest | None = None,
+    *,
+    address: Address | None = None,
+    hooks: Hooks | None = None,
 ) -> Outcome:
-    """Run `plan` on this rank, from its resume point to its last step or to a signal.
+    """Run `plan` on this rank, from where it starts to its last step or to a signal.
 
-    `local_world` counts the ranks on this machine; `stop` may have been asked for already.
+    `local_world` counts the ranks on this machine, which meet at `address`, by default what
+    MASTER_ADDR and MASTER_PORT name; `stop` may have been asked for already.
     """
-    if plan.is_done:
-        if rank == 0:
-            say(f"{plan.run.path} is done: {plan.steps_done} steps; nothing is left to do")
-        return Outcome.DONE
     with ExitStack() as stack:
+        warnings = stack.enter_context(shown(is_main=rank == 0))
+        if plan.start.is_done:
+            done = plan.start.steps_done
+            log.info("%s is done: %s steps; nothing is left to do", plan.run.path, done)
+            return Outcome.DONE
         lease = None
         if rank == 0:
             plan.run.path.mkdir(parents=True, exist_ok=True)
             lease = stack.enter_context(acquire(plan.run.path, Attempt.here()))
-            plan.check_current()
+            plan.start.check_current()
         with ended_by_signal():
-            mesh = _join(plan, rank, local_rank, local_world)
+            rendezvous = None if is_initialised() else _meet(plan, rank, address)
+            store = rendezvous.store if rendezvous is not None else None
+            mesh = init_mesh(plan.layout, rank, local_rank, local_world, store)
         stop = stack.enter_context(stop_on_signal(stop))
-        trainer = Trainer(plan, mesh, stop, lease)
+        trainer = make_trainer(
+            plan, mesh, stop, lease, warnings, rendezvous=rendezvous, hooks=hooks
+        )
         outcome = trainer.run()
         if lease is not None:
             if not lease.is_held():
@@ -49,21 +90,126 @@ def train(
     return outcome
 
 
-def _join(plan: Plan, rank: int, local_rank: int, local_world: int) -> Mesh:
+def make_trainer(
+    plan: Plan,
+    mesh: Mesh,
+    stop: StopRequest,
+    lease: Lease | None,
+    warnings: Warnings,
+    *,
+    rendezvous: Rendezvous | None = None,
+    hooks: Hooks | None = None,
+) -> Trainer:
+    """Put the parts of a run together, up to its first step; all ranks call it.
+
+    `lease` is the main rank's. Where there are several ranks and a `rendezvous`, a watchdog looks
+    after them.
+    """
+    settings, hooks = plan.configuration.settings, hooks or Hooks()
+    start = verify(plan.start, mesh)
+    if mesh.is_main:
+        plan.run.open(plan.configuration, plan.layout, str(mesh.device))
+        _introduce(plan, start, mesh)
+    clock = AttentionClock(mesh.device)
+    engine = Engine(settings, plan.dataset.shape, mesh, instrument=clock.attach)
+    skipped_steps, report = restore(start, engine)
+    if report is not None and mesh.is_main:
+        log.info(report.sentence())
+        plan.run.record(init_from=asdict(report))
+    saver = Saver(
+        plan.run.store,
+        mesh,
+        settings.checkpoint,
+        engine.shapes,
+        lease.is_held if lease is not None else lambda: False,
+        on_phase=hooks.on_phase,
+        storage=hooks.storage,
+    )
+    watchdog = stragglers = None
+    if mesh.layout.world > 1:
+        watchdog = _watchdog(plan, mesh, engine, saver, rendezvous)
+        stragglers = Stragglers(mesh, settings.faults.slow_factor, settings.logging.every)
+    return Trainer(
+        plan,
+        mesh,
+        engine,
+        saver,
+        skipped_steps,
+        start.steps_done,
+        stop=stop,
+        clock=clock,
+        warnings=warnings,
+        control_files=ControlFiles(plan.run.path, lease) if lease is not None else None,
+        watchdog=watchdog,
+        stragglers=stragglers,
+        on_step=hooks.on_step,
+    )
+
+
+def _meet(plan: Plan, rank: int, address: Address | None) -> Rendezvous:
     """Meet the other ranks, all about to do the same."""
-    store = None
-    if not is_joined():
-        facts = {
-            "the step to go on from": plan.steps_done,
-            "the weights to start from": str(plan.start_from and plan.start_from.path.resolve()),
-            "the run folder": str(plan.run.path.resolve()),
-            "the data": plan.dataset.digest,
-            **versions(),
-            "forescale's commit": commit(),
-            **flat(plan.configuration.settings.model_dump()),
-        }
-        meeting = meet(rank, plan.layout.world, facts)
-        store = meeting.store
-        if rank == 0 and plan.layout.world > 1:
-            say(meeting.table(plan.layout))
-    return join(plan.layout, rank, local_rank, local_world, store)
+    start = plan.start
+    claims = {
+        "the step to go on from": start.steps_done,
+        "the weights to start from": str(start.weights and start.weights.path.resolve()),
+        "the run folder": str(plan.run.path.resolve()),
+        "the data": plan.dataset.digest,
+        **versions(),
+        "forescale's commit": commit(),
+        **flat(plan.configuration.settings.model_dump()),
+    }
+    world = plan.layout.world
+    rendezvous = meet(address or Address.from_environment(), rank, world, claims)
+    if rank == 0 and world > 1:
+        table = _ranks_by_machine(rendezvous.hosts, plan.layout)
+        log.info("the ranks have met at %s\n%s", rendezvous.address, table)
+    return rendezvous
+
+
+def _ranks_by_machine(hosts: dict[str, list[int]], layout: Layout) -> str:
+    """Return a table of which ranks and stages each machine has."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
+    for title in ("machine", "ranks", "stages"):
+        table.add_column(title)
+    for host, ranks in hosts.items():
+        stages = sorted({layout.coordinates(rank).pipeline for rank in ranks})
+        table.add_row(host, ranges(ranks), ranges(stages))
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _introduce(plan: Plan, start: Start, mesh: Mesh) -> None:
+    """Say what will be done, and what will not."""
+    settings, train = plan.configuration.settings, plan.configuration.settings.train
+    for note in plan.dataset.notes:
+        log.warning("data: %s", note)
+    for note in settings.model.unused():
+        log.warning(note)
+    if train.warmup_steps > train.steps:
+        log.warning("train.warmup_steps=%s is longer than the run", train.warmup_steps)
+    first = start.steps_done + 1
+    what = f"steps {first} to {train.steps} of {train.global_batch_size} windows each"
+    if start.steps_done >= train.steps:
+        what = "all steps are made, the test windows are left"
+    log.info("%s: %s on %s, %s", plan.run.path, plan.layout, mesh.device.type, what)
+
+
+def _watchdog(
+    plan: Plan, mesh: Mesh, engine: Engine, saver: Saver, rendezvous: Rendezvous | None
+) -> Watchdog | None:
+    """Return a watchdog that has begun to watch, where there is a store to watch over."""
+    seconds = plan.configuration.settings.faults.hang_seconds
+    if not seconds or rendezvous is None:
+        return None
+    purpose = f"watchdog {plan.run.path}"
+    watchdog = Watchdog(
+        mesh,
+        seconds,
+        plan.run.path / "hang",
+        lambda: rendezvous.connect(purpose),
+        lambda: saver.is_waiting,
+    )
+    watchdog.watch(engine.network)
+    return watchdog

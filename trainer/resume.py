@@ -1,127 +1,189 @@
-"""What a run starts from: its own newest checkpoint, another's weights, or the first ones.
+"""Where a run begins: at its own newest checkpoint, with another's weights, or with its first ones.
 
-Every byte that is read is verified before, by one rank or another.
+`choose` decides before a rank starts, and imports no torch. On the ranks `verify` then reads every
+byte that will be loaded, and `restore` loads it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from model.errors import UserError
+from trainer.checkpoint.store import Checkpoint, Store
+from trainer.config import Configuration
+from trainer.data import Dataset
+from trainer.logs.log import log
+from trainer.run.control_files import refuse_if_stopped
+from trainer.run.folder import RunFolder, check_same
+from trainer.run.lease import Attempt, is_restart
+from trainer.weights.source import WeightsSource, find
 
-from model.errors import UserError, shortened
-from model.network import TimeSeriesTransformer
-from parallel.groups import Mesh, join_records
-from trainer.checkpoint.partitions import bare
-from trainer.checkpoint.storage import Shapes
-from trainer.checkpoint.store import Checkpoint
-from trainer.engine.engine import Engine
-from trainer.engine.zero_state import shapes
-from trainer.logs.progress import say
-from trainer.prepare import Plan, check_resume
-from trainer.weights.source import WeightsSource
-
-KINDS = ("weights/", "buffers/")
-"""Of a state, what another run may begin with."""
+if TYPE_CHECKING:
+    from parallel.mesh import Mesh
+    from trainer.engine.engine import Engine
+    from trainer.engine.pretrained import InitReport
+    from trainer.faults.skipped_steps import SkippedSteps
 
 
-def intact_checkpoint(plan: Plan, mesh: Mesh) -> Checkpoint | None:
-    """The one to go on from. A damaged one is put aside for the one before it, unless it was
-    asked for by its name."""
-    checkpoint = plan.resume_from
-    while checkpoint is not None:
-        found = _on_any(mesh, checkpoint.verify(reader=mesh.rank, readers=mesh.layout.world))
-        if found is None:
-            return checkpoint
-        sentence = f"{checkpoint.path} is damaged: {found}"
-        if not plan.may_fall_back:
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins."""
+
+    run: RunFolder
+    configuration: Configuration
+    dataset: Dataset
+    checkpoint: Checkpoint | None
+    """The run's own, to go on from."""
+    weights: WeightsSource | None
+    """Another's, for a new run to start with."""
+    may_fall_back: bool
+    """Whether an older checkpoint will do where this one is damaged: it was not named."""
+
+    @property
+    def steps_done(self) -> int:
+        return self.checkpoint.step if self.checkpoint else 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do in the run folder."""
+        return self.run.is_done() and self.steps_done >= self.configuration.settings.train.steps
+
+    def check_current(self) -> None:
+        """Raise UserError where somebody has trained in the folder since this was chosen."""
+        newest = self.run.store.newest()
+        if self.may_fall_back and newest != self.checkpoint:
+            raise UserError(
+                f"{self.run.path} has gone on to {newest.path.name if newest else 'nothing'} since "
+                "this command looked; give it again"
+            )
+
+
+def choose(configuration: Configuration, run: RunFolder, dataset: Dataset, resume: str) -> Start:
+    """Decide where the run begins; `resume` is auto, never or a checkpoint's path.
+
+    Raises UserError where the folder or the checkpoint belongs to something else.
+    """
+    if resume != "auto" and is_restart(run.path, Attempt.here()):
+        # A job that is started again goes on with what it has begun itself.
+        resume = "auto" if resume == "never" or run.store.newest() else resume
+    run.check(configuration, resume)
+    refuse_if_stopped(run.path)
+    checkpoint = _named_checkpoint(run, resume)
+    weights = None if checkpoint else _pretrained(configuration)
+    may_fall_back = resume == "auto"
+    start = Start(run, configuration, dataset, checkpoint, weights, may_fall_back)
+    if checkpoint is not None:
+        _check_made_from_the_same(start)
+    return start
+
+
+def _named_checkpoint(run: RunFolder, resume: str) -> Checkpoint | None:
+    """Return the checkpoint that `resume` names."""
+    if resume == "never":
+        return None
+    newest = run.store.newest()
+    if resume == "auto":
+        if newest is None and run.store.committed():
+            path, why = next(iter(run.store.damaged().items()))
+            raise UserError(
+                f"{run.path} has no whole checkpoint left: {path.name}: {why}; restore one, "
+                "or choose another --run-dir to start anew"
+            )
+        return newest
+    path = Path(resume)
+    chosen = [c for c in Store(path.parent).committed() if c.path.name == path.name]
+    if not chosen:
+        raise UserError(f"--resume: {resume} is no checkpoint; they are called step-00000200")
+    if newest is not None and newest.step > chosen[0].step:
+        raise UserError(
+            f"--resume: {run.path} has gone on to {newest.path.name}; "
+            "choose another --run-dir to go another way from here"
+        )
+    return chosen[0]
+
+
+def _pretrained(configuration: Configuration) -> WeightsSource | None:
+    path = configuration.settings.model.init_from
+    if path is None:
+        return None
+    try:
+        return find(Path(path))
+    except UserError as error:
+        raise configuration.error("model.init_from", str(error)) from None
+
+
+def _check_made_from_the_same(start: Start) -> None:
+    """Refuse a checkpoint that was computed from other settings or other data."""
+    assert start.checkpoint is not None
+    path, made_from = start.checkpoint.path, start.checkpoint.description()
+    check_same(start.configuration, made_from["settings"], f"{path} is of other settings")
+    if made_from["data"] != start.dataset.digest:
+        raise UserError(
+            f"data.source: {start.configuration.settings.data.source} has changed since "
+            f"{path} was written; choose another --run-dir to start on the new data"
+        )
+    steps = start.configuration.settings.train.steps
+    if start.steps_done > steps and not start.is_done:
+        made = f"{start.run.path} has made {start.steps_done} steps already, not {steps}"
+        raise start.configuration.error("train.steps", made)
+
+
+def verify(start: Start, mesh: Mesh) -> Start:
+    """Read every byte that will be loaded, by one rank or another; return where to begin instead.
+
+    Collective. A damaged checkpoint is quarantined, and the one before it used, unless it was asked
+    for by its name. Raises UserError where nothing intact is left, before anything is written.
+    """
+    from parallel.collectives import join_records
+    from trainer.engine.pretrained import verify_weights
+
+    if start.weights is not None:
+        settings, shape = start.configuration.settings, start.dataset.shape
+        verify_weights(start.weights, settings, shape, mesh)
+    while start.checkpoint is not None:
+        checkpoint, readers = start.checkpoint, mesh.layout.world
+        wrong = checkpoint.verify(reader=mesh.rank, readers=readers)
+        found = join_records(mesh, {str(mesh.rank): wrong} if wrong else {})
+        if not found:
+            return start
+        sentence = f"{checkpoint.path} is damaged: {next(iter(found.values()))}"
+        if not start.may_fall_back:
             raise UserError(f"--resume: {sentence}; choose another one")
         if mesh.is_main:
-            aside = plan.run.store.quarantine(checkpoint.path)
-            say(f"{sentence}; it is now {aside.name}, and the one before it is used")
-        checkpoint = _of_main(plan, mesh)
-        if checkpoint is None:
+            aside = start.run.store.quarantine(checkpoint.path)
+            log.warning("%s; it is now %s, and the one before it is used", sentence, aside.name)
+        start = replace(start, checkpoint=_newest_of_main(start.run.store, mesh))
+        if start.checkpoint is None:
             raise UserError(f"{sentence}, and there is no whole one before it")
-        check_resume(plan, checkpoint)
-    return None
+        _check_made_from_the_same(start)
+    return start
 
 
-def _of_main(plan: Plan, mesh: Mesh) -> Checkpoint | None:
-    """The newest in the main rank's eyes: a cluster's file system may show others an older list."""
-    newest = plan.run.store.newest() if mesh.is_main else None
+def _newest_of_main(store: Store, mesh: Mesh) -> Checkpoint | None:
+    """Return the main rank's newest: a cluster's file system may show others an older list."""
+    from parallel.collectives import join_records
+
+    newest = store.newest() if mesh.is_main else None
     told = join_records(mesh, {"path": str(newest.path)} if newest else {})
     return Checkpoint(Path(told["path"])) if told else None
 
 
-def intact_source(plan: Plan, mesh: Mesh) -> WeightsSource | None:
-    """The weights that a new run starts from, verified, some of which fit.
+def restore(start: Start, engine: Engine) -> tuple[SkippedSteps, InitReport | None]:
+    """Load what was verified into `engine`. Collective.
 
-    Raises UserError, before anything is written.
+    Returns the state of the skipped steps, and what was taken from another's weights, if any were.
     """
-    source = plan.start_from
-    if source is None:
-        return None
-    wrong = _on_any(mesh, source.verify(mesh.rank, mesh.layout.world))
-    if wrong is not None:
-        raise UserError(f"model.init_from: {source.path} is damaged: {wrong}")
-    with torch.device("meta"):
-        network = TimeSeriesTransformer(plan.configuration.settings.model, plan.dataset.shape)
-    if not _fitting(source.shapes(), shapes(network)):
-        raise UserError(
-            f"model.init_from: nothing in {source.path} has the name and shape of anything here"
-        )
-    return source
+    from trainer.checkpoint import storage
+    from trainer.engine.pretrained import load_pretrained
+    from trainer.faults.skipped_steps import SkippedSteps
 
-
-def _on_any(mesh: Mesh, wrong: str | None) -> str | None:
-    """What any rank has found wrong, on all of them."""
-    found = join_records(mesh, {str(mesh.rank): wrong} if wrong else {})
-    return next(iter(found.values()), None)
-
-
-def _fitting(theirs: Shapes, ours: Shapes) -> list[str]:
-    """Weights and buffers of one name and shape."""
-    return [
-        name for name, shape in ours.items() if name.startswith(KINDS) and theirs.get(name) == shape
-    ]
-
-
-@dataclass(frozen=True)
-class InitReport:
-    """What a new run has of another's weights."""
-
-    source: str
-    step: int
-    taken: list[str]
-    anew: dict[str, str]
-    """Drawn anew: its name, and why."""
-    left: list[str]
-    """The source's that are nowhere here."""
-
-    def sentence(self) -> str:
-        parts = [f"model.init_from: {len(self.taken)} tensors taken over from {self.source}"]
-        parts += [
-            f"drawn anew: {shortened([f'{n} ({why})' for n, why in self.anew.items()])}"
-            if self.anew
-            else "none drawn anew"
-        ]
-        parts += [f"left behind: {shortened(self.left)}"] if self.left else []
-        return "; ".join(parts)
-
-
-def load_pretrained(engine: Engine, source: WeightsSource) -> InitReport:
-    """Fill the weights and buffers whose names and shapes are the source's."""
-    theirs = {name: s for name, s in source.shapes().items() if name.startswith(KINDS)}
-    ours = {name: s for name, s in engine.shapes.items() if name.startswith(KINDS)}
-    taken = _fitting(theirs, ours)
-    state = engine.begin_load(0)
-    source.read({name: state[name] for name in taken if name in state})
-    engine.end_load()
-    anew = {
-        bare(name): f"{theirs[name]} there, {shape} here" if name in theirs else "not there"
-        for name, shape in ours.items()
-        if name not in taken
-    }
-    left = sorted({bare(name) for name in theirs} - {bare(name) for name in ours})
-    return InitReport(str(source.path), source.step, [bare(n) for n in taken], anew, left)
+    faults = start.configuration.settings.faults
+    if start.checkpoint is not None:
+        skipped = SkippedSteps(faults, start.checkpoint.description()["bad_steps"])
+        with engine.loading(start.steps_done - skipped.total) as state:
+            storage.read(start.checkpoint.path, state)
+        return skipped, None
+    report = load_pretrained(engine, start.weights) if start.weights is not None else None
+    return SkippedSteps(faults), report

@@ -75,31 +75,15 @@ class Kill:
 
 def _watched(rank: int, world: int, run: Path, board: Path) -> None:
     """Train, and keep this rank's place on `board` up to date."""
-    from trainer.checkpoint.saver import Saver
-    from trainer.run.lease import Lease
-
     memory = mmap.mmap(os.open(board, os.O_RDWR), world * PLACE.size)
-    saving, save = 0, Saver.save
 
-    def enter(self: Saver, phase: Phase | None) -> None:
+    def enter(phase: Phase | None, step: int) -> None:
         code = 0 if phase is None else 1 + PHASES.index(phase)
-        PLACE.pack_into(memory, rank * PLACE.size, code, saving)
+        PLACE.pack_into(memory, rank * PLACE.size, code, step)
+        if phase is Phase.RENAMING:
+            time.sleep(0.002)  # the rename takes no time that a kill could meet
 
-    def begin(self: Saver, step: int, *what: Any) -> None:
-        nonlocal saving
-        self.wait()
-        saving = step
-        save(self, step, *what)
-
-    def slowly(self: Lease) -> bool:
-        """Before the rename, which takes no time that a kill could meet."""
-        time.sleep(0.002)
-        return is_held(self)
-
-    is_held, Lease.is_held = Lease.is_held, slowly  # type: ignore[method-assign]
-    Saver.phase = property(lambda self: None, enter)  # type: ignore[assignment]
-    Saver.save = begin  # type: ignore[method-assign]
-    train_rank(rank, world, run, dict(SETTINGS))
+    train_rank(rank, world, run, dict(SETTINGS), on_phase=enter)
 
 
 class Ranks:

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
+from model.errors import RunFailedError
 from tests import ranks
 from tests.conftest import ROOT, skip
 from tests.settings import train_rank
 from trainer.checkpoint.manifest import verify
-from trainer.faults.failures import RunFailedError
 from trainer.logs.metrics import Row, read_metrics
 from trainer.run.folder import RunFolder
 from trainer.run.lease import Attempt, acquire
@@ -63,7 +63,7 @@ def _failing_writes(*calls: int) -> Any:
     def hook(rank: int, run: Path) -> None:
         import trainer.checkpoint.storage as storage
 
-        original, count = storage._Writer.write_data, 0
+        original, count = storage.Writer.write_data, 0
 
         def write(self: Any, *arguments: Any) -> Any:
             nonlocal count
@@ -72,7 +72,7 @@ def _failing_writes(*calls: int) -> Any:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return original(self, *arguments)
 
-        storage._Writer.write_data = write  # type: ignore[method-assign]
+        storage.Writer.write_data = write  # type: ignore[method-assign]
 
     return hook
 
@@ -218,25 +218,22 @@ def test_metrics_wait_for_a_full_disk(tmp_path: Path) -> None:
 
 def _slow_disk(rank: int, world: int, run: Path, changes: dict[str, Any]) -> list[int]:
     """The first save is not written before step 5 has begun: a save that blocked would hang."""
-    import trainer.checkpoint.saver as saver
-    from trainer.engine.engine import Engine
+    from trainer.checkpoint.storage import Storage
 
-    begun, steps = threading.Event(), Engine.train_step
-    original = saver.write
+    begun = threading.Event()
     in_flight: list[int] = []
 
-    def step(self: Engine, number: int, *batches: Any) -> Any:
-        if number == 5:
+    class SlowDisk(Storage):
+        def write(self, *arguments: Any) -> None:
+            in_flight.append(threading.active_count())
+            assert begun.wait(timeout=60)
+            super().write(*arguments)
+
+    def on_step(step: int) -> None:
+        if step == 5:
             begun.set()
-        return steps(self, number, *batches)
 
-    def write(*arguments: Any) -> None:
-        in_flight.append(threading.active_count())
-        assert begun.wait(timeout=60)
-        original(*arguments)
-
-    Engine.train_step, saver.write = step, write  # type: ignore[method-assign]
-    train_rank(rank, world, run, dict(changes))
+    train_rank(rank, world, run, dict(changes), on_step=on_step, storage=SlowDisk())
     return in_flight
 
 

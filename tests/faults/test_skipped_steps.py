@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from model.errors import DivergedError, NonFiniteError
 from tests import ranks
 from tests.settings import train_rank
 from trainer.checkpoint.storage import read, tensor_shapes
 from trainer.config.settings import FaultsConfig
-from trainer.faults.failures import DivergedError, NonFiniteError
-from trainer.faults.skipped_steps import LEAST, SkippedSteps
+from trainer.faults.skipped_steps import MIN_NORMS, SkippedSteps
 from trainer.logs.metrics import Row, read_metrics
 from trainer.run.folder import RunFolder
 
@@ -100,21 +100,21 @@ def test_a_spike_is_skipped_and_the_run_resumes_bit_for_bit(
     tmp_path: Path, world: int, layout: dict[str, Any]
 ) -> None:
     """AdamW's count of steps and the norms that a spike is told by are resumed too."""
-    steps = LEAST + 8
+    steps = MIN_NORMS + 8
     changes = {
         **SETTINGS,
         **layout,
         "train.steps": steps,
         "faults.spike_factor": 20.0,
-        "checkpoint.every": LEAST + 4,
+        "checkpoint.every": MIN_NORMS + 4,
     }
-    bad = {2: math.inf, LEAST + 3: 1e4, LEAST + 6: 1e4}
+    bad = {2: math.inf, MIN_NORMS + 3: 1e4, MIN_NORMS + 6: 1e4}
     run = tmp_path / "run"
     assert ranks.run(_train_on, world, run, changes, bad) == ["done"] * world
     straight = read_metrics(run / "metrics.jsonl")
     skipped = [row["skipped_steps"] for row in straight]
-    assert skipped[-1] == 3 and skipped[LEAST + 1] == 1 and skipped[LEAST + 2] == 2
-    assert straight[LEAST + 2]["grad_norm"] > 20 * straight[LEAST + 1]["grad_norm"]
+    assert skipped[-1] == 3 and skipped[MIN_NORMS + 1] == 1 and skipped[MIN_NORMS + 2] == 2
+    assert straight[MIN_NORMS + 2]["grad_norm"] > 20 * straight[MIN_NORMS + 1]["grad_norm"]
     (run / "done").unlink()
     import shutil
 
@@ -156,19 +156,19 @@ def test_a_learning_rate_out_of_bounds_ends_the_run(tmp_path: Path) -> None:
 
 def test_the_rule() -> None:
     rule = SkippedSteps(FaultsConfig(spike_factor=10.0, max_skipped_steps=2))
-    for step in range(1, LEAST + 1):
+    for step in range(1, MIN_NORMS + 1):
         assert rule.limit() == math.inf
-        assert rule.see(step, 1.0, float(step), applied=True) is None
-    assert rule.limit() == 10 * (LEAST + 1) / 2
-    told = rule.see(17, 0.5, 1e6, applied=False)
+        assert rule.record(step, 1.0, float(step), applied=True) is None
+    assert rule.limit() == 10 * (MIN_NORMS + 1) / 2
+    told = rule.record(17, 0.5, 1e6, applied=False)
     assert (
         told == "step 17 is skipped: the loss is 0.5, the gradient's norm 1e+06; 1 skipped in all"
     )
     again = SkippedSteps(FaultsConfig(spike_factor=10.0), rule.content())
-    assert again.limit() == rule.limit() and again.skipped == 1
-    rule.see(18, 0.5, math.inf, applied=False)
+    assert again.limit() == rule.limit() and again.total == 1
+    rule.record(18, 0.5, math.inf, applied=False)
     with pytest.raises(DivergedError, match="after 2 skipped steps in a row"):
-        rule.see(19, 0.5, math.inf, applied=False)
-    assert rule.rewind() == 3 and rule.skipped == 0
+        rule.record(19, 0.5, math.inf, applied=False)
+    assert rule.discard() == 3 and rule.total == 0
     with pytest.raises(NonFiniteError):
-        rule.see(20, math.nan, 1.0, applied=True)
+        rule.record(20, math.nan, 1.0, applied=True)

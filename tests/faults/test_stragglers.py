@@ -34,7 +34,7 @@ def _train(rank: int, world: int, run: Path, changes: dict[str, Any]) -> None:
     """Attention takes some milliseconds here, which are told apart all the same."""
     from trainer.faults import stragglers
 
-    stragglers.LEAST = 0.0
+    stragglers.MIN_SECONDS = 0.0
     train_rank(rank, world, run, changes)
 
 

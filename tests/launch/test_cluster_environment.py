@@ -7,7 +7,7 @@ import pytest
 from launch.cluster_environment import (
     FIRST_PORT,
     PORTS,
-    Rendezvous,
+    ClusterEnvironment,
     announce,
     discover,
     first_host,
@@ -87,7 +87,7 @@ def test_what_the_user_names_counts_more() -> None:
         "WORLD_SIZE": "11",
     }
     fresh: dict[str, str] = {}
-    announce(Rendezvous(0, 0, 1, 1), fresh)
+    announce(ClusterEnvironment(0, 0, 1, 1), fresh)
     assert fresh["MASTER_ADDR"] == "127.0.0.1" and int(fresh["MASTER_PORT"]) > 0
 
 

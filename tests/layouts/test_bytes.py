@@ -69,7 +69,7 @@ def _counted(
     def counted(engine: Engine, number: int, *batches: Any) -> Any:
         sent.clear()
         result = step(engine, number, *batches)
-        held = sum(shard.shape.numel() for shard in engine._spread.shards.values())
+        held = sum(shard.shape.numel() for shard in engine._parallel.shards.values())
         steps.append((dict(sent), held))
         return result
 

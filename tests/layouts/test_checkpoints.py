@@ -110,35 +110,36 @@ def saved(folder: Path, layout: str, model: tuple[tuple[str, Any], ...]) -> tupl
 
 def _load(rank: int, world: int, settings: dict[str, Any], source: Path, run: Path) -> list[Row]:
     """Load `source`, write what has been loaded to `run/again`, go on to the last step."""
-    from parallel.groups import join
+    from parallel.mesh import init_mesh
     from trainer.checkpoint.store import Checkpoint
     from trainer.faults.signals import StopRequest
+    from trainer.job import make_trainer
+    from trainer.logs.log import Warnings
     from trainer.logs.metrics import read_metrics
-    from trainer.loop import Trainer
     from trainer.prepare import prepare
     from trainer.run.lease import Attempt, acquire
 
     configuration = tiny(**{key.replace(".", "__"): value for key, value in settings.items()})
     plan = prepare(configuration, run_dir=run, resume="never", world=world)
-    plan = replace(plan, resume_from=Checkpoint(source))  # whatever settings it is of
+    # Whatever settings it is of.
+    plan = replace(plan, start=replace(plan.start, checkpoint=Checkpoint(source)))
     torch.distributed.init_process_group("gloo")
-    mesh = join(plan.layout, rank, rank, world, None)
+    mesh = init_mesh(plan.layout, rank, rank, world, None)
     if rank > 0:
-        return _go_on(Trainer(plan, mesh, StopRequest(), None), None)
+        return _go_on(make_trainer(plan, mesh, StopRequest(), None, Warnings()))
     run.mkdir()
     with acquire(run, Attempt("", ())) as lease:
-        trainer = Trainer(plan, mesh, StopRequest(), lease)
-        _go_on(trainer, lease)
+        _go_on(make_trainer(plan, mesh, StopRequest(), lease, Warnings()))
         return read_metrics(run / "metrics.jsonl")
 
 
-def _go_on(trainer: Any, lease: Any) -> list[Row]:
+def _go_on(trainer: Any) -> list[Row]:
     from trainer.checkpoint.saver import Saver
     from trainer.checkpoint.store import Store
 
     store = Store(trainer.plan.run.path / "again")
     engine, config = trainer.engine, trainer.settings.checkpoint
-    again = Saver(store, trainer.mesh, config, engine.shapes, lease)
+    again = Saver(store, trainer.mesh, config, engine.shapes, lambda: True)
     again.save(SAVED, engine.state(), {})
     assert again.wait()
     trainer.run()

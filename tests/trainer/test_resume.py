@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from model.errors import UserError
 from tests import ranks
 from tests.settings import tiny, train_rank
 from trainer.checkpoint.manifest import entry, read_manifest, write_manifest
+from trainer.checkpoint.saver import Phase
 from trainer.config import Configuration
 from trainer.logs.metrics import MetricsLog, Row, read_metrics
 from trainer.prepare import prepare
@@ -139,36 +141,31 @@ def test_a_signal_while_evaluating_is_heard(
 def _train_and_die(
     rank: int, world: int, run: Path, overrides: dict[str, Any], where: str, at: int
 ) -> None:
-    """Train; every rank is killed when it calls `where` for the time number `at`."""
-    import trainer.checkpoint.saver
-    from trainer.engine.engine import Engine
+    """Train; every rank is killed when it comes to `where` for the time number `at`."""
+    calls: Counter[str] = Counter()
 
-    owner: Any = {
-        "train_step": Engine,
-        "write": trainer.checkpoint.saver,
-        "sync": trainer.checkpoint.saver,
-    }[where]
-    original = getattr(owner, where)
-    calls = 0
-
-    def deadly(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == at:
+    def reach(point: object) -> None:
+        calls[str(point)] += 1
+        if point == where and calls[where] == at:
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(*arguments, **options)
 
-    setattr(owner, where, deadly)
-    train_rank(rank, world, run, overrides)
+    train_rank(
+        rank,
+        world,
+        run,
+        overrides,
+        on_step=lambda step: reach("step"),
+        on_phase=lambda phase, step: reach(phase),
+    )
 
 
 @pytest.mark.parametrize(
     ("where", "at", "steps_seen", "resumes_at"),
     [
-        ("train_step", 6, 5, 3),  # between checkpoints
-        ("write", 2, 6, 3),  # in the second save, before a byte is written
-        ("sync", 3, 6, 3),  # all is written, the rename is next; 2 calls a save
-        ("sync", 4, 6, 6),  # the rename is done, `latest` is not
+        ("step", 6, 5, 3),  # between checkpoints
+        (Phase.WRITING, 2, 6, 3),  # in the second save, before a byte is written
+        (Phase.RENAMING, 2, 6, 3),  # all is written, the rename is next
+        (Phase.TIDYING, 2, 6, 6),  # the rename is done, `latest` is not
     ],
 )
 def test_after_a_kill_the_run_goes_on_from_its_last_commit(
@@ -218,7 +215,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_finished_run_is_done_and_more_steps_go_on(finished: Path, tmp_path: Path) -> None:
-    assert prepare(configured(), run_dir=finished).is_done
+    assert prepare(configured(), run_dir=finished).start.is_done
     longer = tmp_path / "longer"
     shutil.copytree(finished, longer)
     rows = ranks.run(train_rank, 1, longer, {**QUICK, "train.steps": 10})[0]
@@ -232,7 +229,7 @@ def test_going_another_way_takes_another_folder(finished: Path, tmp_path: Path) 
     point = str(finished / "checkpoints" / "step-00000004")
     with pytest.raises(UserError, match=r"has gone on to step-00000008; choose another --run-dir"):
         prepare(configured(), run_dir=finished, resume=point)
-    assert prepare(configured(), run_dir=tmp_path / "new", resume=point).steps_done == 4
+    assert prepare(configured(), run_dir=tmp_path / "new", resume=point).start.steps_done == 4
     with pytest.raises(UserError, match=r"is of other settings: train\.seed is 0 there and 1 here"):
         prepare(configured(**{"train.seed": 1}), run_dir=tmp_path / "new", resume=point)
 
@@ -270,7 +267,7 @@ def test_a_plan_that_is_out_of_date_is_refused(finished: Path, tmp_path: Path) -
 
 
 def test_rows_that_are_missing_are_told(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = shutil.copytree(finished, tmp_path / "run")
     lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
@@ -278,7 +275,7 @@ def test_rows_that_are_missing_are_told(
     (run / "metrics.jsonl").write_bytes(b"".join(lines))
     log = MetricsLog(run, 8, tensorboard=False)
     log.close()
-    assert "1 of 8 steps have no row" in capsys.readouterr().out
+    assert "1 of 8 steps have no row" in caplog.text
     assert [r["step"] for r in read_metrics(run / "metrics.jsonl")] == [1, 2, 4, 5, 6, 7, 8]
 
 

@@ -125,8 +125,3 @@ def fill(tensor: Tensor, whole: Any) -> None:
     for offsets, chunk in tensor.chunks.items():
         region = tuple(slice(o, o + s) for o, s in zip(offsets, chunk.shape, strict=True))
         chunk.copy_(whole[region] if region else whole[...])
-
-
-def bare(name: str) -> str:
-    """A global name without its kind: `encoder.x` of `weights/encoder.x`."""
-    return name.partition("/")[2]

@@ -33,7 +33,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from model.errors import UserError, shortened
+from model.errors import UserError
+from model.sentences import shortened
 from trainer.checkpoint.partitions import Partition
 
 Shapes = dict[str, tuple[int, ...]]
@@ -108,7 +109,7 @@ def _tensors(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
     }
 
 
-class _Writer(FileSystemWriter):
+class Writer(FileSystemWriter):
     def storage_meta(self) -> StorageMeta | None:
         """None: a checkpoint need not tell the path it was written at."""
         return None
@@ -166,20 +167,31 @@ def _chunks(name: str, tensor: Tensor) -> Iterator[tuple[MetadataIndex, Sequence
         yield MetadataIndex(name, torch.Size([0] * tensor.ndim)), tensor.shape
 
 
-def write(
-    folder: Path, state: Mapping[str, Tensor], shapes: Shapes, group: dist.ProcessGroup | None
-) -> None:
-    """Collective over `group`: each rank writes its parts, synced to disk.
+class Storage:
+    """Writes tensors into a folder, on a disk that may fail."""
 
-    `shapes` are those of all tensors of the whole state: every element of each is written once,
-    or CheckpointException is raised.
-    """
-    save(
-        dict(state),
-        storage_writer=_Writer(folder, sync_files=True),
-        planner=_SavePlanner(shapes),
-        process_group=group,
-    )
+    def write(
+        self,
+        folder: Path,
+        state: Mapping[str, Tensor],
+        shapes: Shapes,
+        group: dist.ProcessGroup | None,
+    ) -> None:
+        """Write this rank's partitions, synced to disk: a collective over `group`.
+
+        `shapes` are those of all tensors of the whole state: every element of each is written
+        once, or CheckpointException is raised.
+        """
+        save(
+            dict(state),
+            storage_writer=self.writer(folder),
+            planner=_SavePlanner(shapes),
+            process_group=group,
+        )
+
+    def writer(self, folder: Path) -> FileSystemWriter:
+        """Return what writes this rank's files."""
+        return Writer(folder, sync_files=True)
 
 
 def read(folder: Path, state: Mapping[str, Tensor], *, alone: bool = False) -> None:

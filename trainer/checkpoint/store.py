@@ -26,7 +26,8 @@ from typing import Any
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict  # pydantic's wish before Python 3.12
 
-from model.errors import UserError, check_content
+from model.errors import UserError
+from model.validation import check_content
 from trainer.checkpoint.manifest import verify
 
 FORMAT = 3

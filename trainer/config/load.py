@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from model.errors import UserError, mistake
+from model.errors import UserError
+from model.validation import mistake
 from trainer.config import yaml_text
 from trainer.config.settings import Settings
 

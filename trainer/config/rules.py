@@ -2,57 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from math import gcd
 
 from model.config import ModelConfig
 from parallel.layout import Layout
+from trainer.config.deepspeed_config import check_deepspeed
 from trainer.config.load import Configuration
-
-OWNED_BY_FORESCALE = {
-    "train_batch_size": "train.global_batch_size",
-    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
-    "gradient_accumulation_steps": "train.global_batch_size and train.micro_batch_size",
-    "gradient_clipping": "train.gradient_clipping",
-    "optimizer": "the section train",
-    "scheduler": "train.warmup_steps and train.final_learning_rate",
-    "bf16": "train.precision",
-    "bfloat16": "train.precision",
-    "fp16": "train.precision",
-    "amp": "train.precision",
-    "data_types": "train.precision",
-    "communication_data_type": "train.precision",
-    "zero_optimization.stage": "parallel.zero_stage",
-    "zero_optimization.offload_optimizer": "parallel.offload_optimizer",
-    "pipeline": "parallel.pipeline",
-    "activation_checkpointing": "parallel.activation_checkpointing",
-    "checkpoint": "the section checkpoint",
-    "tensorboard": "logging.tensorboard",
-    "steps_per_print": "logging.every",
-}
-"""Keys of DeepSpeed's configuration -> what sets them."""
-
-PASSED_TO_DEEPSPEED: dict[str, type] = {
-    "comms_logger": dict,
-    "dump_state": bool,
-    "flops_profiler": dict,
-    "memory_breakdown": bool,
-    "timers": dict,
-    "wall_clock_breakdown": bool,
-    "zero_optimization.allgather_bucket_size": int,
-    "zero_optimization.allgather_partitions": bool,
-    "zero_optimization.contiguous_gradients": bool,
-    "zero_optimization.overlap_comm": bool,
-    "zero_optimization.reduce_bucket_size": int,
-    "zero_optimization.reduce_scatter": bool,
-    "zero_optimization.round_robin_gradients": bool,
-    "zero_optimization.stage3_max_live_parameters": int,
-    "zero_optimization.stage3_max_reuse_distance": int,
-    "zero_optimization.stage3_param_persistence_threshold": int,
-    "zero_optimization.stage3_prefetch_bucket_size": int,
-    "zero_optimization.use_multi_rank_bucket_allreduce": bool,
-}
-"""What a configuration may add to it, and of what type: none changes a result."""
 
 
 def check(configuration: Configuration, world: int) -> Layout:
@@ -63,7 +18,7 @@ def check(configuration: Configuration, world: int) -> Layout:
     _check_tensor(configuration)
     _check_batches(configuration, layout)
     _check_lengths(configuration)
-    _check_deepspeed(configuration)
+    check_deepspeed(configuration)
     return layout
 
 
@@ -206,27 +161,3 @@ def _check_batches(configuration: Configuration, layout: Layout) -> None:
         f"{total} = micro_batch_size {micro} x data-parallel ranks {data} x accumulation "
         f"{total / per_round:.4g}, and accumulation must be whole; use {way_out}",
     )
-
-
-def _check_deepspeed(configuration: Configuration) -> None:
-    content = configuration.settings.deepspeed
-    zero = content.get("zero_optimization", {})
-    keys = {key: value for key, value in content.items() if key != "zero_optimization"}
-    if isinstance(zero, dict):
-        keys |= {f"zero_optimization.{key}": value for key, value in zero.items()}
-    else:
-        keys["zero_optimization"] = zero
-    for key, value in keys.items():
-        name = f"deepspeed.{key}"
-        if key in OWNED_BY_FORESCALE:
-            raise configuration.error(
-                name, f"this is set by {OWNED_BY_FORESCALE[key]}; remove it from deepspeed"
-            )
-        if key not in PASSED_TO_DEEPSPEED:
-            near = difflib.get_close_matches(key, PASSED_TO_DEEPSPEED, 1)
-            hint = f"did you mean {near[0]}?" if near else ", ".join(PASSED_TO_DEEPSPEED)
-            raise configuration.error(name, f"this cannot be passed on to DeepSpeed; {hint}")
-        if type(value) is not PASSED_TO_DEEPSPEED[key]:
-            expected = {dict: "keys below it", bool: "true or false", int: "a whole number"}
-            wanted = expected.get(PASSED_TO_DEEPSPEED[key], "text")
-            raise configuration.error(name, f"expected {wanted}, got {value!r}")

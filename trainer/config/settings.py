@@ -171,6 +171,10 @@ class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of initial weights, order of samples and dropout."""
 
+    def accumulation(self, replicas: int) -> int:
+        """Return the micro-batches that each of `replicas` data-parallel replicas adds up."""
+        return self.global_batch_size // (self.micro_batch_size * replicas)
+
 
 class CheckpointConfig(Section):
     """What is kept to go on from."""

@@ -1,7 +1,7 @@
-"""The adapter to DeepSpeed: one face for all layouts.
+"""The adapter to DeepSpeed: one interface for all layouts.
 
-Everything that knows DeepSpeed's engines is here, in `zero_state`, and in
-`parallel.pipeline` and `parallel.deepspeed_view`.
+What knows DeepSpeed's engines is here, in `zero_state`, and in `parallel`'s `parallelize`,
+`pipeline_parallel` and `deepspeed_adapter`.
 """
 
 from __future__ import annotations
@@ -10,37 +10,37 @@ import hashlib
 import logging
 import math
 import os
-import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
+from model import rollout
 from model.config import SeriesShape
 from model.network import Inputs, TimeSeriesTransformer
 from model.router import RouterStatistics
-from parallel.deepspeed_adapter import ModelParallelUnit, announce_experts
-from parallel.groups import Mesh, make_groups, sum_over_ranks
-from parallel.parallelize import spread
-from parallel.pipeline_parallel import pipeline_module, tied_modules
-from parallel.rendezvous import agree
+from parallel.collectives import sum_over_ranks
+from parallel.consistency import agree
+from parallel.mesh import Mesh
+from parallel.parallelize import parallelize
 from parallel.sharding import is_sharded
-from trainer.checkpoint.partitions import bare, elements
+from trainer.checkpoint.keys import buffers_of, global_name
+from trainer.checkpoint.partitions import elements
+from trainer.config.deepspeed_config import deepspeed_config
 from trainer.config.settings import Settings
 from trainer.data.dataset import WindowBatch
 from trainer.engine import routing, zero_state
 from trainer.engine.optimizer import learning_rate, make_optimizer
 from trainer.engine.routing import LayerRouting
-from trainer.faults.stragglers import AttentionClock
 
 MicroBatch = tuple[Inputs, tuple[Tensor, Tensor]]
-"""The network's inputs, and labels: target and context."""
-
+"""The network's inputs, and its labels: target and context."""
 
 CHUNK = 32
 """Micro-batches that `predict` takes through the network at once."""
@@ -48,108 +48,71 @@ CHUNK = 32
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step, equal on all ranks but for the last number."""
+    """One optimizer step, equal on all ranks."""
 
     loss: float
     """Mean over the global batch."""
     aux_loss: float
     """Weighted auxiliary losses, summed over layers, mean over the global batch."""
     grad_norm: float
-    """Before clipping."""
+    """Norm of the global gradient before clipping."""
     learning_rate: float
     applied: bool
-    """Whether the weights have taken the step: not where the norm is no number or too large."""
+    """Whether the weights were updated: not where the norm is no number or too large."""
     routing: dict[str, LayerRouting]
-    """Of each mixture-of-experts layer, by its global name."""
-    attention_seconds: float
-    """Of this rank alone: how long its attention computed forward."""
+    """Mixture-of-experts layer, by its global name -> its routing."""
 
 
 class Engine:
-    """Trains and runs one stage of a network on one rank."""
+    """Trains and runs one stage of a network on one rank.
 
-    def __init__(self, settings: Settings, shape: SeriesShape, mesh: Mesh) -> None:
+    `instrument` is called with the whole network, on the meta device, before it is parallelized.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        shape: SeriesShape,
+        mesh: Mesh,
+        instrument: Callable[[TimeSeriesTransformer], None] | None = None,
+    ) -> None:
         deepspeed = _import_deepspeed(mesh.device)
         self.settings, self.mesh = settings, mesh
         layout, train = mesh.layout, settings.train
-        self.accumulation = train.global_batch_size // (train.micro_batch_size * layout.data)
+        self.accumulation = train.accumulation(layout.data)
         with torch.device("meta"):
             self.network = TimeSeriesTransformer(settings.model, shape)
         self.tokens_per_sample = self.network.tokens_per_sample
         self.shapes = zero_state.shapes(self.network)
-        """Of all tensors that the ranks' states hold between them."""
+        """Shapes of all tensors that the ranks' states hold between them, by key."""
         self._mixtures = list(self.network.mixtures())
         self.network.recompute = settings.parallel.activation_checkpointing
-        self._clock = AttentionClock(self.network, mesh.device)
-        self._groups = make_groups(mesh)
-        self._spread = spread(self.network, mesh, self._groups, train.seed)
+        if instrument is not None:
+            instrument(self.network)
+        self._parallel = parallelize(self.network, mesh, train.seed)
         for mixture in self.network.mixtures().values():
             mixture.loss_scale = 1.0 / self.accumulation
         self._optimizer = make_optimizer(self.network, train, layout)
-        self._agree()
+        # DeepSpeed starts its collectives group by group: ranks that have others would wait.
+        groups = [group["name"] for group in self._optimizer.param_groups]
+        agree(mesh, {"parameter groups": groups})
         self._engine, *_ = deepspeed.initialize(
-            model=self._module(), optimizer=self._optimizer, config=self._config(), mpu=self._unit()
+            model=self._parallel.module,
+            optimizer=self._optimizer,
+            config=deepspeed_config(settings, self.accumulation),
+            mpu=self._parallel.unit,
         )
         self._optimizer.norm = lambda: float(self._engine.optimizer._global_grad_norm)
-
-    def _agree(self) -> None:
-        """DeepSpeed's collectives are started group by group and parameter by parameter: ranks
-        that have others would wait for ever."""
-        stage = self.mesh.coordinates.pipeline * self.mesh.layout.stage
-        agree(self.mesh, {"parameter groups": [g["name"] for g in self._optimizer.param_groups]})
-        shapes = {name: str(shard.whole) for name, shard in self._spread.shards.items()}
-        mates = list(range(stage, stage + self.mesh.layout.stage))
-        agree(self.mesh, {"parameters": len(shapes), **shapes}, mates)
-
-    def _module(self) -> nn.Module:
-        """What DeepSpeed runs: the whole network, or this rank's stage."""
-        layout = self.mesh.layout
-        module: nn.Module = self.network
-        if layout.pipeline > 1:
-            module = pipeline_module(
-                self._spread.stages, self._spread.stage, self.mesh, self.network.loss
-            )
-        if layout.expert > 1:
-            module.add_module(
-                "experts_announced", announce_experts(layout, self.settings.model.num_experts)
-            )
-        return module
-
-    def _unit(self) -> ModelParallelUnit | None:
-        layout = self.mesh.layout
-        if layout.pipeline > 1 or layout.tensor == 1:
-            return None
-        return ModelParallelUnit(self.mesh, self._groups)
-
-    def _config(self) -> dict[str, Any]:
-        train, parallel = self.settings.train, self.settings.parallel
-        own: dict[str, Any] = {
-            "train_batch_size": train.global_batch_size,
-            "train_micro_batch_size_per_gpu": train.micro_batch_size,
-            "gradient_accumulation_steps": self.accumulation,
-            "gradient_clipping": train.gradient_clipping,
-            "steps_per_print": sys.maxsize,
-            "zero_allow_untested_optimizer": True,
-            "zero_optimization": {"stage": parallel.zero_stage},
-            # One tensor travels whole: DeepSpeed's partitioned way asserts on the mask beside it.
-            "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
-        }
-        if train.precision == "bf16":
-            own["bf16"] = {"enabled": True}
-            own["data_types"] = {"grad_accum_dtype": "fp32"}
-            own["communication_data_type"] = "fp32"  # of gradients
-        if parallel.offload_optimizer == "cpu":
-            own["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
-            own["zero_force_ds_cpu_optimizer"] = False  # torch's AdamW needs no build
-        return _merged(own, self.settings.deepspeed)
 
     # Training
 
     def train_step(
         self, step: int, batches: Iterable[WindowBatch], limit: float = math.inf
     ) -> StepResult:
-        """Optimizer step number `step`, from 1, over this replica's micro-batches of it. The
-        weights stay as they are where the gradient's norm is above `limit` or no number."""
+        """Make optimizer step number `step`, from 1, over this replica's micro-batches of it.
+
+        The weights stay as they are where the gradient's norm is above `limit` or no number.
+        """
         self._optimizer.limit = limit
         rate = learning_rate(self.settings.train, step)
         for group in self._optimizer.param_groups:
@@ -172,7 +135,6 @@ class Engine:
             rate,
             applied,
             routing.describe(statistics),
-            self._clock.take(),
         )
 
     def _pipeline_step(self, micro_batches: Iterator[MicroBatch]) -> float:
@@ -191,14 +153,14 @@ class Engine:
         return float(mean)
 
     def _seed(self, step: int) -> None:
-        """Dropout depends on (seed, step, stage, data rank): there is no state to restore."""
+        """Seed dropout by (seed, step, stage, data rank): there is no state to restore."""
         here = self.mesh.coordinates
         text = f"{self.settings.train.seed}/{step}/{here.pipeline}/{here.data}"
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         torch.manual_seed(int.from_bytes(digest, "little") >> 1)
 
     def _route(self, *, rebalance: bool) -> dict[str, RouterStatistics]:
-        """The step's statistics of all routers, after which biases take their step."""
+        """Return the step's statistics of all routers, and move the biases that balance."""
         if not self._mixtures:
             return {}
         local = self.network.mixtures()
@@ -212,127 +174,106 @@ class Engine:
 
     @torch.no_grad()
     def predict(self, batches: Iterable[WindowBatch]) -> Iterator[tuple[WindowBatch, Tensor]]:
-        """Batches with their forecasts [B, H, C], in standardised units and on the CPU, where
-        `mesh.sees_output`; nothing elsewhere.
+        """Yield batches with their forecasts [B, H, C], in standardised units and on the CPU.
 
-        All replicas must bring equally many batches, each of the training micro-batch's shape.
+        They come where `mesh.sees_output`, and nothing elsewhere. All replicas must bring equally
+        many batches, each of the training micro-batch's shape.
         """
         self._engine.eval()
         batches = iter(batches)
         while chunk := list(islice(batches, CHUNK)):
-            for batch, forecast in zip(chunk, self._forecasts(chunk), strict=False):
-                yield batch, forecast.cpu()
+            windows = [self._tensors(batch)[:2] for batch in chunk]
+            forecasts = rollout.forecast(self.network, windows, self._outputs, self._share)
+            for batch, predicted in zip(chunk, forecasts, strict=False):
+                yield batch, predicted.cpu()
 
-    def _forecasts(self, chunk: Sequence[WindowBatch]) -> list[Tensor]:
-        """As many passes as the architecture takes; each fills in a patch of the future."""
-        network, passes = self.network, self.network.passes
-        device = self.mesh.device
-        future = [torch.full(batch.target.shape, math.nan, device=device) for batch in chunk]
-        forecasts: list[Tensor] = []
-        for number in range(passes):
-            micro_batches = [self._micro_batch(*pair) for pair in zip(chunk, future, strict=True)]
-            outputs = self._outputs(micro_batches)
-            forecasts = [
-                network.forecast(output, labels[1])
-                for output, (_, labels) in zip(outputs, micro_batches, strict=False)
-            ]
-            if number + 1 < passes:
-                told = self._tell(forecasts, torch.stack(future))
-                future = [
-                    network.with_patch(known, forecast, number)
-                    for known, forecast in zip(future, told, strict=True)
-                ]
-        return forecasts
+    def _share(self, forecasts: list[Tensor], like: list[Tensor]) -> Sequence[Tensor]:
+        """Bring the forecasts of this replica's last stage to all of its ranks."""
+        shared = torch.stack(forecasts if self.mesh.sees_output else like)
+        if not self.mesh.sees_output:
+            shared = torch.zeros_like(shared)
+        dist.all_reduce(shared, group=self._parallel.groups.replica)
+        return shared.unbind(0)
 
-    def _tell(self, forecasts: list[Tensor], like: Tensor) -> Tensor:
-        """The forecasts of this replica's last stage, on all of its ranks."""
-        told = torch.stack(forecasts) if self.mesh.sees_output else torch.zeros_like(like)
-        dist.all_reduce(told, group=self._groups.replica)
-        return told
-
-    def _outputs(self, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
-        """The network's outputs; [] on a rank that does not see them."""
+    def _outputs(self, inputs: Sequence[Inputs]) -> list[Tensor]:
+        """Return the network's outputs; none on a rank that does not see them."""
         if self.mesh.layout.pipeline == 1:
-            return [self._engine(inputs) for inputs, _ in micro_batches]
+            return [self._engine(one) for one in inputs]
         self._engine.total_loss = None  # the last step's: eval_batch adds outputs to it
         outputs = self._engine.eval_batch(
-            iter(micro_batches),
+            iter([(one, one[:1]) for one in inputs]),  # it wants labels, and does not use them
             compute_loss=False,
             reduce_output=None,
             bcast_loss=False,
-            num_micro_batches=len(micro_batches),
+            num_micro_batches=len(inputs),
         )
         return outputs if outputs is not None else []
 
-    def _micro_batch(self, batch: WindowBatch, future: Tensor | None = None) -> MicroBatch:
-        """`future`: what is known of it; in training all, which a decoder may look back at."""
+    def _tensors(self, batch: WindowBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return context, covariates and target on this rank's device."""
         context, covariates, target = (
             torch.from_numpy(array).to(self.mesh.device)
             for array in (batch.context, batch.covariates, batch.target)
         )
-        inputs = self.network.inputs(context, covariates, target if future is None else future)
-        return inputs, (target, context)
+        return context, covariates, target
+
+    def _micro_batch(self, batch: WindowBatch) -> MicroBatch:
+        """Return inputs and labels of training, where a decoder may look back at all the future."""
+        context, covariates, target = self._tensors(batch)
+        return self.network.inputs(context, covariates, target), (target, context)
 
     # State
 
     def state(self) -> dict[str, Tensor]:
-        """What this rank writes of weights, moments and buffers, by `kind/global.name`.
+        """Return what this rank writes of weights, moments and buffers, by key.
 
         What several ranks hold alike is written by one of them.
         """
         layout, here = self.mesh.layout, self.mesh.coordinates
-        copies = self._held_by_an_earlier_stage()
         written = {
-            name: partition
-            for name, partition in self._partitions().items()
-            if here.tensor == 0 or is_sharded(bare(name), layout)
+            key: partition
+            for key, partition in self._partitions().items()
+            if here.tensor == 0 or is_sharded(global_name(key), layout)
         }
         if here.data == 0 and here.tensor == 0:
-            written |= self._buffers()
-        return {k: v for k, v in written.items() if bare(k) not in copies}
+            written |= buffers_of(self.network)
+        copied = tuple(f"{module}." for module in self._parallel.copies_on(here.pipeline))
+        return {k: v for k, v in written.items() if not global_name(k).startswith(copied)}
 
-    def begin_load(self, steps_applied: int) -> dict[str, Tensor]:
-        """Tensors for a checkpoint's contents; `end_load` puts them in force."""
+    @contextmanager
+    def loading(self, steps_applied: int) -> Iterator[dict[str, Tensor]]:
+        """Yield tensors by key for a checkpoint's contents, which are in force afterwards.
+
+        `steps_applied` counts the optimizer steps that have moved the weights so far.
+        """
         zero_state.allocate(self._engine.optimizer, steps_applied)
         self._check_coverage()
-        return {**self._partitions(), **self._buffers()}
+        yield {**self._partitions(), **buffers_of(self.network)}
+        zero_state.refresh_weights(self._engine.optimizer)
 
     def _check_coverage(self) -> None:
-        """What is not held by any rank would keep its first value, silently."""
+        """Raise RuntimeError for an element that no rank holds: it would keep its first value."""
         state = self.state()
-        held = [elements(state[name]) if name in state else 0 for name in self.shapes]
+        held = [elements(state[key]) if key in state else 0 for key in self.shapes]
         counts = sum_over_ranks(self.mesh, torch.tensor(held, dtype=torch.float64)).tolist()
-        for (name, shape), count in zip(self.shapes.items(), counts, strict=True):
+        for (key, shape), count in zip(self.shapes.items(), counts, strict=True):
             if count != math.prod(shape):
-                raise RuntimeError(f"{name} of {shape}: {count:.0f} elements are held by the ranks")
+                raise RuntimeError(f"{key} of {shape}: {count:.0f} elements are held by the ranks")
 
     def _partitions(self) -> dict[str, Tensor]:
+        """Return this rank's ZeRO partitions by key, as views."""
         return dict(
             zero_state.partitions(
                 self.network,
                 self._engine.optimizer,
-                self._spread.shards,
+                self._parallel.shards,
                 self.mesh.coordinates.data,
             )
         )
 
-    def _buffers(self) -> dict[str, Tensor]:
-        return {f"buffers/{name}": buffer for name, buffer in self.network.named_buffers()}
-
-    def _held_by_an_earlier_stage(self) -> set[str]:
-        here = self.mesh.coordinates.pipeline
-        tied = [
-            name for name, stages in tied_modules(self._spread.stages).items() if here in stages[1:]
-        ]
-        own = [*self._spread.shards, *dict(self.network.named_buffers())]
-        return {name for name in own if name.startswith(tuple(f"{t}." for t in tied))}
-
-    def end_load(self) -> None:
-        zero_state.refresh_weights(self._engine.optimizer)
-
 
 def _import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed, quiet and without its builds of native code for the CPU."""
+    """Import DeepSpeed, quiet and without its builds of native code for the CPU."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     # DeepSpeed calls collectives by names that torch has renamed.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
@@ -340,19 +281,5 @@ def _import_deepspeed(device: torch.device) -> Any:
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(os.environ.get("FORESCALE_DEEPSPEED_LOG", "ERROR"))
-    deepspeed.init_distributed(
-        dist_backend=dist.get_backend(),
-        auto_mpi_discovery=False,
-        verbose=False,
-    )
+    deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
     return deepspeed
-
-
-def _merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `extra` laid over it, section by section."""
-    result = dict(base)
-    for key, value in extra.items():
-        below = result.get(key)
-        both = isinstance(value, dict) and isinstance(below, dict)
-        result[key] = _merged(cast(dict[str, Any], below), value) if both else value
-    return result

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from model.moe import MixtureOfExperts
 from model.router import RouterStatistics
-from parallel.groups import Mesh, sum_over_ranks
+from parallel.collectives import sum_over_ranks
+from parallel.mesh import Mesh
 
 
 @dataclass(frozen=True)

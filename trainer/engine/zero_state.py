@@ -1,7 +1,7 @@
 """The fp32 weights and AdamW moments that a rank holds inside DeepSpeed's ZeRO optimizers.
 
-They touch members that DeepSpeed does not promise to keep; PRIVATE_MEMBERS lists each, and a
-test names the ones that another version has moved.
+The members that are read here are DeepSpeed's own, without a promise: parallel/private_members.py
+lists each of them.
 """
 
 from __future__ import annotations
@@ -13,77 +13,46 @@ import torch
 from torch import Tensor, nn
 
 from model.init import Shard
+from trainer.checkpoint.keys import PARAMETER_KINDS, WEIGHTS, buffers_of, make_key
 from trainer.checkpoint.partitions import Partition
 
-PRIVATE_MEMBERS = {
-    "deepspeed.runtime.zero.stage_1_and_2": (
-        "_hp_optimizer_states_linked",
-        "_lazy_init_hp_params_optimizer_state",
-        "single_partition_of_fp32_groups",
-        "_global_grad_norm",
-        "update_lp_params",
-    ),
-    "deepspeed.runtime.zero.stage3": (
-        "_get_fp32_opt_state_partition",
-        "_global_grad_norm",
-        "fp16_partitioned_groups_flat",
-        "fp32_partitioned_groups_flat",
-        "persistent_parameters",
-    ),
-    "deepspeed.runtime.zero.partition_parameters": ("ds_numel", "ds_tensor"),
-    "deepspeed.runtime.bf16_optimizer": (
-        "_hp_optimizer_states_linked",
-        "_lazy_init_hp_params_optimizer_state",
-        "fp32_groups_flat_partition",
-        "_global_grad_norm",
-        "update_lp_params",
-    ),
-    "deepspeed.utils.tensor_fragment": ("lp_fragment_address", "get_hp_fragment"),
-    "deepspeed.utils.mixed_precision_linkage": ("_hp_mapping",),
-    "deepspeed.ops": ("__compatible_ops__",),
-    "deepspeed.runtime.pipe.engine": ("total_loss",),
-    "deepspeed.runtime.pipe.module": ("tied_comms", "tied_modules", "ds_pipe_replicated"),
-}
-"""Module -> names that are used of it or of its objects."""
-
-KINDS = {"weights": None, "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
+_DEEPSPEEDS_KEYS = {WEIGHTS: None, "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
 """What is stored of a parameter -> DeepSpeed's key for it."""
 
 Held = tuple[int, Callable[[str | None], Tensor]]
-"""Of a parameter's flattened part, where what this rank holds begins, and the kinds of it."""
+"""Where this rank's partition of a flattened shard begins, and its values by DeepSpeed's key."""
 
 
 def shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Of all that is kept of a whole network, by `kind/global.name`."""
+    """Return the shapes of all that is kept of a whole network, by key."""
     kept = {
-        f"{kind}/{name}": tuple(parameter.shape)
+        make_key(kind, name): tuple(parameter.shape)
         for name, parameter in network.named_parameters()
-        for kind in KINDS
+        for kind in PARAMETER_KINDS
     }
-    return kept | {f"buffers/{name}": tuple(b.shape) for name, b in network.named_buffers()}
+    return kept | {key: tuple(buffer.shape) for key, buffer in buffers_of(network).items()}
 
 
 def partitions(
     network: nn.Module, optimizer: Any, shards: Mapping[str, Shard], rank: int
 ) -> dict[str, Partition]:
-    """`kind/global.name` -> what this rank holds of it; views, so that loading fills them.
+    """Return what this rank holds of each parameter, by key: views, so that loading fills them.
 
-    `rank` counts the ranks that ZeRO spreads parameters over.
+    `rank` counts the ranks that ZeRO partitions parameters over.
     """
-    held = (
-        _held_whole(network, optimizer, rank)
-        if _is_stage_3(optimizer)
-        else _held(network, optimizer)
-    )
+    if _is_stage_3(optimizer):
+        held = _held_of_each(network, optimizer, rank)
+    else:
+        held = _held_of_all(network, optimizer)
     return {
-        f"{kind}/{name}": Partition(shards[name], start, data(key).detach())
-        for name, (start, data) in held
-        for kind, key in KINDS.items()
+        make_key(kind, name): Partition(shards[name], start, values(key).detach())
+        for name, (start, values) in held
+        for kind, key in _DEEPSPEEDS_KEYS.items()
     }
 
 
-def _held(network: nn.Module, optimizer: Any) -> Iterator[tuple[str, Held]]:
-    """ZeRO 1 and 2: a rank's share of all parameters laid end to end."""
+def _held_of_all(network: nn.Module, optimizer: Any) -> Iterator[tuple[str, Held]]:
+    """Under ZeRO 1 and 2: a rank's range of all parameters laid end to end."""
     # DeepSpeed itself links only the first group's moments with their parameters.
     optimizer._hp_optimizer_states_linked = False
     optimizer._lazy_init_hp_params_optimizer_state()
@@ -93,24 +62,24 @@ def _held(network: nn.Module, optimizer: Any) -> Iterator[tuple[str, Held]]:
             yield name, (linked.lp_fragment_address.start, linked.get_hp_fragment)
 
 
-def _held_whole(network: nn.Module, optimizer: Any, rank: int) -> Iterator[tuple[str, Held]]:
-    """ZeRO 3: a share of each parameter, the last ones padded."""
+def _held_of_each(network: nn.Module, optimizer: Any, rank: int) -> Iterator[tuple[str, Held]]:
+    """Under ZeRO 3: a range of each parameter, the last ones padded."""
     for name, parameter in network.named_parameters():
-        share = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
-        start = rank * share
-        count = min(share, parameter.ds_numel - start)  # type: ignore[attr-defined]
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        start = rank * size
+        count = min(size, parameter.ds_numel - start)  # type: ignore[attr-defined]
         if count > 0:
-            yield name, (start, _share(optimizer, parameter, count))
+            yield name, (start, _values(optimizer, parameter, count))
 
 
-def _share(optimizer: Any, parameter: nn.Parameter, count: int) -> Callable[[str | None], Tensor]:
-    def data(key: str | None) -> Tensor:
+def _values(optimizer: Any, parameter: nn.Parameter, count: int) -> Callable[[str | None], Tensor]:
+    def values(key: str | None) -> Tensor:
         state, _ = optimizer._get_fp32_opt_state_partition(
             parameter, release_swap_buffers=False, optim_state_key=key
         )
         return state[:count]
 
-    return data
+    return values
 
 
 def allocate(optimizer: Any, steps_applied: int) -> None:

@@ -1,5 +1,7 @@
-"""Steps whose numbers go wrong: skipped by one rule on all ranks, counted, and too many of them end
-the run."""
+"""Steps whose numbers go wrong: skipped by one rule on all ranks, and counted.
+
+Too many of them in a row end the run.
+"""
 
 from __future__ import annotations
 
@@ -7,44 +9,48 @@ import math
 from statistics import median
 from typing import Any
 
+from model.errors import DivergedError, NonFiniteError
 from trainer.config.settings import FaultsConfig
-from trainer.faults.failures import DivergedError, NonFiniteError
 
-LEAST, MOST = 16, 64
-"""Gradient norms of the past that a spike is told by."""
+MIN_NORMS, MAX_NORMS = 16, 64
+"""How many gradient norms of the past a spike is measured by."""
 
 
 class SkippedSteps:
-    """What is known of a run's past steps. It depends on numbers that are equal on all ranks, and
-    is kept in checkpoints."""
+    """The record of a run's steps, of which some were skipped.
 
-    def __init__(self, config: FaultsConfig, known: dict[str, Any] | None = None) -> None:
+    It depends on numbers that are equal on all ranks, and is kept in checkpoints.
+    """
+
+    def __init__(self, config: FaultsConfig, content: dict[str, Any] | None = None) -> None:
         self._config = config
-        known = known or {}
-        self.skipped = int(known.get("skipped", 0))
-        """Since the run began."""
-        self._norms: list[float] = list(known.get("norms", []))
+        content = content or {}
+        self.total = int(content.get("skipped", 0))
+        """Skipped steps since the run began."""
+        self._norms: list[float] = list(content.get("norms", []))
         self._in_a_row = 0
 
     def content(self) -> dict[str, Any]:
-        """For a checkpoint, as JSON."""
-        return {"skipped": self.skipped, "norms": self._norms}
+        """Return the record for a checkpoint, as JSON."""
+        return {"skipped": self.total, "norms": self._norms}
 
     def limit(self) -> float:
-        """The largest gradient norm that the next step may have."""
-        if not self._config.spike_factor or len(self._norms) < LEAST:
+        """Return the largest gradient norm that the next step may have."""
+        if not self._config.spike_factor or len(self._norms) < MIN_NORMS:
             return math.inf
         return self._config.spike_factor * median(self._norms)
 
-    def rewind(self) -> int:
-        """Forget the steps skipped in a row, and how many they were: weights and moments are what
-        they were before them."""
-        forgotten, self._in_a_row = self._in_a_row, 0
-        self.skipped -= forgotten
-        return forgotten
+    def discard(self) -> int:
+        """Forget the steps skipped in a row, and return how many they were.
 
-    def see(self, step: int, loss: float, norm: float, applied: bool) -> str | None:
-        """A sentence about a step that was skipped.
+        Weights and moments are what they were before these steps.
+        """
+        discarded, self._in_a_row = self._in_a_row, 0
+        self.total -= discarded
+        return discarded
+
+    def record(self, step: int, loss: float, norm: float, applied: bool) -> str | None:
+        """Record a step that was made; return a sentence about it where it was skipped.
 
         Raises DivergedError where there are too many, and NonFiniteError where a loss that is no
         number has been applied.
@@ -52,10 +58,10 @@ class SkippedSteps:
         if applied and not math.isfinite(loss):
             raise NonFiniteError(f"step {step}: the loss is {loss}, and so are the weights by now")
         if applied:
-            self._norms = [*self._norms, norm][-MOST:]
+            self._norms = [*self._norms, norm][-MAX_NORMS:]
             self._in_a_row = 0
             return None
-        self.skipped += 1
+        self.total += 1
         self._in_a_row += 1
         what = f"the loss is {loss:.6g}, the gradient's norm {norm:.6g}"
         if self._in_a_row > self._config.max_skipped_steps:
@@ -64,4 +70,4 @@ class SkippedSteps:
                 "(faults.max_skipped_steps); the run stands at its last good step: look at the "
                 "data that comes next, or lower train.learning_rate in a new run"
             )
-        return f"step {step} is skipped: {what}; {self.skipped} skipped in all"
+        return f"step {step} is skipped: {what}; {self.total} skipped in all"

@@ -1,4 +1,4 @@
-"""What a thread is doing, in words: the collective that it waits in, or the line that it is at."""
+"""Stack inspection: the collective that a thread waits in, or the line that it is at, in words."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ COLLECTIVES = {
 
 @dataclass(frozen=True)
 class ThreadState:
-    """Where a thread is."""
+    """What a thread is doing."""
 
     words: str
     awaited: tuple[int, ...] = ()
-    """Ranks that a collective is with; () outside collectives."""
+    """Ranks of the collective that it waits in; () outside collectives."""
 
     @property
     def waits(self) -> bool:
@@ -45,12 +45,12 @@ class ThreadState:
 
 
 def main_thread() -> FrameType | None:
-    """Its innermost frame."""
+    """Return the main thread's innermost frame."""
     return sys._current_frames().get(threading.main_thread().ident or 0)
 
 
-def doing(frame: FrameType | None) -> ThreadState:
-    """Of a thread whose innermost frame is given; read from outside, while it runs or waits."""
+def thread_state(frame: FrameType | None) -> ThreadState:
+    """Describe a thread by its innermost frame, from outside, while it runs or waits."""
     here = frame
     while frame is not None:
         file = Path(frame.f_code.co_filename)

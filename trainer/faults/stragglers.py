@@ -18,22 +18,30 @@ import torch
 from torch import Tensor, nn
 
 from model.attention import Attention
-from parallel.groups import Mesh, from_each, join_records
+from model.sentences import ranges
+from parallel.collectives import from_each, join_records
 from parallel.layout import Layout
-from parallel.rendezvous import spans
+from parallel.mesh import Mesh
 
-LASTING, LEAST = 3, 0.01
-"""Looks in a row, and seconds a step of a stage's median: below, the operating system's own pauses
-make ranks slow now and then."""
+MIN_COMPARISONS = 3
+"""Comparisons in a row that a rank must be slow in to be named."""
+
+MIN_SECONDS = 0.01
+"""Median of a stage, in seconds a step, from which on ranks can be told apart.
+
+Below, the operating system's own pauses make any rank slow now and then."""
 
 
 class AttentionClock:
-    """Of one rank. Made before tensor parallelism wraps the modules of `network`."""
+    """Times one rank's attention in the forward passes of training."""
 
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._device = device
         self._timed: list[tuple[Any, Any]] = []
         """When each attention began and ended."""
+
+    def attach(self, network: nn.Module) -> None:
+        """Time the attention of `network`, before tensor parallelism wraps its modules."""
         for module in network.modules():
             if isinstance(module, Attention):
                 module.forward = self._clocked(module, module.forward)
@@ -43,9 +51,9 @@ class AttentionClock:
             if not module.training:
                 return forward(*inputs, **options)
             began = self._now()
-            answer = forward(*inputs, **options)
+            output = forward(*inputs, **options)
             self._timed.append((began, self._now()))
-            return answer
+            return output
 
         return clocked
 
@@ -57,7 +65,7 @@ class AttentionClock:
         return event
 
     def take(self) -> float:
-        """Seconds since it was asked last."""
+        """Return the seconds since the last call."""
         timed, self._timed = self._timed, []
         if self._device.type != "cuda" or not timed:
             return float(sum(ended - began for began, ended in timed))
@@ -66,19 +74,22 @@ class AttentionClock:
 
 
 class Stragglers:
-    """Compares the ranks of a run every `every` steps."""
+    """Compares the ranks of a run every `every` steps; made by all ranks together."""
 
     def __init__(self, mesh: Mesh, factor: float, every: int) -> None:
         self._mesh, self._factor, self._every = mesh, factor, every
         self._hosts = join_records(mesh, {str(mesh.rank): os.uname().nodename})
         self._seconds, self._steps = 0.0, 0
-        self._looks: dict[int, int] = {}
-        """In a row, in which a rank was slow."""
+        self._slow_for: dict[int, int] = {}
+        """Rank -> comparisons in a row in which it was slow."""
         self._named: set[int] = set()
 
-    def look(self, step: int, seconds_here: float) -> tuple[list[float] | None, list[str]]:
-        """After each step, on all ranks. Every so many steps: seconds a step of each rank, and
-        sentences about who is slow, or no longer."""
+    def compare(self, step: int, seconds_here: float) -> tuple[list[float] | None, list[str]]:
+        """Take in this rank's seconds of a step; all ranks call it after each step.
+
+        Returns, every so many steps, each rank's seconds a step, and sentences about the ranks
+        that are slow, or no longer are.
+        """
         self._seconds += seconds_here
         self._steps += 1
         if step % self._every:
@@ -89,9 +100,9 @@ class Stragglers:
 
     def _sentences(self, seconds: list[float], when: str) -> list[str]:
         slow = slow_ranks(seconds, self._mesh.layout, self._factor)
-        self._looks = {rank: self._looks.get(rank, 0) + 1 for rank in slow}
-        lasting = {rank for rank, looks in self._looks.items() if looks >= LASTING}
-        told = [
+        self._slow_for = {rank: self._slow_for.get(rank, 0) + 1 for rank in slow}
+        lasting = {rank for rank, times in self._slow_for.items() if times >= MIN_COMPARISONS}
+        sentences = [
             f"{when}: rank {rank} ({self._hosts[str(rank)]}) is slow, and the others wait for it: "
             f"its attention takes {slow[rank]:.1f} times as long as the median of its stage "
             f"({seconds[rank]:.3g} s a step)"
@@ -99,18 +110,20 @@ class Stragglers:
         ]
         recovered = sorted(self._named - slow.keys())
         if recovered:
-            told.append(f"{when}: rank {spans(recovered)} is slow no longer")
+            sentences.append(f"{when}: rank {ranges(recovered)} is slow no longer")
         self._named = (self._named | lasting) & slow.keys()
-        return told
+        return sentences
 
 
 def slow_ranks(seconds: list[float], layout: Layout, factor: float) -> dict[int, float]:
-    """Ranks that take more than `factor` times their stage's median, and how many times it;
-    where that is under `LEAST`, nobody can tell."""
+    """Return the ranks that take more than `factor` times their stage's median, and how many times.
+
+    Where the median is under MIN_SECONDS, no rank is slow.
+    """
     slow = {}
     for first in range(0, layout.world, layout.stage):
         usual = median_low(seconds[first : first + layout.stage])
         for rank in range(first, first + layout.stage):
-            if usual >= LEAST and seconds[rank] > factor * usual:
+            if usual >= MIN_SECONDS and seconds[rank] > factor * usual:
                 slow[rank] = seconds[rank] / usual
     return slow

@@ -1,5 +1,5 @@
-"""Notices that training stands still, says who waits for whom, and ends the run so that whoever
-started it can start it again.
+"""The watchdog: notices that training stands still, says which ranks wait for which, and ends the
+run so that whoever started it can start it again.
 
 Each rank's thread tells a key-value store that it lives, and whether its main thread gets on: every
 layer and every step is progress. Where a main thread does not for `seconds`, or a rank is not heard
@@ -24,11 +24,11 @@ from typing import TypeVar
 from torch import nn
 from torch.distributed.distributed_c10d import Store
 
+from model.sentences import first_line, ranges
 from model.transformer import BaseTransformerLayer
-from parallel.groups import Mesh
-from parallel.rendezvous import spans
-from trainer.faults.stacks import doing, main_thread
-from trainer.logs.progress import say
+from parallel.mesh import Mesh
+from trainer.faults.stacks import main_thread, thread_state
+from trainer.logs.log import log
 
 ALARM = "alarm"
 
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass
 class Report:
-    """Where a rank stands."""
+    """Where a rank stands, as it tells the others."""
 
     step: int
     stage: int
@@ -51,8 +51,11 @@ class Report:
 
 
 class Watchdog:
-    """Of one rank. `connect` opens a connection of its own to the ranks' store; `is_excused`
-    says that the main thread waits for something that may take longer, such as a disk."""
+    """The watchdog of one rank.
+
+    `connect` opens a connection of its own to the ranks' store; `is_excused` says that the main
+    thread waits for something that may take longer, such as a disk.
+    """
 
     def __init__(
         self,
@@ -86,7 +89,7 @@ class Watchdog:
         return enter
 
     def beat(self, step: int) -> None:
-        """`step` is being made."""
+        """Note that `step` is being made."""
         self.step = step
         self._beats += 1
 
@@ -96,19 +99,19 @@ class Watchdog:
     # The thread
 
     def _watch(self) -> None:
-        """Without it a rank could wait for ever: what it cannot do ends the rank, too."""
+        """Guard; a watchdog that fails ends the rank, which could wait for ever without it."""
         try:
             self._guard()
         except Exception:
             traceback.print_exc()
-            say(f"rank {self._mesh.rank}: its watchdog has failed, above; the rank ends")
+            log.error(f"rank {self._mesh.rank}: its watchdog has failed, above; the rank ends")
             os._exit(1)
 
     def _guard(self) -> None:
         try:
             store = self._connect()
         except (RuntimeError, OSError) as error:
-            say(f"rank {self._mesh.rank} has no watchdog: {str(error).splitlines()[0]}")
+            log.error(f"rank {self._mesh.rank} has no watchdog: {first_line(error)}")
             return
         beats, since, reached = -1, time.monotonic(), time.monotonic()
         while not self._over.wait(self._pause):
@@ -130,7 +133,7 @@ class Watchdog:
                 self._end_together(store, alarm)
 
     def _exchange(self, store: Store, now: float) -> str | None:
-        """Tell that this rank lives, hear of the others; why there is an alarm, if there is."""
+        """Report that this rank lives, and hear of the others; return why there is an alarm."""
         self._pulse += 1
         store.set(f"pulse {self._mesh.rank}", str(self._pulse))
         if self._mesh.is_main:
@@ -140,7 +143,7 @@ class Watchdog:
                     self._heard[rank] = told, now
             silent = [r for r, (_, heard) in self._heard.items() if now - heard > self._seconds]
             if silent:
-                return f"nothing heard of rank {spans(silent)} for {self._seconds:g} s"
+                return f"nothing heard of rank {ranges(silent)} for {self._seconds:g} s"
         return store.get(ALARM).decode() if store.check([ALARM]) else None
 
     @staticmethod
@@ -176,18 +179,18 @@ class Watchdog:
 
     def _end_alone(self) -> None:
         mine = self._report()
-        say(
+        log.error(
             f"rank {self._mesh.rank}: rank 0, at which the ranks meet, has not answered for "
             f"{self._seconds:g} s; here: {mine.where()}: {mine.words}"
         )
         os._exit(1)
 
     def _report(self) -> Report:
-        now = doing(main_thread())
+        now = thread_state(main_thread())
         try:
             within(2 * self._pause, self._write_stacks)
         except (OSError, TimeoutError) as error:  # a disk may be what it hangs on
-            say(f"rank {self._mesh.rank}: its stacks cannot be written: {error}")
+            log.error(f"rank {self._mesh.rank}: its stacks cannot be written: {error}")
         return Report(
             self.step,
             self._mesh.coordinates.pipeline,
@@ -209,13 +212,16 @@ class Watchdog:
         lines = [f"training stands still: {why}", *in_words(self._mesh.layout.world, reports)]
         lines.append(f"each rank's stack is in {self._folder}; the run ends, to be started again")
         text, file = "\n".join(lines), self._folder / "report.txt"
-        say(text)
+        log.error(text)
         with suppress(OSError, TimeoutError):
             within(2 * self._pause, lambda: file.write_text(text + "\n", encoding="utf-8"))
 
 
 def within(seconds: float, action: Callable[[], T]) -> T:
-    """Its result; TimeoutError where it takes longer, as when a store's process is stopped."""
+    """Return the action's result; raise TimeoutError where it takes longer than `seconds`.
+
+    A store's process may be stopped, and a disk may hang.
+    """
     answer: Future[T] = Future()
 
     def run() -> None:
@@ -229,7 +235,7 @@ def within(seconds: float, action: Callable[[], T]) -> T:
 
 
 def in_words(world: int, reports: dict[int, Report]) -> Iterable[str]:
-    """Who waits for whom, ranks of one sentence together."""
+    """Yield sentences about which ranks wait for which, ranks of one sentence together."""
     said: dict[str, list[int]] = {}
     for rank, report in sorted(reports.items()):
         said.setdefault(_sentence(rank, report, reports), []).append(rank)
@@ -238,7 +244,7 @@ def in_words(world: int, reports: dict[int, Report]) -> Iterable[str]:
         said["does not answer: stopped, dead or cut off"] = silent
     for sentence, ranks in said.items():
         host = f" ({reports[ranks[0]].host})" if ranks[0] in reports else ""
-        yield f"rank {spans(ranks)}{host}: {sentence}"
+        yield f"rank {ranges(ranks)}{host}: {sentence}"
 
 
 def _sentence(rank: int, report: Report, reports: dict[int, Report]) -> str:
@@ -249,11 +255,11 @@ def _sentence(rank: int, report: Report, reports: dict[int, Report]) -> str:
         for other in report.awaited
         if other != rank and (other not in reports or not _is_there(reports[other], report))
     ]
-    whom = f"waits for rank {spans(missing)}" if missing else "all of its ranks are there"
-    among = f" of rank {spans(sorted(report.awaited))}" if len(report.awaited) > 1 else ""
+    whom = f"waits for rank {ranges(missing)}" if missing else "all of its ranks are there"
+    among = f" of rank {ranges(sorted(report.awaited))}" if len(report.awaited) > 1 else ""
     return f"{report.words}{among}, {whom}; {report.where()}"
 
 
 def _is_there(other: Report, report: Report) -> bool:
-    """In the same collective."""
+    """Whether the other rank is in the same collective."""
     return set(other.awaited) == set(report.awaited) and other.words == report.words

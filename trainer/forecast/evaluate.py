@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from parallel.groups import Mesh, sum_over_ranks
+from parallel.collectives import sum_over_ranks
+from parallel.mesh import Mesh
 from trainer.data.dataset import Dataset, Split, WindowBatch
 from trainer.data.tables import Floats
 

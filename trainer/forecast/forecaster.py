@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -13,13 +11,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from model import rollout
 from model.errors import UserError
-from model.network import TimeSeriesTransformer
+from model.network import Inputs, TimeSeriesTransformer
+from trainer.checkpoint.keys import state_of
 from trainer.checkpoint.storage import compare
 from trainer.config import Settings
 from trainer.data import Dataset
 from trainer.data.dataset import WindowBatch
 from trainer.data.facts import SeriesFacts
+from trainer.logs.log import log
 from trainer.run.folder import RunFolder
 from trainer.weights.source import WeightsSource, find
 
@@ -44,7 +45,7 @@ class Forecaster:
         Raises UserError where there are no weights or they are damaged.
         """
         for _ in range(TRIES):
-            source = _whole(Path(path))
+            source = _intact(Path(path))
             try:
                 network = _network(source)
                 break
@@ -67,12 +68,11 @@ class Forecaster:
         for batch in batches:
             context = torch.from_numpy(batch.context).to(device)
             covariates = torch.from_numpy(batch.covariates).to(device)
-            forecast = future = torch.full(batch.target.shape, math.nan, device=device)
-            for number in range(self.network.passes):
-                output = self.network(self.network.inputs(context, covariates, future))
-                forecast = self.network.forecast(output, context)
-                future = self.network.with_patch(future, forecast, number)
-            yield batch, forecast.cpu()
+            (predicted,) = rollout.forecast(self.network, [(context, covariates)], self._outputs)
+            yield batch, predicted.cpu()
+
+    def _outputs(self, inputs: Sequence[Inputs]) -> list[Tensor]:
+        return [self.network(one) for one in inputs]
 
     def forecast(
         self, context: npt.ArrayLike, covariates: npt.ArrayLike | None = None
@@ -112,18 +112,13 @@ def _network(source: WeightsSource) -> TimeSeriesTransformer:
     settings, shape = source.settings, source.facts.shape
     with torch.device("meta"):
         wanted = TimeSeriesTransformer(settings.model, shape)
-    compare(source.path, source.shapes(), {k: tuple(t.shape) for k, t in _state(wanted).items()})
+    compare(source.path, source.shapes(), {k: tuple(t.shape) for k, t in state_of(wanted).items()})
     network = TimeSeriesTransformer(settings.model, shape)
-    source.read(_state(network))
+    source.read(state_of(network))
     return network.bfloat16() if settings.train.precision == "bf16" else network
 
 
-def _state(network: TimeSeriesTransformer) -> dict[str, Tensor]:
-    weights = {f"weights/{name}": p.detach() for name, p in network.named_parameters()}
-    return weights | {f"buffers/{name}": buffer for name, buffer in network.named_buffers()}
-
-
-def _whole(path: Path) -> WeightsSource:
+def _intact(path: Path) -> WeightsSource:
     """Of a run, the newest checkpoint that is whole to the last byte; it is told where that is
     not the newest."""
     source = find(path)
@@ -134,5 +129,5 @@ def _whole(path: Path) -> WeightsSource:
     older = RunFolder(path).store.newest(contents=True) if RunFolder(path).exists() else None
     if older is None:
         raise UserError(sentence)
-    warnings.warn(f"{sentence}; {older.path.name} is used", stacklevel=3)
+    log.warning("%s; %s is used", sentence, older.path.name)
     return find(older.path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.files import sync
-from trainer.logs.progress import say
+from trainer.logs.log import log
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -46,7 +46,7 @@ class MetricsLog:
         self.last: Row | None = kept[-1] if kept else None
         missing = steps_done - len(kept)
         if missing and self._path.exists():
-            say(f"{self._path}: {missing} of {steps_done} steps have no row")
+            log.warning("%s: %s of %s steps have no row", self._path, missing, steps_done)
         beside = self._path.with_name(".metrics.jsonl.partial")
         beside.write_text("".join(map(_line, kept)), encoding="utf-8")
         os.replace(beside, self._path)
@@ -87,7 +87,7 @@ class MetricsLog:
             self._flush()
         except OSError as error:
             if first_to_wait:
-                say(
+                log.warning(
                     f"{self._path}: {error.strerror}; rows are kept in memory until it can be "
                     "written, and no checkpoint is committed before"
                 )
@@ -128,7 +128,7 @@ class MetricsLog:
         try:
             action(*arguments)
         except OSError as error:
-            say(
+            log.warning(
                 f"TensorBoard's files cannot be written: {error.strerror}; "
                 "metrics.jsonl has all numbers"
             )

@@ -1,25 +1,19 @@
-"""What a person sees while a run goes on: a bar on a terminal, plain lines in a log."""
+"""The progress of training: a bar on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-if TYPE_CHECKING:
-    from trainer.logs.metrics import Row
-
-
-def say(sentence: str) -> None:
-    """One plain line on standard output, at once."""
-    print(sentence, flush=True)
+from trainer.logs.log import log
+from trainer.logs.metrics import Row
 
 
 class TrainingProgress:
-    """Shown by the main rank only."""
+    """The steps of a run as the user sees them, on the main rank alone."""
 
     def __init__(self, steps: int, done: int, every: int, *, shown: bool) -> None:
         self._steps, self._every, self._shown = steps, every, shown
@@ -61,4 +55,4 @@ class TrainingProgress:
         elif self._shown and (
             row["step"] % self._every == 0 or row["step"] == self._steps or "validation_mse" in row
         ):
-            say(f"step {row['step']}/{self._steps}  {numbers}")
+            log.info("step %s/%s  %s", row["step"], self._steps, numbers)

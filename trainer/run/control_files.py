@@ -1,6 +1,6 @@
-"""Files that somebody puts into a run folder to ask something of the run.
+"""Control files, which somebody puts into a run folder to ask something of the run.
 
-touch runs/large/save    a checkpoint at the next step; the file is taken away
+touch runs/large/save    a checkpoint at the next step; the file is removed
 touch runs/large/stop    save, stop, and do not start again while the file is there
 """
 
@@ -14,7 +14,7 @@ from model.errors import UserError
 from trainer.run.lease import Lease
 
 SECONDS = 1.0
-"""Between looks: on a cluster's file system a look costs a millisecond."""
+"""Seconds between reads: on a cluster's file system a read costs a millisecond."""
 
 
 @dataclass(frozen=True)
@@ -23,33 +23,34 @@ class Requests:
 
     stop: bool = False
     save: bool = False
-    taken_over: bool = False
-    """A newer incarnation of the job has the folder."""
+    lease_lost: bool = False
+    """Whether a newer attempt of the job has the folder."""
 
 
 class ControlFiles:
-    """Looked at by the main rank."""
+    """The control files of a run folder, read by the main rank."""
 
     def __init__(self, run: Path, lease: Lease) -> None:
-        self._run, self._lease = run, lease
-        self._looked = 0.0
+        self._run, self.lease = run, lease
+        self._read_at = 0.0
 
-    def look(self) -> Requests:
-        if time.monotonic() - self._looked < SECONDS:
+    def read(self) -> Requests:
+        """Return what is asked for; nothing where the files were read a moment ago."""
+        if time.monotonic() - self._read_at < SECONDS:
             return Requests()
-        self._looked = time.monotonic()
+        self._read_at = time.monotonic()
         return Requests(
-            (self._run / "stop").exists(),
-            (self._run / "save").exists(),
-            not self._lease.is_held(),
+            stop=(self._run / "stop").exists(),
+            save=(self._run / "save").exists(),
+            lease_lost=not self.lease.is_held(),
         )
 
     def done(self) -> None:
-        """A save was asked for and begun."""
+        """Remove the request for a save, which has begun."""
         (self._run / "save").unlink(missing_ok=True)
 
 
 def refuse_if_stopped(run: Path) -> None:
-    """Raises UserError while somebody wants the run to stand."""
+    """Raise UserError while somebody wants the run to stand still."""
     if (run / "stop").exists():
         raise UserError(f"{run / 'stop'} asks this run to stand still; remove it to go on")

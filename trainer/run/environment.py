@@ -13,7 +13,7 @@ from parallel.layout import Layout
 
 
 def environment(layout: Layout, device: str) -> dict[str, Any]:
-    """The content of environment.json."""
+    """Return the content of environment.json."""
     return {
         "versions": versions(),
         "commit": commit(),
@@ -25,7 +25,7 @@ def environment(layout: Layout, device: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and of what computes."""
+    """Return the versions of Python and of the packages that compute."""
     packages = ("forescale", "torch", "deepspeed", "numpy", "pandas", "pyarrow")
     return {"python": platform.python_version()} | {name: _version(name) for name in packages}
 
@@ -38,7 +38,7 @@ def _version(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The project's commit, where it runs from a git checkout."""
+    """Return the project's commit, where it runs from a git checkout."""
     try:
         answer = subprocess.run(
             ["git", "rev-parse", "HEAD"],

@@ -12,10 +12,10 @@ import yaml
 
 from model.errors import UserError
 from parallel.layout import Layout
-from trainer.checkpoint.store import Checkpoint, Store
+from trainer.checkpoint.store import Store
 from trainer.config.load import Configuration, flat, load
 from trainer.files import replace, sync
-from trainer.logs.progress import say
+from trainer.logs.log import log
 from trainer.run.environment import environment
 
 FREE_TO_CHANGE = (
@@ -95,31 +95,6 @@ class RunFolder:
                 f"--run-dir: cannot write in {existing}: {error.strerror}; choose another folder"
             ) from None
 
-    def resume_point(self, resume: str) -> Checkpoint | None:
-        """The checkpoint to go on from: `auto`, `never`, or a checkpoint's path."""
-        if resume == "never":
-            return None
-        if resume == "auto":
-            newest = self.store.newest()
-            if newest is None and self.store.committed():
-                path, why = next(iter(self.store.damaged().items()))
-                raise UserError(
-                    f"{self.path} has no whole checkpoint left: {path.name}: {why}; restore one, "
-                    "or choose another --run-dir to start anew"
-                )
-            return newest
-        path = Path(resume)
-        chosen = [c for c in Store(path.parent).committed() if c.path.name == path.name]
-        if not chosen:
-            raise UserError(f"--resume: {resume} is no checkpoint; they are called step-00000200")
-        newest = self.store.newest()
-        if newest is not None and newest.step > chosen[0].step:
-            raise UserError(
-                f"--resume: {self.path} has gone on to {newest.path.name}; "
-                "choose another --run-dir to go another way from here"
-            )
-        return chosen[0]
-
     def open(self, configuration: Configuration, layout: Layout, device: str) -> None:
         """Write what the run is, before its first step."""
         settings = configuration.settings.model_dump()
@@ -129,10 +104,10 @@ class RunFolder:
         sync(self.path)
         sync(self.path.parent)
         for note in self.store.remove_unfinished():
-            say(note)
+            log.warning(note)
         for path, why in self.store.damaged().items():
             aside = self.store.quarantine(path)
-            say(f"{path} is damaged: {why}; it is now {aside.name}")
+            log.warning("%s is damaged: %s; it is now %s", path, why, aside.name)
         for marker in ("done", "saved"):
             (self.path / marker).unlink(missing_ok=True)
 

@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.errors import UserError
+from trainer.checkpoint.keys import BUFFERS, NETWORK_KINDS, WEIGHTS, global_name, of_kinds
 from trainer.checkpoint.manifest import NAME as MANIFEST
 from trainer.checkpoint.manifest import Entry, entry
-from trainer.checkpoint.partitions import bare
 from trainer.checkpoint.storage import Shapes
 from trainer.files import sync, write_synced
-from trainer.logs.progress import say
+from trainer.logs.log import log
 from trainer.weights.export_folder import FORMAT, INDEX, MODEL_TYPE, ONE_FILE
 from trainer.weights.source import WeightsSource
 
@@ -71,7 +71,7 @@ def export(
 def _write(
     source: WeightsSource, folder: Path, precision: str, file_bytes: int, title: str
 ) -> None:
-    kept = {n: s for n, s in source.shapes().items() if n.startswith(("weights/", "buffers/"))}
+    kept = of_kinds(source.shapes(), *NETWORK_KINDS)
     width = TYPES[precision].itemsize
     files = shards({name: width * math.prod(shape) for name, shape in kept.items()}, file_bytes)
     where: dict[str, str] = {}
@@ -84,14 +84,14 @@ def _write(
         )
         tensors: dict[str, Tensor] = {name: torch.empty(kept[name]) for name in names}
         source.read(tensors)
-        cast = {bare(n): t.to(TYPES[precision]) for n, t in tensors.items()}
+        cast = {global_name(n): t.to(TYPES[precision]) for n, t in tensors.items()}
         save_file(cast, folder / file, metadata={"format": "pt"})
         shutil.copymode(folder / "README.md", folder / file)  # safetensors' own is 0600
         sync(folder / file)
         sums[file] = entry(folder / file)
         where |= dict.fromkeys(cast, file)
         total += sum(tensor.nbytes for tensor in cast.values())
-        say(f"{file}: {len(cast)} tensors, {(folder / file).stat().st_size / 1e6:,.1f} MB")
+        log.info(f"{file}: {len(cast)} tensors, {(folder / file).stat().st_size / 1e6:,.1f} MB")
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": where}
         write_synced(folder / INDEX, json.dumps(index, indent=1))
@@ -125,7 +125,7 @@ def _config(source: WeightsSource, kept: Shapes, precision: str) -> dict[str, An
         "format": FORMAT,
         "forescale_version": metadata.version("forescale"),
         "step": source.step,
-        "buffers": [bare(name) for name in kept if name.startswith("buffers/")],
+        "buffers": [global_name(key) for key in of_kinds(kept, BUFFERS)],
         "series": source.facts.content(),
         "settings": settings,
     }
@@ -133,7 +133,7 @@ def _config(source: WeightsSource, kept: Shapes, precision: str) -> dict[str, An
 
 def _card(source: WeightsSource, kept: Shapes, title: str) -> str:
     facts, shape = source.facts, source.facts.shape
-    parameters = sum(math.prod(s) for name, s in kept.items() if name.startswith("weights/"))
+    parameters = sum(map(math.prod, of_kinds(kept, WEIGHTS).values()))
     columns = shape.covariates + len(shape.calendar)
     arguments, covariates = "context", ""
     if columns:

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict  # pydantic's wish before Python 3.12
 
-from model.errors import UserError, check_content
+from model.errors import UserError
+from model.validation import check_content
+from trainer.checkpoint.keys import BUFFERS, WEIGHTS, global_name, make_key
 from trainer.checkpoint.manifest import entry
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ class Export:
     def shapes(self) -> Shapes:
         buffers = set(self.description()["buffers"])
         return {
-            f"{'buffers' if name in buffers else 'weights'}/{name}": tuple(
+            make_key(BUFFERS if name in buffers else WEIGHTS, name): tuple(
                 file.get_slice(name).get_shape()
             )
             for file, names in self._files()
@@ -86,11 +88,11 @@ class Export:
 
         Raises UserError naming the tensors that the export lacks or holds in another shape.
         """
-        from trainer.checkpoint.partitions import bare, fill
+        from trainer.checkpoint.partitions import fill
         from trainer.checkpoint.storage import compare
 
         compare(self.path, self.shapes(), {k: tuple(t.shape) for k, t in state.items()})
-        wanted = {bare(name): tensor for name, tensor in state.items()}
+        wanted = {global_name(key): tensor for key, tensor in state.items()}
         for file, names in self._files():
             for name in names & wanted.keys():
                 fill(wanted[name], file.get_slice(name))

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from model.errors import UserError, mistake
+from model.errors import UserError
+from model.validation import mistake
 from trainer.checkpoint.store import Checkpoint
 from trainer.config.settings import Settings
 from trainer.data.facts import SeriesFacts

@@ -60,7 +60,7 @@ DIVISIONS: dict[str, list[tuple[Shard, int, int]]] = {
 def _save_division(rank: int, world: int, folder: Path, division: str) -> None:
     import torch.distributed as dist
 
-    from trainer.checkpoint.storage import write
+    from trainer.checkpoint.storage import Storage
 
     dist.init_process_group("gloo")
     shard, start, stop = DIVISIONS[division][rank]
@@ -69,7 +69,7 @@ def _save_division(rank: int, world: int, folder: Path, division: str) -> None:
     if rank == 0:
         folder.mkdir()
     dist.barrier()
-    write(folder, {"x": Partition(shard, start, held)}, {"x": tuple(WHOLE)}, None)
+    Storage().write(folder, {"x": Partition(shard, start, held)}, {"x": tuple(WHOLE)}, None)
 
 
 def _load_division(rank: int, world: int, folder: Path, division: str) -> bool:
@@ -103,13 +103,13 @@ def _save_ranges(rank: int, world: int, folder: Path, ranges: list[tuple[int, in
     import torch.distributed as dist
     from torch.distributed.checkpoint.api import CheckpointException
 
-    from trainer.checkpoint.storage import write
+    from trainer.checkpoint.storage import Storage
 
     dist.init_process_group("gloo")
     start, stop = ranges[rank]
     partition = Partition(Shard.all_of(WHOLE), start, torch.ones(stop - start))
     try:
-        write(folder, {"x": partition}, {"x": tuple(WHOLE)}, None)
+        Storage().write(folder, {"x": partition}, {"x": tuple(WHOLE)}, None)
     except CheckpointException as error:
         return str(error)
     return "written"
@@ -129,10 +129,10 @@ def test_every_element_is_written_once(tmp_path: Path, what: str) -> None:
 
 
 def _save_other_names(rank: int, world: int, folder: Path) -> str:
-    from trainer.checkpoint.storage import write
+    from trainer.checkpoint.storage import Storage
 
     try:
-        write(folder, {"x": torch.zeros(2)}, {"x": (2,), "y": (3,)}, None)
+        Storage().write(folder, {"x": torch.zeros(2)}, {"x": (2,), "y": (3,)}, None)
     except BaseException as error:
         return str(error)
     return "written"
@@ -146,10 +146,10 @@ def test_a_tensor_that_nobody_writes_is_noticed(tmp_path: Path) -> None:
 def _save_a_hole(rank: int, world: int, folder: Path) -> None:
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    from trainer.checkpoint.storage import _Writer
+    from trainer.checkpoint.storage import Writer
 
     shard = Partition(Shard.all_of(WHOLE), 0, torch.ones(200))
-    save({"x": shard}, storage_writer=_Writer(folder))
+    save({"x": shard}, storage_writer=Writer(folder))
 
 
 def test_every_element_that_is_read_must_have_been_written(tmp_path: Path) -> None:

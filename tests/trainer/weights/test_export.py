@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -182,15 +183,16 @@ def test_a_path_without_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_used(
-    run: Path, tmp_path: Path
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     file = copy / "checkpoints" / "step-00000003" / "__1_0.distcp"
     content = bytearray(file.read_bytes())
     content[99] ^= 1
     file.write_bytes(content)
-    with pytest.warns(UserWarning, match="does not match its sum; step-00000002 is used"):
+    with caplog.at_level(logging.WARNING, "forescale"):
         assert Forecaster.load(copy).step == 2
+    assert "does not match its sum; step-00000002 is used" in caplog.text
     with pytest.raises(UserError, match="is damaged"):
         Forecaster.load(copy / "checkpoints" / "step-00000003")
 
@@ -202,26 +204,26 @@ def test_files_are_filled_in_order() -> None:
 
 def _start_from(rank: int, world: int, run: Path, overrides: dict[str, Any]) -> Any:
     """The state that a run would start with, and what it says of it."""
-    from parallel.groups import Mesh, join
     from parallel.layout import Layout
+    from parallel.mesh import Mesh, init_mesh
     from tests.settings import tiny
     from trainer.engine.engine import Engine
+    from trainer.engine.pretrained import load_pretrained
     from trainer.prepare import prepare
-    from trainer.resume import intact_source, load_pretrained
+    from trainer.resume import verify
 
     changes = {key.replace(".", "__"): value for key, value in overrides.items()}
     plan = prepare(tiny(**changes), run_dir=run, world=world)
     torch.distributed.init_process_group("gloo")
-    mesh: Mesh = join(plan.layout, rank, rank, world, None)
+    mesh: Mesh = init_mesh(plan.layout, rank, rank, world, None)
     assert isinstance(plan.layout, Layout)
     engine = Engine(plan.configuration.settings, plan.dataset.shape, mesh)
     fresh = {name: p.detach().clone() for name, p in engine.network.named_parameters()}
-    source = intact_source(plan, mesh)
-    assert source is not None
-    taken = load_pretrained(engine, source)
+    assert plan.start.weights is not None
+    taken = load_pretrained(engine, verify(plan.start, mesh).weights)
     moments = [t.data_1d.abs().sum() for n, t in engine.state().items() if n.startswith("exp_avg")]
     now = dict(engine.network.named_parameters())
-    parts = engine._spread.shards
+    parts = engine._parallel.shards
     same = {n for n, p in now.items() if torch.equal(p, fresh[n])}
     held = {n: (parts[n], p.detach().numpy()) for n, p in now.items()}
     return taken, same, held, float(sum(moments))

@@ -1,0 +1,81 @@
+"""`forescale train`: checks everything, then trains as this process's rank or through new ones."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.cluster_environment import ClusterEnvironment, announce, discover
+from model.errors import RunFailedError, UserError
+from trainer.faults.signals import LASTING, StopRequest, stop_on_signal
+
+if TYPE_CHECKING:
+    from trainer.prepare import Plan
+
+
+def start(
+    config: Path, overrides: Sequence[str], *, run_dir: Path | None, resume: str, ranks: int | None
+) -> int:
+    """Check everything, then train as this rank or through `ranks` new ones; the exit code."""
+    from trainer.config import load
+    from trainer.config.load import parse_overrides
+    from trainer.prepare import prepare
+    from trainer.run.lease import Attempt, refuse_if_leased
+
+    cluster = discover()
+    if ranks is not None and cluster.world > 1:
+        raise UserError("--ranks: a launcher has started the ranks already; leave it out")
+    with stop_on_signal(signals=LASTING) as stop:
+        try:
+            configuration = load(config, parse_overrides(overrides))
+            world = ranks or cluster.world
+            plan = prepare(configuration, run_dir=run_dir, resume=resume, world=world)
+        except UserError as error:
+            if cluster.rank == 0:
+                raise
+            return _report(cluster, error)
+        if ranks is None or ranks == 1 or plan.start.is_done:
+            return _train(plan, cluster, stop)
+        refuse_if_leased(plan.run.path, Attempt.here())  # said here rather than by a rank
+        from launch.local_ranks import launch
+
+        options = ["--run-dir", str(plan.run.path), "--resume", resume]
+        return launch(ranks, [str(config), *overrides, *options], stop)
+
+
+def _report(cluster: ClusterEnvironment, error: UserError) -> int:
+    """Have rank 0 quote what went wrong here, unless it has ended by the same mistake."""
+    address = announce(cluster)
+    from parallel.rendezvous import report_failure
+
+    report_failure(address, cluster.rank, str(error))
+    return error.exit_code
+
+
+def _train(plan: Plan, cluster: ClusterEnvironment, stop: StopRequest) -> int:
+    """Train as this rank; the exit code."""
+    use_processors(cluster)
+    address = announce(cluster)
+    from parallel.mesh import destroy_mesh
+    from trainer.job import train
+
+    here = cluster.rank, cluster.local_rank, cluster.local_world
+    try:
+        train(plan, *here, stop, address=address)
+    except RunFailedError as error:
+        if cluster.rank == 0:
+            print(f"forescale: {error}", file=sys.stderr)
+        return error.exit_code
+    destroy_mesh()
+    return 0
+
+
+def use_processors(cluster: ClusterEnvironment) -> None:
+    """Take this rank's share of the machine's processors, unless OMP_NUM_THREADS decides."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // cluster.local_world))

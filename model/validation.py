@@ -1,0 +1,67 @@
+"""What pydantic found wrong with a configuration or a file, in one sentence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from model.errors import UserError
+from model.sentences import nearest
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list such as [a, b]",
+    "dict_type": "keys below it",
+    "model_type": "keys below it",
+    "model_attributes_type": "keys below it",
+}
+
+
+def mistake(error: ValidationError) -> tuple[tuple[str, ...], str | None]:
+    """Return the path of the first wrong setting and what is wrong with it.
+
+    None for the latter: there is no such key.
+    """
+    first = error.errors(include_url=False)[0]
+    path = tuple(
+        str(part) for part in first["loc"] if isinstance(part, str) and part.isidentifier()
+    )
+    kind, given = first["type"], first["input"]
+    if kind == "extra_forbidden":
+        return path, None
+    if kind == "value_error":
+        # Our own validators name the key of their section first: "nhead: 3 heads ...".
+        leaf, _, sentence = str(first["ctx"]["error"]).partition(": ")
+        return (*path, leaf), sentence
+    if kind == "literal_error":
+        expected = f"one of {first['ctx']['expected']}".replace("'", "")
+        choices = expected.removeprefix("one of ").replace(" or ", ", ").split(", ")
+        near = nearest(given, choices)
+        expected += "" if near is None else f" (did you mean {near}?)"
+    elif kind in _EXPECTED:
+        expected = _EXPECTED[kind]
+    else:
+        expected = first["msg"].removeprefix("Input should be ")
+    hint = ""
+    if isinstance(given, bool) and kind != "bool_type":
+        hint = "; YAML reads a bare on, off, yes and no as true and false: quote it to mean text"
+    shown = "nothing" if given is None else "keys" if isinstance(given, dict) else repr(given)
+    return path, f"expected {expected}, got {shown}{hint}"
+
+
+def check_content(adapter: TypeAdapter[Any], content: object, where: str) -> None:
+    """Raise UserError, beginning with `where`, if a file's content is not what `adapter` takes."""
+    from pydantic import ValidationError
+
+    try:
+        adapter.validate_python(content)
+    except ValidationError as error:
+        keys, sentence = mistake(error)
+        raise UserError(f"{where}: {'.'.join(keys)}: {sentence}") from None

@@ -1,0 +1,56 @@
+"""The keys of a state: `kind/global.name`, composed and split here alone.
+
+weights/encoder.layers.0.attention.query     fp32 master weights
+exp_avg/...  exp_avg_sq/...                  AdamW's moments of the same parameter
+buffers/encoder.positions.table              what is no parameter
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+WEIGHTS, BUFFERS = "weights", "buffers"
+
+PARAMETER_KINDS = (WEIGHTS, "exp_avg", "exp_avg_sq")
+"""What is stored of each parameter."""
+
+NETWORK_KINDS = (WEIGHTS, BUFFERS)
+"""What a network is made of: all that another run or an export takes."""
+
+Value = TypeVar("Value")
+
+
+def make_key(kind: str, name: str) -> str:
+    """Return the key of what `kind` is stored of the global `name`."""
+    return f"{kind}/{name}"
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """Return the kind and the global name of a key."""
+    kind, _, name = key.partition("/")
+    return kind, name
+
+
+def global_name(key: str) -> str:
+    """Return a key's global name: `encoder.x` of `weights/encoder.x`."""
+    return split_key(key)[1]
+
+
+def of_kinds(state: Mapping[str, Value], *kinds: str) -> dict[str, Value]:
+    """Return the entries of a state whose keys are of one of `kinds`."""
+    return {key: value for key, value in state.items() if split_key(key)[0] in kinds}
+
+
+def buffers_of(network: nn.Module) -> dict[str, Tensor]:
+    """Return a network's buffers by their keys."""
+    return {make_key(BUFFERS, name): buffer for name, buffer in network.named_buffers()}
+
+
+def state_of(network: nn.Module) -> dict[str, Tensor]:
+    """Return a network's weights and buffers by their keys, detached."""
+    weights = {make_key(WEIGHTS, name): p.detach() for name, p in network.named_parameters()}
+    return weights | buffers_of(network)

@@ -1,0 +1,118 @@
+"""DeepSpeed's own configuration: what Forescale sets of it, and what a user may add.
+
+Imports neither torch nor DeepSpeed: what cannot be is refused before a rank starts.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, cast
+
+from model.sentences import nearest
+from trainer.config.load import Configuration
+from trainer.config.settings import Settings
+
+OWNED_BY_FORESCALE = {
+    "train_batch_size": "train.global_batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.global_batch_size and train.micro_batch_size",
+    "gradient_clipping": "train.gradient_clipping",
+    "optimizer": "the section train",
+    "scheduler": "train.warmup_steps and train.final_learning_rate",
+    "bf16": "train.precision",
+    "bfloat16": "train.precision",
+    "fp16": "train.precision",
+    "amp": "train.precision",
+    "data_types": "train.precision",
+    "communication_data_type": "train.precision",
+    "zero_optimization.stage": "parallel.zero_stage",
+    "zero_optimization.offload_optimizer": "parallel.offload_optimizer",
+    "pipeline": "parallel.pipeline",
+    "activation_checkpointing": "parallel.activation_checkpointing",
+    "checkpoint": "the section checkpoint",
+    "tensorboard": "logging.tensorboard",
+    "steps_per_print": "logging.every",
+}
+"""Key of DeepSpeed's configuration -> what sets it."""
+
+PASSED_TO_DEEPSPEED: dict[str, type] = {
+    "comms_logger": dict,
+    "dump_state": bool,
+    "flops_profiler": dict,
+    "memory_breakdown": bool,
+    "timers": dict,
+    "wall_clock_breakdown": bool,
+    "zero_optimization.allgather_bucket_size": int,
+    "zero_optimization.allgather_partitions": bool,
+    "zero_optimization.contiguous_gradients": bool,
+    "zero_optimization.overlap_comm": bool,
+    "zero_optimization.reduce_bucket_size": int,
+    "zero_optimization.reduce_scatter": bool,
+    "zero_optimization.round_robin_gradients": bool,
+    "zero_optimization.stage3_max_live_parameters": int,
+    "zero_optimization.stage3_max_reuse_distance": int,
+    "zero_optimization.stage3_param_persistence_threshold": int,
+    "zero_optimization.stage3_prefetch_bucket_size": int,
+    "zero_optimization.use_multi_rank_bucket_allreduce": bool,
+}
+"""Key that a configuration may add -> its type. None of them changes a result."""
+
+_IN_WORDS = {dict: "keys below it", bool: "true or false", int: "a whole number"}
+
+
+def deepspeed_config(settings: Settings, accumulation: int) -> dict[str, Any]:
+    """Return the engine's configuration: Forescale's own, then the section `deepspeed`."""
+    train, parallel = settings.train, settings.parallel
+    own: dict[str, Any] = {
+        "train_batch_size": train.global_batch_size,
+        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": train.gradient_clipping,
+        "steps_per_print": sys.maxsize,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": parallel.zero_stage},
+        # One tensor travels whole: DeepSpeed's partitioned way asserts on the mask beside it.
+        "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
+    }
+    if train.precision == "bf16":
+        own["bf16"] = {"enabled": True}
+        own["data_types"] = {"grad_accum_dtype": "fp32"}
+        own["communication_data_type"] = "fp32"  # of gradients
+    if parallel.offload_optimizer == "cpu":
+        own["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+        own["zero_force_ds_cpu_optimizer"] = False  # torch's AdamW needs no build
+    return _merged(own, settings.deepspeed)
+
+
+def _merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with `extra` laid over it, section by section."""
+    result = dict(base)
+    for key, value in extra.items():
+        below = result.get(key)
+        both = isinstance(value, dict) and isinstance(below, dict)
+        result[key] = _merged(cast(dict[str, Any], below), value) if both else value
+    return result
+
+
+def check_deepspeed(configuration: Configuration) -> None:
+    """Raise UserError for a key of the section `deepspeed` that is not a user's to set."""
+    content = configuration.settings.deepspeed
+    zero = content.get("zero_optimization", {})
+    keys = {key: value for key, value in content.items() if key != "zero_optimization"}
+    if isinstance(zero, dict):
+        keys |= {f"zero_optimization.{key}": value for key, value in zero.items()}
+    else:
+        keys["zero_optimization"] = zero
+    for key, value in keys.items():
+        name = f"deepspeed.{key}"
+        if key in OWNED_BY_FORESCALE:
+            raise configuration.error(
+                name, f"this is set by {OWNED_BY_FORESCALE[key]}; remove it from deepspeed"
+            )
+        if key not in PASSED_TO_DEEPSPEED:
+            near = nearest(key, PASSED_TO_DEEPSPEED)
+            hint = f"did you mean {near}?" if near else ", ".join(PASSED_TO_DEEPSPEED)
+            raise configuration.error(name, f"this cannot be passed on to DeepSpeed; {hint}")
+        if type(value) is not PASSED_TO_DEEPSPEED[key]:
+            wanted = _IN_WORDS.get(PASSED_TO_DEEPSPEED[key], "text")
+            raise configuration.error(name, f"expected {wanted}, got {value!r}")
