@@ -1,1 +1,1 @@
-"""How a network is spread over ranks."""
+"""How a network is parallelized over ranks."""

@@ -32,42 +32,42 @@ class Work:
     micro_batch: int
     accumulation: int
     weight_bytes: int
-    """Of one weight or activation as it is computed with: 4 for fp32, 2 for bf16."""
+    """Bytes of one weight or activation as it is computed with: 4 for fp32, 2 for bf16."""
     offloaded: bool = False
-    """The optimizer's states are in the host's memory."""
+    """Whether the optimizer's states are in the host's memory."""
     recomputed: bool = False
-    """The backward pass repeats layers' forward passes, with what they send."""
+    """Whether the backward pass repeats layers' forward passes, with what they send."""
 
 
 @dataclass(frozen=True)
 class StageCosts:
-    """Of each rank of one pipeline stage."""
+    """What each rank of one pipeline stage holds, and the stage computes."""
 
     layers: list[Layer]
     flops: float
-    """Of one sample's forward pass, by all the stage's ranks."""
+    """FLOPs of one sample's forward pass, by all the stage's ranks."""
     parameters: int
-    """Of the whole stage."""
+    """Parameters of the whole stage."""
     dense: int
-    """Parameters that a rank holds, experts that are spread over ranks aside."""
+    """Parameters that a rank holds, experts that the expert axis shards aside."""
     experts: int
     """Parameters of such experts that a rank holds."""
     weights: float
-    """Bytes of a rank."""
+    """Bytes of a rank's weights."""
     gradients: float
     optimizer: float
-    """On the device."""
+    """Bytes of the optimizer's states on the device."""
     host: float
-    """Of the optimizer, in the host's memory."""
+    """Bytes of the optimizer's states in the host's memory."""
 
     @property
     def total(self) -> float:
-        """On the device."""
+        """Bytes on the device."""
         return self.weights + self.gradients + self.optimizer
 
 
 def stage_costs(network: TimeSeriesTransformer, work: Work) -> list[StageCosts]:
-    """`network` may be on the meta device."""
+    """Return the costs of each stage; `network` may be on the meta device."""
     stages = split_layers(network, work.layout.pipeline)
     return [_stage(network, layers, number, work) for number, layers in enumerate(stages)]
 
@@ -85,10 +85,10 @@ def _stage(
             experts += held
         else:
             dense += held
-    spread = sum(count / ranks for count, ranks in _alike(dense, experts, layout))
+    partitioned = sum(count / ranks for count, ranks in _alike(dense, experts, layout))
     held = dense + experts
-    states = 3 * FP32 * spread  # master weights and two moments
-    # DeepSpeed keeps bf16 gradients beside their fp32 sums where it does not spread them.
+    states = 3 * FP32 * partitioned  # master weights and two moments
+    # DeepSpeed keeps bf16 gradients beside their fp32 sums where it does not partition them.
     both = work.weight_bytes if work.weight_bytes < FP32 and work.zero_stage == 1 else 0
     return StageCosts(
         layers,
@@ -96,8 +96,8 @@ def _stage(
         whole,
         dense,
         experts,
-        weights=work.weight_bytes * (spread if work.zero_stage == 3 else held),
-        gradients=FP32 * (spread if work.zero_stage >= 2 else held) + both * held,
+        weights=work.weight_bytes * (partitioned if work.zero_stage == 3 else held),
+        gradients=FP32 * (partitioned if work.zero_stage >= 2 else held) + both * held,
         optimizer=0.0 if work.offloaded else states,
         host=states if work.offloaded else 0.0,
     )
@@ -112,13 +112,15 @@ def _parameters(
 
 
 def _alike(dense: int, experts: int, layout: Layout) -> tuple[tuple[int, int], tuple[int, int]]:
-    """A rank's parameters of each kind, and how many ranks hold the same: ZeRO spreads over
-    these."""
+    """Return a rank's parameters of each kind, and how many ranks ZeRO partitions them over.
+
+    These ranks hold the same.
+    """
     return (dense, layout.data), (experts, layout.stage // layout.expert)
 
 
 def traffic(network: TimeSeriesTransformer, work: Work) -> list[dict[str, float]]:
-    """Of each stage, bytes that a rank hands to collectives in an optimizer step, by axis.
+    """Return for each stage the bytes that a rank hands to collectives in a step, by axis.
 
     Evaluation and checkpoints are left out.
     """
@@ -148,7 +150,7 @@ def traffic(network: TimeSeriesTransformer, work: Work) -> list[dict[str, float]
 def _block(
     network: TimeSeriesTransformer, block: torch.nn.Module, tokens: int, memory: int, work: Work
 ) -> dict[str, float]:
-    """Elements of a transformer layer's collectives for `tokens` tokens."""
+    """Return the elements of a transformer layer's collectives for `tokens` tokens, by axis."""
     layout, states = work.layout, tokens * network.config.d_model
     choices = network.config.top_k
     mixture = next((m for m in block.modules() if isinstance(m, MixtureOfExperts)), None)
@@ -181,7 +183,7 @@ def _block(
 
 
 def _boundaries(network: TimeSeriesTransformer, rows: int, number: int, stages: int) -> float:
-    """Elements that a stage sends for a micro-batch: states on, their gradients back."""
+    """Return the elements that a stage sends for a micro-batch: states on, gradients back."""
     config = network.config
     tokens = {
         "encoder": network.memory_patches,
@@ -193,7 +195,7 @@ def _boundaries(network: TimeSeriesTransformer, rows: int, number: int, stages: 
 
 
 def _data(cost: StageCosts, work: Work) -> float:
-    """ZeRO: gradients are reduced, weights gathered."""
+    """Return the bytes of ZeRO: gradients are reduced, weights gathered."""
     total = 0.0
     for count, ranks in _alike(cost.dense, cost.experts, work.layout):
         if ranks == 1:
@@ -209,7 +211,7 @@ def _data(cost: StageCosts, work: Work) -> float:
 def _tied(
     network: TimeSeriesTransformer, stages: list[list[Layer]], number: int, layout: Layout
 ) -> float:
-    """Gradients of weights that several stages hold, summed over them once a step."""
+    """Return the bytes of gradients of weights that several stages hold, summed once a step."""
     total = 0
     here = layout.coordinates(number * layout.stage)
     for name, holders in tied_modules(stages).items():

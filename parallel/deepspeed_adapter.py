@@ -1,8 +1,8 @@
-"""What DeepSpeed has to be told of a network that is spread over ranks.
+"""What DeepSpeed must know of a parallelized network.
 
-Its ZeRO optimizers read marks on parameters: which differ between tensor ranks (each then counts
-in the gradient norm, where a replicated one counts once), and which are experts (reduced over the
-ranks that hold the same experts only).
+Its ZeRO optimizers read marks on parameters: those that are sharded over tensor ranks count on each
+of them in the gradient norm, where a replicated one counts once; those of experts are reduced over
+the ranks that hold the same experts alone.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from parallel.sharding import is_expert, is_sharded
 
 
 def mark_parameters(network: nn.Module, layout: Layout) -> None:
+    """Set the marks that DeepSpeed reads on the parameters of `network`."""
     for name, parameter in network.named_parameters():
         if is_sharded(name, layout):
             parameter.model_parallel = True  # type: ignore[attr-defined]
@@ -29,11 +30,12 @@ def mark_parameters(network: nn.Module, layout: Layout) -> None:
 
 
 def expert_group_name(layout: Layout) -> str:
+    """Return DeepSpeed's name of the process group of experts."""
     return f"ep_size_{layout.expert}"
 
 
 def announce_experts(layout: Layout, experts: int) -> nn.Module:
-    """A module without parameters, for which DeepSpeed makes its process groups of experts."""
+    """Return a module without parameters, for which DeepSpeed makes its groups of experts."""
     from deepspeed.moe.layer import MoE
 
     class Announcement(MoE):  # type: ignore[misc]
@@ -49,12 +51,14 @@ def announce_experts(layout: Layout, experts: int) -> nn.Module:
 
 
 class _NoLayer(nn.Module):
+    """Stands where DeepSpeed's own mixture-of-experts layer would be."""
+
     def _set_ep_group(self, group: dist.ProcessGroup) -> None:
-        """The group is made again by `parallel.groups`."""
+        """Ignore the group: `parallel.groups` has made it already."""
 
 
 class ModelParallelUnit:
-    """The groups under the names that DeepSpeed asks them by, where it has no pipeline's grid."""
+    """The tensor and data groups under DeepSpeed's names, where no pipeline's grid has them."""
 
     def __init__(self, mesh: Mesh, groups: Groups) -> None:
         self._mesh, self._groups = mesh, groups

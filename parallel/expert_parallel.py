@@ -1,8 +1,7 @@
-"""Expert parallelism: each row travels to the rank that holds its expert, and its answer back.
+"""Expert parallelism: each row is dispatched to the rank that holds its expert, and combined back.
 
 Rows are sorted by expert already, so what a rank sends is a slice for each rank of the group: one
-all-to-all with variable splits each way. An expert or a rank that gets no row takes part with
-nothing.
+all-to-all with variable splits each way. A rank that gets no row takes part with nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +17,10 @@ from model.moe import Compute, Experts
 
 
 class _AllToAll(torch.autograd.Function):
-    """Rows sent[r] to each rank r of the group, received[r] from it; backward the other way."""
+    """The all-to-all: sent[r] rows go to each rank r of the group, received[r] come from it.
+
+    Gradients go the other way.
+    """
 
     @staticmethod
     def forward(
@@ -36,13 +38,13 @@ class _AllToAll(torch.autograd.Function):
 def _all_to_all(
     rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup
 ) -> Tensor:
-    answer = rows.new_empty(sum(received), rows.shape[1])
-    dist.all_to_all_single(answer, rows.contiguous(), received, sent, group=group)
-    return answer
+    result = rows.new_empty(sum(received), rows.shape[1])
+    dist.all_to_all_single(result, rows.contiguous(), received, sent, group=group)
+    return result
 
 
 class _Reorder(torch.autograd.Function):
-    """rows[order]; the gradient is gathered by the inverse, without atomics."""
+    """rows[order], whose gradient is gathered by the inverse, without atomics."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
@@ -57,7 +59,7 @@ class _Reorder(torch.autograd.Function):
 
 
 class Exchange:
-    """What `Experts.exchange` is where a rank holds a part of the experts."""
+    """The `Experts.exchange` of a rank that holds some of the experts."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group
@@ -71,25 +73,26 @@ class Exchange:
         received = arriving.sum(1).tolist()
         arrived = _AllToAll.apply(rows, sent, received, self.group)
         order, inverse = _by_expert(arriving)
-        answers = compute(_Reorder.apply(arrived, order, inverse), arriving.sum(0))
+        outputs = compute(_Reorder.apply(arrived, order, inverse), arriving.sum(0))
         returned: Tensor = _AllToAll.apply(
-            _Reorder.apply(answers, inverse, order), received, sent, self.group
+            _Reorder.apply(outputs, inverse, order), received, sent, self.group
         )
         return returned
 
 
 def _by_expert(arriving: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows lie rank by rank, in each by expert: the order that sorts them by expert, and back.
+    """Return the order that sorts arrived rows by expert, and its inverse.
 
-    arriving [ranks, local experts]: the number of rows of each.
+    They lie rank by rank, and by expert within each; arriving [ranks, local experts] counts them.
     """
     experts = torch.arange(arriving.shape[1], device=arriving.device).repeat(len(arriving))
     order = experts.repeat_interleave(arriving.flatten()).argsort(stable=True)
-    places = torch.arange(len(order), device=order.device)
-    return order, torch.empty_like(order).scatter_(0, order, places)
+    positions = torch.arange(len(order), device=order.device)
+    return order, torch.empty_like(order).scatter_(0, order, positions)
 
 
 def apply_expert_parallel(network: nn.Module, group: dist.ProcessGroup) -> None:
+    """Have the experts of `network` exchange rows over `group`."""
     for module in network.modules():
         if isinstance(module, Experts):
             module.exchange = Exchange(group)

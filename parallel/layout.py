@@ -1,29 +1,38 @@
-"""Ranks as one grid, by pure arithmetic.
+"""The layout: the ranks as one grid. Pure arithmetic, no torch.
 
 The axes from outermost to innermost are pipeline, data, tensor: the ranks that share a layer's
 heads are neighbours (their traffic stays inside a node), stages lie across nodes. An expert group
-is `expert` consecutive ranks of one stage, over its tensor and data axes.
+is `expert` consecutive ranks of one stage, over its data and tensor axes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
+Group = list[int]
+"""Ranks that communicate along one axis."""
+
 
 @dataclass(frozen=True)
 class Coordinates:
-    """A rank's place on each axis."""
+    """A rank's index on each axis."""
 
     pipeline: int
     data: int
     tensor: int
     expert: int
-    """Which part of the experts it holds."""
+    """Which part of the experts the rank holds."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The sizes of the axes; pipeline x data x tensor is the world."""
+    """The sizes of the axes; pipeline x data x tensor is the world.
+
+    Layout(pipeline=2, data=2, tensor=2).coordinates(5) is pipeline 1, data 0, tensor 1.
+    """
 
     pipeline: int
     data: int
@@ -32,9 +41,10 @@ class Layout:
 
     @classmethod
     def of(cls, world: int, *, pipeline: int, tensor: int = 1, expert: int = 1) -> Layout:
-        """Data parallelism is what is left of `world`.
+        """Return the layout whose data axis is what the others leave of `world` ranks.
 
-        Raises ValueError where the axes do not divide the world.
+        Layout.of(8, pipeline=2, tensor=2) has a data axis of 2. Raises ValueError where the axes
+        do not divide the world.
         """
         layout = cls(pipeline, world // (pipeline * tensor), tensor, expert)
         if layout.world != world or layout.stage % expert:
@@ -43,50 +53,46 @@ class Layout:
 
     @property
     def world(self) -> int:
+        """The number of ranks."""
         return self.pipeline * self.stage
 
     @property
     def stage(self) -> int:
-        """Ranks of one pipeline stage."""
+        """The number of ranks of one pipeline stage."""
         return self.data * self.tensor
 
     def coordinates(self, rank: int) -> Coordinates:
+        """Return the position of `rank` on each axis."""
         pipeline, within = divmod(rank, self.stage)
         data, tensor = divmod(within, self.tensor)
         return Coordinates(pipeline, data, tensor, within % self.expert)
 
-    def tensor_groups(self) -> list[list[int]]:
-        """Ranks that share each layer's heads and hidden width."""
-        return _consecutive(self.world, self.tensor)
+    def _grid(self) -> npt.NDArray[np.int64]:
+        """Return the ranks as [pipeline, data, tensor]."""
+        return np.arange(self.world).reshape(self.pipeline, self.data, self.tensor)
 
-    def data_groups(self) -> list[list[int]]:
-        """Ranks that hold the same parameters, experts aside."""
-        return [
-            [(stage * self.data + data) * self.tensor + tensor for data in range(self.data)]
-            for stage in range(self.pipeline)
-            for tensor in range(self.tensor)
-        ]
+    def tensor_groups(self) -> list[Group]:
+        """Return the groups of ranks that share each layer's heads and hidden width."""
+        return _rows(self._grid(), self.tensor)
 
-    def expert_groups(self) -> list[list[int]]:
-        """Ranks that hold all experts of a stage between them."""
-        return _consecutive(self.world, self.expert)
+    def data_groups(self) -> list[Group]:
+        """Return the groups of ranks that hold the same parameters, experts aside."""
+        return _rows(self._grid().transpose(0, 2, 1), self.data)
 
-    def stage_groups(self) -> list[list[int]]:
-        return _consecutive(self.world, self.stage)
+    def expert_groups(self) -> list[Group]:
+        """Return the groups of ranks that hold all experts of a stage between them."""
+        return _rows(self._grid(), self.expert)
 
-    def replica_groups(self) -> list[list[int]]:
-        """Ranks that compute the same samples between them."""
-        return [
-            [
-                stage * self.stage + data * self.tensor + tensor
-                for stage in range(self.pipeline)
-                for tensor in range(self.tensor)
-            ]
-            for data in range(self.data)
-        ]
+    def stage_groups(self) -> list[Group]:
+        """Return the groups of ranks that hold the same layers."""
+        return _rows(self._grid(), self.stage)
+
+    def replica_groups(self) -> list[Group]:
+        """Return the groups of ranks that compute the same samples between them."""
+        return _rows(self._grid().transpose(1, 0, 2), self.pipeline * self.tensor)
 
     def sizes(self) -> dict[str, int]:
-        """The world and each axis, as runs and checkpoints record them."""
+        """Return the world and each axis, as runs and checkpoints record them."""
         return {
             "world": self.world,
             "pipeline": self.pipeline,
@@ -99,10 +105,12 @@ class Layout:
         return describe(self.sizes())
 
 
-def _consecutive(world: int, size: int) -> list[list[int]]:
-    return [list(range(first, first + size)) for first in range(0, world, size)]
+def _rows(grid: npt.NDArray[np.int64], size: int) -> list[Group]:
+    """Return the grid's ranks in order, `size` to a group."""
+    groups: list[Group] = grid.reshape(-1, size).tolist()
+    return groups
 
 
 def describe(sizes: dict[str, int]) -> str:
-    """The axes in words."""
+    """Return the axes in words: pipeline 2 x data 2 x tensor 1 x expert 1."""
     return " x ".join(f"{axis} {size}" for axis, size in sizes.items() if axis != "world")

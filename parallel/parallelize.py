@@ -30,7 +30,7 @@ class Parallelized:
     module: nn.Module
     """What DeepSpeed runs: the network itself, or a pipeline module around this rank's stage."""
     shards: Mapping[str, Shard]
-    """Of each parameter of the stage, by global name."""
+    """This rank's shard of each parameter of its stage, by global name."""
     stages: list[list[Layer]]
     """The layers of all stages."""
     groups: Groups

@@ -1,4 +1,4 @@
-"""Pipeline stages: which layers of a network a rank holds, and DeepSpeed's module around them."""
+"""Pipeline parallelism: which layers a stage holds, and DeepSpeed's module around them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from parallel.mesh import Mesh
 
 
 def balance(costs: Sequence[float], stages: int) -> list[range]:
-    """Cut `costs` into `stages` consecutive, non-empty ranges whose largest sum is smallest."""
+    """Return `stages` consecutive, non-empty ranges of `costs` whose largest sum is smallest."""
     sums = [0.0, *accumulate(costs)]
     best: dict[tuple[int, int], tuple[float, int]] = {(0, 0): (0.0, 0)}
     for stage in range(1, stages + 1):
@@ -35,7 +35,7 @@ def balance(costs: Sequence[float], stages: int) -> list[range]:
 
 
 def split_layers(network: TimeSeriesTransformer, stages: int) -> list[list[Layer]]:
-    """The layers of each stage, balanced by FLOPs.
+    """Return the layers of each stage, balanced by FLOPs.
 
     What is no transformer layer (embedding, final norm, head) stays with its neighbour, so that
     every stage holds both matrices and norms: the optimizer's groups are then equal on all.
@@ -75,8 +75,10 @@ class Stage(nn.Module):
 
 
 def tied_modules(stages: list[list[Layer]]) -> dict[str, list[int]]:
-    """Modules that several stages hold, by global name, and which stages: weights shared between
-    layers that a cut has put apart."""
+    """Return the modules that several stages hold, by global name, and which stages do.
+
+    They are shared between layers that lie on different stages.
+    """
     holders: dict[str, list[int]] = {}
     for number, layers in enumerate(stages):
         for name in sorted({name for layer in layers for name in layer.modules}):
@@ -97,7 +99,7 @@ def keep_only(network: TimeSeriesTransformer, layers: list[Layer]) -> None:
 def pipeline_module(
     stages: list[list[Layer]], stage: Stage, mesh: Mesh, loss: Callable[..., Tensor]
 ) -> nn.Module:
-    """DeepSpeed's view: as many layers as stages, of which this rank has its own."""
+    """Return DeepSpeed's module: as many layers as stages, of which this rank has its own."""
     from deepspeed.pipe import PipelineModule
     from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 

@@ -36,7 +36,7 @@ class Rendezvous:
     rank: int
     world: int
     store: Store
-    """For the process groups, and for what the ranks exchange besides."""
+    """The store for the process groups, and for what the ranks exchange besides."""
     hosts: dict[str, list[int]]
     """Machine -> its ranks; known to rank 0."""
 

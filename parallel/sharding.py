@@ -1,8 +1,12 @@
-"""The table of how each parameter is spread over the ranks of a stage.
+"""The table of which weight is sharded how over the ranks of a stage.
+
+Words: an *axis* is the mesh's, a *dim* a tensor's. A *shard* is the slice of a parameter that the
+tensor or expert axis leaves a rank; a *partition* is the range of the flattened shard that ZeRO
+leaves it; a *chunk* is a box of a global tensor as a checkpoint stores it.
 
 Names are global names as `TimeSeriesTransformer` has them. The model's weights are stored so that
-every split is a slice of one dimension: attention by key/value head, feed-forwards and experts by
-hidden width.
+every shard is a slice of one dim: attention by key/value head, feed-forwards and experts by hidden
+width.
 """
 
 from __future__ import annotations
@@ -19,12 +23,12 @@ from parallel.layout import Coordinates, Layout
 
 @dataclass(frozen=True)
 class Sharding:
-    """How a parameter is spread; replicated where neither dimension is given."""
+    """How a parameter is sharded; it is replicated where neither dim is given."""
 
     tensor_dim: int | None = None
-    """The dimension that tensor parallelism cuts."""
+    """The dim that the tensor axis shards."""
     expert_dim: int | None = None
-    """The dimension that counts experts, which expert parallelism cuts instead."""
+    """The dim that counts experts, which the expert axis shards instead."""
 
 
 REPLICATED = Sharding()
@@ -47,19 +51,21 @@ TABLE: tuple[tuple[str, Sharding], ...] = (
     ("*_embedding.weight", REPLICATED),
     ("head.*", REPLICATED),
 )
-"""Patterns of global names, the first that fits counts. `feed_forward*` is a shared expert too."""
+"""Pattern of global names -> how they are sharded; the first that fits counts.
+
+`feed_forward*` is a shared expert, too."""
 
 
 def sharding(name: str) -> Sharding:
-    """Raises LookupError for a parameter that the table does not know."""
+    """Return how the parameter `name` is sharded; raise LookupError for one that is not here."""
     for pattern, found in TABLE:
         if fnmatchcase(name, pattern):
             return found
-    raise LookupError(f"{name} is not in the sharding table: how is it spread over ranks?")
+    raise LookupError(f"{name} is not in the sharding table: how is it sharded over ranks?")
 
 
 def shard_of(name: str, whole: torch.Size, layout: Layout, here: Coordinates) -> Shard:
-    """What the rank at `here` holds of a parameter or buffer of shape `whole`."""
+    """Return the shard that the rank at `here` holds of a parameter of shape `whole`."""
     dim, shards, index = _axis(name, layout, here)
     if shards == 1:
         return Shard.all_of(whole)
@@ -69,7 +75,7 @@ def shard_of(name: str, whole: torch.Size, layout: Layout, here: Coordinates) ->
 
 
 def _axis(name: str, layout: Layout, here: Coordinates) -> tuple[int, int, int]:
-    """Dimension, number of parts, and which of them."""
+    """Return the dim, the number of shards, and which of them is held at `here`."""
     how = sharding(name)
     if how.expert_dim is not None and layout.expert > 1:
         return how.expert_dim, layout.expert, here.expert
@@ -79,7 +85,7 @@ def _axis(name: str, layout: Layout, here: Coordinates) -> tuple[int, int, int]:
 
 
 def is_sharded(name: str, layout: Layout) -> bool:
-    """Whether the ranks of one tensor group hold different parts of it."""
+    """Whether the ranks of one tensor group hold different shards of the parameter."""
     how = sharding(name)
     if how.expert_dim is not None and layout.expert > 1:
         return layout.tensor > 1
@@ -87,13 +93,14 @@ def is_sharded(name: str, layout: Layout) -> bool:
 
 
 def is_expert(name: str) -> bool:
+    """Whether the parameter holds a weight of each expert."""
     return sharding(name).expert_dim is not None
 
 
 def shard_parameters(network: nn.Module, layout: Layout, here: Coordinates) -> dict[str, Shard]:
-    """Make every parameter of `network`, on the meta device, as large as its part.
+    """Make every parameter of `network`, on the meta device, as large as its shard.
 
-    Returns the parts by global name.
+    Returns the shards by global name.
     """
     shards = {}
     for prefix, module in network.named_modules():

@@ -1,9 +1,8 @@
 """Tensor parallelism, applied from outside: the model's code does not know of it.
 
-A module whose weights are cut (heads, or the hidden width of a feed-forward) computes its share
-from the whole input and answers a share of the sum. A wrapper around its forward completes both: in
-the forward pass the answers are summed, in the backward pass the gradients of the inputs (Shoeybi
-et al. 2019, Megatron-LM, fig. 3).
+A module whose weights are sharded (heads, or the hidden width of a feed-forward) computes from the
+whole input one term of a sum. A wrapper around its forward completes it: f copies the input and
+sums its gradients over the ranks, g sums the outputs (Shoeybi et al. 2019, Megatron-LM, fig. 3).
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from parallel.sharding import is_sharded
 
 
 class _CopyToRegion(torch.autograd.Function):
-    """Identity; the gradient is summed over the group."""
+    """Megatron's f: the identity, whose gradient is summed over the group."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -41,7 +40,7 @@ class _CopyToRegion(torch.autograd.Function):
 
 
 class _ReduceFromRegion(torch.autograd.Function):
-    """The sum over the group; the gradient goes to all as it is."""
+    """Megatron's g: the sum over the group, whose gradient goes to all ranks as it is."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -57,7 +56,7 @@ class _ReduceFromRegion(torch.autograd.Function):
 
 
 class _ScatterToRegion(torch.autograd.Function):
-    """This rank's share of the rows [N / ranks, ...]; the gradients of all shares are gathered."""
+    """This rank's rows [N / ranks, ...] of [N, ...]; the gradients of all ranks are gathered."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -71,7 +70,7 @@ class _ScatterToRegion(torch.autograd.Function):
 
 
 class _GatherFromRegion(torch.autograd.Function):
-    """The shares of all ranks, [N, ...]; the gradient is this rank's share of it."""
+    """The rows of all ranks, [N, ...]; the gradient is this rank's rows of it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -91,7 +90,7 @@ def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def apply_tensor_parallel(network: nn.Module, layout: Layout, group: dist.ProcessGroup) -> None:
-    """Wrap each module of `network` whose own parameters are cut."""
+    """Wrap each module of `network` whose own parameters are sharded."""
     for prefix, module in network.named_modules():
         names = [f"{prefix}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)]
         if not any(is_sharded(name, layout) for name in names):
@@ -103,7 +102,7 @@ def apply_tensor_parallel(network: nn.Module, layout: Layout, group: dist.Proces
 
 
 def _reduce_output(module: nn.Module, group: dist.ProcessGroup) -> None:
-    """Each rank computes a share of every answer."""
+    """Have each rank compute one term of every output, and sum the terms."""
     forward = module.forward
 
     def summed(*inputs: Any, **options: Any) -> Tensor:
@@ -116,42 +115,47 @@ def _reduce_output(module: nn.Module, group: dist.ProcessGroup) -> None:
         )
         drops = isinstance(module, Attention) and module.training and module.dropout > 0
         with _own_dropout(group.rank(), inputs[0].device) if drops else nullcontext():
-            share = forward(*inputs, **options)
-        total: Tensor = _ReduceFromRegion.apply(share, group)
+            term = forward(*inputs, **options)
+        total: Tensor = _ReduceFromRegion.apply(term, group)
         return total
 
     module.forward = summed
 
 
 def _scatter_tokens(module: Experts, group: dist.ProcessGroup) -> None:
-    """Each rank brings a share of the tokens to the experts, which are whole.
+    """Have each rank bring some of the tokens to the experts, which are whole, and gather all.
 
     The router saw all tokens on every rank, so its gradient is complete on each.
     """
     forward = module.forward
 
-    def shared(x_ND: Tensor, chosen_NK: Tensor, gates_NK: Tensor, complete: bool = True) -> Tensor:
+    def scattered(
+        x_ND: Tensor, chosen_NK: Tensor, gates_NK: Tensor, complete: bool = True
+    ) -> Tensor:
         tokens = len(x_ND)
         missing = -tokens % group.size()
-        if missing:  # equal shares: rows are added that choose no expert
+        if missing:  # equal numbers on all ranks: rows are added that choose no expert
             x_ND = F.pad(x_ND, (0, 0, 0, missing))
             chosen_NK = F.pad(chosen_NK, (0, 0, 0, missing), value=module.count)
             gates_NK = F.pad(gates_NK, (0, 0, 0, missing))
-        share = forward(
+        rows = forward(
             _ScatterToRegion.apply(x_ND, group),
             chosen_NK.chunk(group.size())[group.rank()],
             _ScatterToRegion.apply(gates_NK, group),
             complete and not missing,
         )
-        whole: Tensor = _GatherFromRegion.apply(share, group)
+        whole: Tensor = _GatherFromRegion.apply(rows, group)
         return whole[:tokens]
 
-    module.forward = shared  # type: ignore[method-assign]
+    module.forward = scattered  # type: ignore[method-assign]
 
 
 @contextmanager
 def _own_dropout(rank: int, device: torch.device) -> Iterator[None]:
-    """Each rank drops other weights of its heads; what is replicated goes on alike after it."""
+    """Within, each rank draws other random numbers; after it all go on alike.
+
+    So ranks drop different weights of their own heads, and the same of what is replicated.
+    """
     seed = int(torch.randint(2**62, ()))
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed + rank)

@@ -18,7 +18,9 @@ from trainer.config.settings import TrainConfig
 def parameter_groups(
     network: nn.Module, train: TrainConfig, layout: Layout
 ) -> list[dict[str, Any]]:
-    """Matrices with weight decay, norms and biases without, and experts that are spread over ranks.
+    """Return AdamW's groups: matrices with weight decay, norms and biases without, and experts.
+
+    Experts have a group of their own where the expert axis shards them.
 
     Every pipeline stage has all of them, in this order: DeepSpeed reduces group by group, and
     stages with different lists of groups would wait for each other for ever.
@@ -51,11 +53,16 @@ def parameter_groups(
 
 
 class GuardedAdamW(torch.optim.AdamW):
-    """Leaves weights and moments as they are where the global gradient norm is above a limit."""
+    """AdamW that leaves weights and moments as they are where the gradient norm is above a limit.
+
+    The caller sets `norm` once, after DeepSpeed has wrapped this optimizer, and `limit` before each
+    step.
+    """
 
     limit = math.inf
+    """The largest norm that is applied."""
     norm: Callable[[], float] | None = None
-    """Of the step's gradient, before clipping; equal on all ranks."""
+    """Returns the norm of the step's global gradient before clipping, equal on all ranks."""
 
     def step(self, closure: Any = None) -> Any:
         if self.norm is not None and not self.norm() <= self.limit:
@@ -64,6 +71,7 @@ class GuardedAdamW(torch.optim.AdamW):
 
 
 def make_optimizer(network: nn.Module, train: TrainConfig, layout: Layout) -> GuardedAdamW:
+    """Return the optimizer of the parameters that this rank holds."""
     return GuardedAdamW(
         parameter_groups(network, train, layout),
         lr=train.learning_rate,
@@ -74,7 +82,7 @@ def make_optimizer(network: nn.Module, train: TrainConfig, layout: Layout) -> Gu
 
 
 def learning_rate(train: TrainConfig, step: int) -> float:
-    """Of optimizer step `step`, counted from 1: linear warm-up, then half a cosine."""
+    """Return the rate of optimizer step `step`, from 1: linear warm-up, then half a cosine."""
     if step <= train.warmup_steps:
         return train.learning_rate * step / train.warmup_steps
     # The cosine would end one step after the last, so that the last one still moves the weights.

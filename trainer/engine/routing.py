@@ -16,21 +16,24 @@ from parallel.mesh import Mesh
 
 @dataclass(frozen=True)
 class LayerRouting:
-    """How one layer's router spread the global batch."""
+    """How one layer's router distributed the global batch."""
 
     load: list[float]
-    """Share of the choices that fell on each expert."""
+    """Fraction of the choices that fell on each expert."""
     entropy: float
     """Mean entropy of a token's scores, in nats; ln(experts) when undecided."""
     drop_rate: float
-    """Share of the choices that found their expert full."""
+    """Fraction of the choices that found their expert full."""
 
 
 def take_statistics(
     local: Mapping[str, MixtureOfExperts], names: list[str], experts: int, mesh: Mesh
 ) -> dict[str, RouterStatistics]:
-    """The step's sums of every layer of the network, equal on all ranks; `local` holds the layers
-    of this rank's stage. Tensor ranks have seen the same tokens, of which the first one tells."""
+    """Return the step's sums of every layer of the network, equal on all ranks.
+
+    `local` holds the layers of this rank's stage. Tensor ranks have seen the same tokens, of which
+    the first one's count.
+    """
     flat = torch.zeros(len(names), experts + 5, dtype=torch.float64)
     for row, name in zip(flat, names, strict=True):
         statistics = local[name].take_statistics() if name in local else None
@@ -46,19 +49,21 @@ def take_statistics(
 def rebalance(
     local: Mapping[str, MixtureOfExperts], statistics: Mapping[str, RouterStatistics]
 ) -> None:
+    """Move the biases that balance the layers of this rank's stage by the step's counts."""
     for name, mixture in local.items():
         mixture.router.rebalance(statistics[name].counts_E)
 
 
 def auxiliary_loss(statistics: Mapping[str, RouterStatistics], rows: int) -> float:
-    """Summed over layers, the mean over the global batch's rows."""
+    """Return the auxiliary losses, summed over layers, as the mean over the batch's rows."""
     return sum(float(seen.loss) for seen in statistics.values()) / rows
 
 
 def describe(statistics: Mapping[str, RouterStatistics]) -> dict[str, LayerRouting]:
+    """Return each layer's routing as the metrics show it."""
     return {
         name: LayerRouting(
-            load=_shares(seen.counts_E),
+            load=_fractions(seen.counts_E),
             entropy=float(seen.entropy / seen.tokens.clamp(min=1)),
             drop_rate=float(seen.dropped / seen.counts_E.sum().clamp(min=1)),
         )
@@ -66,6 +71,6 @@ def describe(statistics: Mapping[str, RouterStatistics]) -> dict[str, LayerRouti
     }
 
 
-def _shares(counts_E: Tensor) -> list[float]:
-    shares: list[float] = (counts_E / counts_E.sum().clamp(min=1)).tolist()
-    return shares
+def _fractions(counts_E: Tensor) -> list[float]:
+    fractions: list[float] = (counts_E / counts_E.sum().clamp(min=1)).tolist()
+    return fractions
