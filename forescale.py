@@ -1,4 +1,4 @@
-"""Forescale's public face.
+"""Forescale's public API.
 
 from forescale import TransformerEncoder, TransformerDecoder, Forecaster, train
 """

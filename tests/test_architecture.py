@@ -6,6 +6,7 @@ Who may import whom is written once, in pyproject.toml, and checked by `make che
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,43 @@ def imports(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
     return found
+
+
+def part_of(module: str) -> str:
+    """A package, or a part of trainer, as the picture in CONTRIBUTING.md has them."""
+    package, *rest = module.split(".")
+    return rest[0] if package == "trainer" and rest else package
+
+
+def imported_parts() -> set[tuple[str, str]]:
+    """Which part of the picture imports which other one."""
+    found = set()
+    for file in sources(*PACKAGES):
+        here = part_of(".".join(file.relative_to(ROOT).with_suffix("").parts))
+        names = {name for name in imports(file) if name.split(".")[0] in PACKAGES}
+        found |= {(here, part_of(name)) for name in names}
+    return {(a, b) for a, b in found if a != b}
+
+
+def test_the_picture_in_contributing_is_true() -> None:
+    """Each arrow is an import, and each import is an arrow or follows from some."""
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("```mermaid")[2].partition("```")[0]
+    arrows = set(re.findall(r"^ *(\w+)(?:\[.*?\])? --> (\w+)", text, re.MULTILINE))
+    inside = text.partition("subgraph trainer")[2].partition("end\n")[0]
+    parts = set(re.findall(r"\w+(?=\[\")", inside)) - {"trainer"}
+    entries = {path.stem for path in (ROOT / "trainer").iterdir() if path.name[0] != "_"}
+    assert parts == entries
+    reached = {(a, b) for a, b in arrows if "trainer" not in (a, b)}
+    reached |= {("launch", part) for part in parts} | {(part, "parallel") for part in parts}
+    real = imported_parts()
+    drawn = {(a, b) for a, b in reached if a in parts and b in parts}
+    assert drawn <= real, f"no such imports: {drawn - real}"
+    while True:
+        further = {(a, d) for a, b in reached for c, d in reached if b == c} - reached
+        if not further:
+            break
+        reached |= further
+    assert real <= reached, f"not in the picture: {real - reached}"
 
 
 def test_the_model_knows_no_process_group() -> None:
