@@ -59,9 +59,19 @@ def _rules(module: nn.Module) -> Mapping[str, Init] | None:
     return None
 
 
-def _generator(seed: int, name: str, expert: int) -> torch.Generator:
-    digest = hashlib.blake2b(f"{seed}/{name}/{expert}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+def seed_of(*parts: object) -> int:
+    """Returns a seed for a random generator that depends on all `parts` and on their order.
+
+    Each part counts as its text. The seed has 63 bits, and is the same on every machine.
+    """
+    text = "/".join(str(part) for part in parts)
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _generator(*parts: object) -> torch.Generator:
+    """Returns a CPU generator seeded by `seed_of` the parts."""
+    return torch.Generator().manual_seed(seed_of(*parts))
 
 
 def draw(name: str, shard: Shard, init: Init, seed: int) -> Tensor:

@@ -6,7 +6,6 @@ What knows DeepSpeed's engines is here, in `zero_state`, and in `parallel`'s `pa
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from model import rollout
 from model.config import SeriesShape
+from model.init import seed_of
 from model.network import Inputs, TimeSeriesTransformer
 from model.router import RouterStatistics
 from parallel.collectives import sum_over_ranks
@@ -155,9 +155,7 @@ class Engine:
     def _seed(self, step: int) -> None:
         """Seed dropout by (seed, step, stage, data rank): there is no state to restore."""
         here = self.mesh.coordinates
-        text = f"{self.settings.train.seed}/{step}/{here.pipeline}/{here.data}"
-        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-        torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+        torch.manual_seed(seed_of(self.settings.train.seed, step, here.pipeline, here.data))
 
     def _route(self, *, rebalance: bool) -> dict[str, RouterStatistics]:
         """Return the step's statistics of all routers, and move the biases that balance."""
