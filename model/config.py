@@ -212,6 +212,21 @@ class ModelConfig(TransformerConfig):
             return self.transformer_layers
         return 2 if self.architecture == "encoder_decoder" else 1
 
+    def patches(self, context_length: int, prediction_length: int) -> tuple[int, int]:
+        """Returns the numbers of context and of future patches; a partial patch counts as one."""
+        return -(-context_length // self.patch_length), -(-prediction_length // self.patch_length)
+
+    def sequence_length(self, context_length: int, prediction_length: int) -> int:
+        """Returns how many tokens each row holds between two layers.
+
+        An encoder holds the context's patches, an encoder_decoder those and the future's beside
+        them, and a decoder all but the last future patch, which is forecast and never read.
+        """
+        context, future = self.patches(context_length, prediction_length)
+        if self.architecture == "encoder":
+            return context
+        return context + future - (self.architecture == "decoder")
+
     def unused(self) -> list[str]:
         """Settings that were given and change nothing beside the others, each with the reason."""
         attention = (self.att_type, self.att_type_of_decoder)
@@ -270,7 +285,3 @@ class SeriesShape:
     missing: bool = True
     """Whether points may be missing. Where none is, attention needs no mask for them, and more
     kernels can answer."""
-
-    def patches(self, patch_length: int) -> tuple[int, int]:
-        """Number of context and of future patches; a last, partial patch counts."""
-        return -(-self.context_length // patch_length), -(-self.prediction_length // patch_length)

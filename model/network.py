@@ -75,7 +75,10 @@ class TimeSeriesTransformer(nn.Module):
     def __init__(self, config: ModelConfig, shape: SeriesShape) -> None:
         super().__init__()
         self.config, self.shape = config, shape
-        self.memory_patches, self.future_patches = shape.patches(config.patch_length)
+        lengths = shape.context_length, shape.prediction_length
+        self.memory_patches, self.future_patches = config.patches(*lengths)
+        self.sequence_length = config.sequence_length(*lengths)
+        """Tokens that each row holds between two layers."""
         self.row_channels = 1 if config.channels == "independent" else shape.channels
         self.rows_per_sample = shape.channels // self.row_channels
         self.answer = make_output(config)
@@ -131,7 +134,7 @@ class TimeSeriesTransformer(nn.Module):
                 Layer("head", ("encoder.final_norm", "head"), self._output_at_once, (memory, 1)),
             ]
         if self.config.architecture == "decoder":
-            tokens = memory + future - 1
+            tokens = self.sequence_length
             return [
                 self._embedding(self._embed_sequence, decoder=tokens),
                 *self._blocks("decoder", self._encode, tokens, tokens),

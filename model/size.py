@@ -7,7 +7,7 @@ from model.config import AttentionType, ModelConfig, SeriesShape, TransformerCon
 
 def network_parameters(config: ModelConfig, shape: SeriesShape) -> int:
     """Of `TimeSeriesTransformer(config, shape)`."""
-    memory, _ = shape.patches(config.patch_length)
+    memory, _ = config.patches(shape.context_length, shape.prediction_length)
     channels = 1 if config.channels == "independent" else shape.channels
     values = 2 * config.patch_length * channels
     known = config.patch_length * shape.covariates

@@ -184,14 +184,8 @@ def _block(
 
 def _boundaries(network: TimeSeriesTransformer, rows: int, number: int, stages: int) -> float:
     """Return the elements that a stage sends for a micro-batch: states on, gradients back."""
-    config = network.config
-    tokens = {
-        "encoder": network.memory_patches,
-        "decoder": network.memory_patches + network.future_patches - 1,
-        "encoder_decoder": network.memory_patches + network.future_patches,
-    }[config.architecture]
     neighbours = (number > 0) + (number + 1 < stages)
-    return float(neighbours * rows * tokens * config.d_model)
+    return float(neighbours * rows * network.sequence_length * network.config.d_model)
 
 
 def _data(cost: StageCosts, work: Work) -> float:

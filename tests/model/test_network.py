@@ -168,6 +168,22 @@ def test_forward_is_the_loop_over_layers_and_each_parameter_is_in_one() -> None:
     assert named == {name for name, _ in net.named_parameters()}
 
 
+@pytest.mark.parametrize("architecture", ["encoder", "decoder", "encoder_decoder"])
+@pytest.mark.parametrize("shape", [SHAPE, SeriesShape(37, 5, 1, 0)], ids=["whole", "partial"])
+def test_the_sequence_length_is_that_of_the_tensor_between_layers(
+    architecture: str, shape: SeriesShape
+) -> None:
+    net = network(shape, architecture=architecture)
+    context, covariates = inputs(shape)
+    future = torch.randn(len(context), shape.prediction_length, shape.channels)
+    state = net.inputs(context, covariates, future)
+    lengths = set()
+    for layer in net.layers()[:-1]:
+        state = layer.run(state)
+        lengths.add(state[0].shape[1])
+    assert lengths == {net.sequence_length}
+
+
 def test_patches_are_cut_from_the_side_that_is_next_to_now() -> None:
     x = torch.arange(1.0, 6.0).view(1, 5, 1)
     assert to_patches(x, 2, align="end").tolist() == [[[0, 1], [2, 3], [4, 5]]]

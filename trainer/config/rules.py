@@ -76,13 +76,7 @@ def _check_lengths(configuration: Configuration) -> None:
         raise configuration.error(
             "model.patch_length", f"{patch} is longer than data.context_length={context}"
         )
-    memory, future = -(-context // patch), -(-settings.data.prediction_length // patch)
-    longest = {
-        "encoder": memory,
-        "decoder": memory + future - 1,
-        "encoder_decoder": memory + future,
-    }
-    tokens = longest[settings.model.architecture]
+    tokens = settings.model.sequence_length(context, settings.data.prediction_length)
     if tokens > settings.model.max_seq_len:
         raise configuration.error(
             "model.max_seq_len",
