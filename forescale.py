@@ -17,7 +17,8 @@ if not (Path(__file__).parent / "model") == Path(_model.__file__ or "").parent:
 
 from model.decoding import reorder
 from model.errors import UserError
-from model.transformer import BaseTransformerLayer, TransformerDecoder, TransformerEncoder
+from model.layers import BaseTransformerLayer
+from model.transformer import TransformerDecoder, TransformerEncoder
 from trainer.forecast.forecaster import Forecaster
 
 __all__ = [

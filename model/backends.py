@@ -1,51 +1,40 @@
-"""Attention kernels: which there are, what each can do, and why one is chosen.
+"""Which attention kernel computes a call, and why.
 
 `standard`, `xformer` and `flash` are the same mathematics. Each is a list of kernels, best first;
 the first that can answer a call is taken. A kernel that keeps memory linear in the length is
 never replaced by one that does not: where no fused kernel can answer (attention dropout on a
 CPU), `blockwise` does, which costs time instead.
-
-Shapes: query [B, H, T, D]; key and value [B, KV, S, D] with KV dividing H; mask broadcastable to
-[B, 1, T, S], True where a key may be seen. A query that may see no key is answered with zeros.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, Protocol
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model.errors import UserError
-from model.recompute import recomputed
+from model.kernels import (
+    Blockwise,
+    Call,
+    FlashAttnPackage,
+    Formula,
+    Kernel,
+    MaskKind,
+    TorchEfficient,
+    TorchFlash,
+    XformersPackage,
+)
 
 log = logging.getLogger("forescale")
 
-MaskKind = Literal["none", "keys", "full"]
-"""No mask; one row for all queries; one for each query."""
-
-BLOCK = 128
-"""Queries that `blockwise` answers at once."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """What decides which kernel can answer."""
-
-    device: str
-    dtype: torch.dtype
-    head_dim: int
-    grouped: bool
-    mask: MaskKind
-    is_causal: bool
-    dropout: bool
+KERNELS: dict[str, tuple[Kernel, ...]] = {
+    "standard": (Formula(),),
+    "xformer": (XformersPackage(), TorchEfficient(), TorchFlash(), Blockwise()),
+    "flash": (FlashAttnPackage(), TorchFlash(), TorchEfficient(), Blockwise()),
+}
+"""Of each att_type, best first. The last can answer anything."""
 
 
 @dataclass(frozen=True)
@@ -58,25 +47,6 @@ class Choice:
     def __str__(self) -> str:
         because = f" ({'; '.join(self.refusals)})" if self.refusals else ""
         return f"{self.kernel.name}{because}"
-
-
-class Kernel(Protocol):
-    """One way to compute attention."""
-
-    name: str
-
-    def refusal(self, call: Call) -> str | None:
-        """Why it cannot answer `call`; None if it can."""
-
-    def __call__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        is_causal: bool,
-        dropout: float,
-    ) -> Tensor: ...
 
 
 def choose_for(
@@ -142,246 +112,3 @@ def choose(att_type: str, call: Call, strict: bool = False) -> Choice:
         f"strict_attention: att_type {att_type}: {'; '.join([*refusals, *others])}; "
         "set strict_attention: false to take the next that can"
     )
-
-
-def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values once for each query head."""
-    group = query.shape[1] // key.shape[1]
-    if group == 1:
-        return key, value
-    return key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-
-
-def _sdpa(backend: SDPBackend, *arguments: Any, grouped: bool = False) -> Tensor:
-    query, key, value, mask, is_causal, dropout = arguments
-    with sdpa_kernel(backend):
-        return F.scaled_dot_product_attention(
-            query, key, value, mask, dropout, is_causal, enable_gqa=grouped
-        )
-
-
-def formula(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    is_causal: bool,
-    dropout: float,
-    first: int = 0,
-) -> Tensor:
-    """The definition (Vaswani et al. 2017, eq. 1); `first` is the first query's place."""
-    key, value = _repeated(query, key, value)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-    if is_causal:
-        places = torch.arange(key.shape[-2], device=key.device)
-        causal = places <= places[first : first + query.shape[-2], None]
-        mask = causal if mask is None else mask & causal
-    if mask is None:
-        return F.dropout(scores.softmax(-1), dropout) @ value
-    weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
-    # A query that sees no key has equal weights on all of them: it is answered with zeros.
-    return F.dropout(weights.masked_fill(~mask, 0.0), dropout) @ value
-
-
-class Formula:
-    """The definition as it stands: any call, memory quadratic in the length."""
-
-    name = "formula"
-
-    def refusal(self, call: Call) -> str | None:
-        return None
-
-    def __call__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        is_causal: bool,
-        dropout: float,
-    ) -> Tensor:
-        return formula(query, key, value, mask, is_causal, dropout)
-
-
-class Blockwise:
-    """The definition for a block of queries at a time, recomputed in the backward pass: any call,
-    memory linear in the length."""
-
-    name = "blockwise"
-
-    def refusal(self, call: Call) -> str | None:
-        return None
-
-    def __call__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        is_causal: bool,
-        dropout: float,
-    ) -> Tensor:
-        if query.shape[2] <= BLOCK:
-            return formula(query, key, value, mask, is_causal, dropout)
-        answers = []
-        for first in range(0, query.shape[2], BLOCK):
-            rows = slice(first, first + BLOCK)
-            part = mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :]
-            seen = slice(first + BLOCK if is_causal else None)  # later keys are hidden from all
-            part = part if part is None else part[..., seen]
-            keys, values = key[:, :, seen], value[:, :, seen]
-            arguments = (query[:, :, rows], keys, values, part, is_causal, dropout, first)
-            compute = recomputed if torch.is_grad_enabled() else _directly
-            answers.append(compute(formula, *arguments))
-        return torch.cat(answers, dim=2)
-
-
-def _directly(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    return function(*arguments)
-
-
-class TorchFlash:
-    """torch's own FlashAttention: FlashAttention-2 on CUDA, its counterpart on the CPU."""
-
-    name = "torch flash"
-
-    def refusal(self, call: Call) -> str | None:
-        if call.dropout and call.device == "cpu":
-            return "the CPU kernel has no dropout"
-        if call.mask != "none" and call.device == "cuda":
-            return "the CUDA kernel takes no mask"
-        if call.mask != "none" and call.is_causal:
-            return "it takes a mask or the causal order, not both"
-        if call.device == "cuda" and call.dtype not in (torch.float16, torch.bfloat16):
-            return f"the CUDA kernel takes fp16 and bf16, not {_short(call.dtype)}"
-        if call.device == "cuda" and (call.head_dim > 256 or call.head_dim % 8):
-            return f"the CUDA kernel takes head dimensions up to 256 by 8, not {call.head_dim}"
-        return None if call.device in ("cpu", "cuda") else f"no kernel for {call.device}"
-
-    def __call__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        is_causal: bool,
-        dropout: float,
-    ) -> Tensor:
-        grouped = key.shape[1] != query.shape[1]
-        arguments = (query, key, value, mask, is_causal, dropout)
-        return _sdpa(SDPBackend.FLASH_ATTENTION, *arguments, grouped=grouped)
-
-
-class TorchEfficient:
-    """torch's memory-efficient kernel, the one that xformers brought."""
-
-    name = "torch memory-efficient"
-
-    def refusal(self, call: Call) -> str | None:
-        if call.device != "cuda":
-            return f"CUDA only, not {call.device}"
-        if call.mask != "none" and call.is_causal:
-            return "it takes a mask or the causal order, not both"
-        return None
-
-    def __call__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        is_causal: bool,
-        dropout: float,
-    ) -> Tensor:
-        key, value = _repeated(query, key, value)
-        # The mask stays as small as it came: expanded it would be made dense, [B, 1, T, S].
-        arguments = (query, key, value, mask, is_causal, dropout)
-        return _sdpa(SDPBackend.EFFICIENT_ATTENTION, *arguments)
-
-
-class FlashAttnPackage:
-    """flash_attn.flash_attn_func (Dao 2023)."""
-
-    name = "flash-attn"
-
-    def refusal(self, call: Call) -> str | None:
-        if call.device != "cuda":
-            return f"CUDA only, not {call.device}"
-        if call.dtype not in (torch.float16, torch.bfloat16):
-            return f"fp16 and bf16 only, not {_short(call.dtype)}"
-        if call.mask != "none":
-            return "it takes no mask"
-        if call.head_dim > 256:
-            return f"head dimensions up to 256, not {call.head_dim}"
-        _, missing = _package("flash_attn", "flash_attn_func")
-        return missing
-
-    def __call__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        is_causal: bool,
-        dropout: float,
-    ) -> Tensor:
-        function, _ = _package("flash_attn", "flash_attn_func")
-        lengthwise = (t.transpose(1, 2) for t in (query, key, value))
-        answer: Tensor = function(*lengthwise, dropout_p=dropout, causal=is_causal)
-        return answer.transpose(1, 2)
-
-
-class XformersPackage:
-    """xformers.ops.memory_efficient_attention (Lefaudeux et al. 2022)."""
-
-    name = "xformers"
-
-    def refusal(self, call: Call) -> str | None:
-        if call.device != "cuda":
-            return f"CUDA only, not {call.device}"
-        if call.mask != "none":
-            return "masks are left to torch's kernel"
-        if call.grouped:
-            return "grouped heads are left to torch's kernel"
-        _, missing = _package("xformers.ops", "memory_efficient_attention")
-        return missing
-
-    def __call__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        is_causal: bool,
-        dropout: float,
-    ) -> Tensor:
-        import xformers.ops
-
-        bias = xformers.ops.LowerTriangularMask() if is_causal else None
-        lengthwise = (t.transpose(1, 2) for t in (query, key, value))
-        answer: Tensor = xformers.ops.memory_efficient_attention(
-            *lengthwise, attn_bias=bias, p=dropout
-        )
-        return answer.transpose(1, 2)
-
-
-@lru_cache
-def _package(module: str, function: str) -> tuple[Any, str | None]:
-    """An optional package's function, or why there is none: installed does not mean it works."""
-    try:
-        return getattr(importlib.import_module(module), function), None
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return None, f"not usable: {reason}"
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-KERNELS: dict[str, tuple[Kernel, ...]] = {
-    "standard": (Formula(),),
-    "xformer": (XformersPackage(), TorchEfficient(), TorchFlash(), Blockwise()),
-    "flash": (FlashAttnPackage(), TorchFlash(), TorchEfficient(), Blockwise()),
-}
-"""Of each att_type, best first. The last can answer anything."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 from torch import nn
 
 from model.attention import CrossAttention, SelfAttention
+from model.layers import DecoderLayer, EncoderLayer
 from model.moe import MixtureOfExperts
 from model.network import Layer, TimeSeriesTransformer
-from model.transformer import DecoderLayer, EncoderLayer
 
 
 def forward_flops(network: TimeSeriesTransformer, layer: Layer) -> float:

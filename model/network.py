@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from model.attention import Attention
 from model.config import ModelConfig, SeriesShape
 from model.embedding import CalendarEmbedding, ChannelEmbedding, to_patches
+from model.layers import DecoderLayer, EncoderLayer
 from model.losses import sample_mean
 from model.moe import MixtureOfExperts
 from model.outputs import make_output
 from model.recompute import Recompute
-from model.transformer import DecoderLayer, EncoderLayer, Stack, make_layers, run_layer
+from model.stack import Stack, make_layers, run_layer
 
 State = tuple[Tensor, Tensor]
 """States [R, S, d_model] and padding [R, attended tokens] bool, True on padding."""

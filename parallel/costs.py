@@ -13,9 +13,9 @@ from math import prod
 import torch
 
 from model.flops import forward_flops
+from model.layers import DecoderLayer
 from model.moe import MixtureOfExperts
 from model.network import Layer, TimeSeriesTransformer
-from model.transformer import DecoderLayer
 from parallel.layout import Layout
 from parallel.pipeline_parallel import split_layers, tied_modules
 from parallel.sharding import is_expert, shard_of

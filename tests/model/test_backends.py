@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import backends
-from model.backends import KERNELS, Call, choose, choose_for
+from model import backends, kernels
+from model.backends import KERNELS, choose, choose_for
 from model.errors import UserError
 from model.frequency import frequency_attention
+from model.kernels import Call
 from tests.formulas import attention
 
 TYPES = ["standard", "xformer", "flash"]
@@ -190,7 +191,7 @@ def test_strict_lists_every_reason() -> None:
 
 
 def test_a_package_that_does_not_work_is_a_reason() -> None:
-    function, reason = backends._package("no_such_package_at_all", "attention")
+    function, reason = kernels._package("no_such_package_at_all", "attention")
     assert function is None and reason == "not usable: No module named 'no_such_package_at_all'"
 
 

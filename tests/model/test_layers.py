@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from model.config import TransformerConfig
 from model.feedforward import MLP, SwiGLU, gated_swish
 from model.init import initialise
+from model.layers import EncoderLayer
 from model.norm import normalise
-from model.transformer import EncoderLayer
 from tests.formulas import normalised
 
 

@@ -16,8 +16,8 @@ from model.config import TransformerConfig
 from model.decoding import KeyValue
 from model.errors import UserError
 from model.init import initialise
+from model.layers import DropPath, EncoderLayer
 from model.norm import AdaptiveNorm
-from model.transformer import DropPath, EncoderLayer
 
 SMALL: dict[str, Any] = {"d_model": 24, "nhead": 4, "num_layers": 2, "dim_feedforward": 48}
 

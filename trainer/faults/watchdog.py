@@ -24,8 +24,8 @@ from typing import TypeVar
 from torch import nn
 from torch.distributed.distributed_c10d import Store
 
+from model.layers import BaseTransformerLayer
 from model.sentences import first_line, ranges
-from model.transformer import BaseTransformerLayer
 from parallel.mesh import Mesh
 from trainer.faults.stacks import main_thread, thread_state
 from trainer.logs.log import log
