@@ -13,7 +13,7 @@ from rich.table import Table
 from parallel.layout import Layout
 
 if TYPE_CHECKING:
-    from model.network import Layer
+    from model.sequential import Layer
     from parallel.costs import StageCosts
     from trainer.prepare import Plan
 

@@ -11,17 +11,7 @@ from torch.nn import functional as F
 
 from model.config import TransformerConfig
 from model.init import Init
-
-
-def to_patches(x: Tensor, patch_length: int, *, align: str) -> Tensor:
-    """[B, T, C] -> [B, patches, patch_length * C].
-
-    Where the length is no multiple, zeros fill the oldest patch (align="end", for a context) or
-    the furthest one (align="start", for a future).
-    """
-    missing = -x.shape[1] % patch_length
-    x = F.pad(x, (0, 0, missing, 0) if align == "end" else (0, 0, 0, missing))
-    return x.unflatten(1, (-1, patch_length)).flatten(2)
+from model.patches import Align, to_patches
 
 
 def sinusoidal(start: int, stop: int, d_model: int, device: torch.device) -> Tensor:
@@ -108,7 +98,7 @@ class CalendarEmbedding(nn.Module):
     def initial(self) -> Mapping[str, Init]:
         return {"weight": Init(std=0.02)}
 
-    def forward(self, values: Tensor, patch_length: int, *, align: str) -> Tensor:
+    def forward(self, values: Tensor, patch_length: int, *, align: Align) -> Tensor:
         """values [B, T, len(sizes)], whole numbers from 0 -> [B, patches, d_model]: each patch
         gets the mean over its points of the sum of their features' vectors."""
         first = torch.tensor([sum(self.sizes[:i]) for i in range(len(self.sizes))])

@@ -11,7 +11,8 @@ from torch import nn
 from model.attention import CrossAttention, SelfAttention
 from model.layers import DecoderLayer, EncoderLayer
 from model.moe import MixtureOfExperts
-from model.network import Layer, TimeSeriesTransformer
+from model.network import TimeSeriesTransformer
+from model.sequential import Layer
 
 
 def forward_flops(network: TimeSeriesTransformer, layer: Layer) -> float:

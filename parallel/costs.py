@@ -15,7 +15,8 @@ import torch
 from model.flops import forward_flops
 from model.layers import DecoderLayer
 from model.moe import MixtureOfExperts
-from model.network import Layer, TimeSeriesTransformer
+from model.network import TimeSeriesTransformer
+from model.sequential import Layer
 from parallel.layout import Layout
 from parallel.pipeline_parallel import split_layers, tied_modules
 from parallel.sharding import is_expert, shard_of

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from model.init import Shard, initialise
-from model.network import Layer, TimeSeriesTransformer
+from model.network import TimeSeriesTransformer
+from model.sequential import Layer
 from parallel.consistency import agree
 from parallel.deepspeed_adapter import ModelParallelUnit, announce_experts, mark_parameters
 from parallel.expert_parallel import apply_expert_parallel

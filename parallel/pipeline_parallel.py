@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from model.errors import UserError
 from model.flops import forward_flops
-from model.network import Layer, TimeSeriesTransformer
+from model.network import TimeSeriesTransformer
+from model.sequential import Layer
 from parallel.mesh import Mesh
 
 

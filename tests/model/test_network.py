@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from model.config import ModelConfig, SeriesShape
-from model.embedding import sinusoidal, to_patches
+from model.embedding import sinusoidal
 from model.flops import forward_flops
 from model.init import initialise
-from model.network import TimeSeriesTransformer, instance_statistics
+from model.instance_norm import instance_statistics
+from model.network import TimeSeriesTransformer
+from model.patches import to_patches
 
 SHAPE = SeriesShape(context_length=40, prediction_length=12, channels=3, covariates=2)
 CONFIG = {
