@@ -1,1 +1,1 @@
-"""The network, in plain torch: it knows no process group, no launcher and no DeepSpeed."""
+"""The network in plain torch, independent of process groups, launchers and DeepSpeed."""

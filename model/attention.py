@@ -1,7 +1,7 @@
 """Multi-head attention with grouped-query heads.
 
-Weights are stored by key/value head: splitting the heads over ranks cuts dimension 0, and a
-rank's part is one box of the whole. The number of heads is read off the weights, so a module
+Weights are stored by key/value head: splitting the heads over ranks cuts dimension 0, so that a
+rank's shard is one slice of the whole. The number of heads is read off the weights, so a module
 whose heads were split works unchanged.
 """
 
@@ -16,27 +16,28 @@ from torch.nn import functional as F
 
 from model.backends import Choice, attend, choose_for
 from model.config import AttentionType, TransformerConfig
-from model.decoding import KeyValue
+from model.decoding import KeyValueCache
 from model.embedding import rotate
 from model.frequency import frequency_attention
 from model.init import Init
 
 
-def may_see(padding: Tensor | None, attention_mask: Tensor | None = None) -> Tensor | None:
-    """Users' masks, True where something is hidden, as kernels take them: True where it is seen.
+def merge_masks(padding: Tensor | None, attention_mask: Tensor | None = None) -> Tensor | None:
+    """Merges users' masks, True where a key is hidden, into a kernel's, True where it is visible.
 
     padding [B, S] bool; attention_mask [T, S] or [B, T, S] bool -> [B or 1, 1, T or 1, S].
+    Returns None where no mask is given.
     """
-    seen = None if padding is None else ~padding[:, None, None, :]
+    valid = None if padding is None else ~padding[:, None, None, :]
     if attention_mask is None:
-        return seen
+        return valid
     allowed = ~attention_mask
     allowed = allowed[None, None] if allowed.ndim == 2 else allowed[:, None]
-    return allowed if seen is None else seen & allowed
+    return allowed if valid is None else valid & allowed
 
 
 class Attention(nn.Module):
-    """What self- and cross-attention share: the kernel and the output projection."""
+    """Base of self- and cross-attention: the kernel and the output projection."""
 
     def __init__(self, config: TransformerConfig, att_type: AttentionType) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class Attention(nn.Module):
         self.dropout = config.attention_dropout
         self.rotary = config.position == "rotary"
         self.choice: Choice | None = None
-        """The kernel of the last forward, and why it was taken."""
+        """Kernel of the last forward, and why it was chosen; None before the first."""
         self.group = config.nhead // config.kv_heads
         heads = (config.kv_heads, self.group)
         self.output = nn.Parameter(torch.empty(config.d_model, *heads, config.head_dim))
@@ -55,6 +56,7 @@ class Attention(nn.Module):
         )
 
     def initial(self) -> Mapping[str, Init]:
+        """Returns how the module's own parameters start, by name."""
         std = self.output.shape[0] ** -0.5
         rules = {name: Init(std=std) for name, _ in self.named_parameters(recurse=False)}
         return rules | {"frequency_mix": Init(std=0.02)}
@@ -62,23 +64,25 @@ class Attention(nn.Module):
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool
     ) -> Tensor:
-        """query [B, T, KV, G, D]; key, value [B, S, KV, D]; returns [B, T, d_model]."""
+        """Computes attention and the output projection.
+
+        query [B, T, KV, G, D]; key and value [B, S, KV, D] -> [B, T, d_model].
+        """
         dropout = self.dropout if self.training else 0.0
         q, k, v = (x.transpose(1, 2) for x in (query.flatten(2, 3), key, value))
         if self.frequency_mix is not None:
             k, v = (x.repeat_interleave(self.group, 1) for x in (k, v))
-            y = frequency_attention(
-                q, k, v, self.frequency_mix.flatten(0, 1), mask=mask, dropout=dropout
-            )
+            mix = self.frequency_mix.flatten(0, 1)
+            y = frequency_attention(q, k, v, mix, mask=mask, dropout=dropout)
         else:
-            how: dict[str, Any] = {"mask": mask, "is_causal": is_causal, "dropout": dropout}
-            self.choice = choose_for(q, k, att_type=self.att_type, strict=self.strict, **how)
-            y = attend(self.choice.kernel, q, k, v, **how)
+            options: dict[str, Any] = {"mask": mask, "is_causal": is_causal, "dropout": dropout}
+            self.choice = choose_for(q, k, att_type=self.att_type, strict=self.strict, **options)
+            y = attend(self.choice.kernel, q, k, v, **options)
         return F.linear(y.transpose(1, 2).flatten(2), self.output.flatten(1))
 
 
 class SelfAttention(Attention):
-    """softmax(q k^T / sqrt(D)) v of a sequence with itself (Vaswani et al. 2017, eq. 1)."""
+    """Self-attention: softmax(q k^T / sqrt(D)) v of one sequence (Vaswani et al. 2017, eq. 1)."""
 
     def __init__(self, config: TransformerConfig, att_type: AttentionType | None = None) -> None:
         super().__init__(config, att_type or config.att_type)
@@ -93,11 +97,12 @@ class SelfAttention(Attention):
         is_causal: bool = False,
         *,
         start: int = 0,
-        cache: KeyValue | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """x [B, T, d_model], at positions start, start + 1, ...; mask as `may_see` gives it.
+        """Computes self-attention of x [B, T, d_model] at positions start, start + 1, ...
 
-        With a cache, T is 1: the query sees itself and all that the cache holds.
+        mask is one that `merge_masks` returned. With a cache, T is 1, and the query attends to
+        itself and to all that the cache holds.
         """
         joined = F.linear(x, self.query_key_value.flatten(0, 2))
         joined = joined.unflatten(-1, self.query_key_value.shape[:3])
@@ -106,16 +111,16 @@ class SelfAttention(Attention):
             query, key = rotate(query, start), rotate(key, start)
         key, value = key.squeeze(3), value.squeeze(3)
         if self.frequency_mix is not None and mask is not None:
-            # Padding would speak through the modes of the queries too.
+            # Each mode mixes all queries, so padded ones would reach the others.
             query = query.masked_fill(~mask[:, 0, 0, :, None, None, None], 0.0)
         if cache is not None:
             past = cache.append(key.flatten(2), value.flatten(2))
-            key, value = (held.unflatten(-1, key.shape[2:]) for held in past)
+            key, value = (cached.unflatten(-1, key.shape[2:]) for cached in past)
         return self._attend(query, key, value, mask, is_causal)
 
 
 class CrossAttention(Attention):
-    """Attention of one sequence over another, the memory."""
+    """Cross-attention of one sequence to another, the memory."""
 
     def __init__(
         self,
@@ -124,8 +129,11 @@ class CrossAttention(Attention):
         *,
         on_one_axis: bool = False,
     ) -> None:
-        """`on_one_axis`: both sequences lie on one time axis, the memory from 0 on, so that
-        rotary positions turn queries and keys here too."""
+        """Makes the layer's parameters.
+
+        `on_one_axis` says that both sequences share one time axis, on which the memory starts at
+        0: rotary positions then rotate queries and keys here too.
+        """
         super().__init__(config, att_type or config.att_type)
         self.rotary = self.rotary and on_one_axis
         d = config.d_model
@@ -139,9 +147,13 @@ class CrossAttention(Attention):
         mask: Tensor | None = None,
         *,
         start: int = 0,
-        cache: KeyValue | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """x [B, T, d_model]; memory [B, S, d_model]; the cache keeps the memory's projections."""
+        """Computes attention of x [B, T, d_model], from position start on, to the memory.
+
+        memory [B, S, d_model]; the cache keeps its keys and values, so that they are computed
+        once. Returns [B, T, d_model].
+        """
         query = F.linear(x, self.query.flatten(0, 2)).unflatten(-1, self.query.shape[:3])
         if self.rotary:
             query = rotate(query, start)

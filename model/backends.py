@@ -1,9 +1,9 @@
 """Which attention kernel computes a call, and why.
 
 `standard`, `xformer` and `flash` are the same mathematics. Each is a list of kernels, best first;
-the first that can answer a call is taken. A kernel that keeps memory linear in the length is
-never replaced by one that does not: where no fused kernel can answer (attention dropout on a
-CPU), `blockwise` does, which costs time instead.
+the first that supports a call computes it. A kernel whose memory is linear in the length never
+falls back to a quadratic one: where no fused kernel supports the call (attention dropout on a
+CPU), `blockwise` computes it, in linear memory but slower.
 """
 
 from __future__ import annotations
@@ -34,19 +34,21 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
     "xformer": (XformersPackage(), TorchEfficient(), TorchFlash(), Blockwise()),
     "flash": (FlashAttnPackage(), TorchFlash(), TorchEfficient(), Blockwise()),
 }
-"""Of each att_type, best first. The last can answer anything."""
+"""Kernels of each att_type, best first; the last supports any call."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The kernel for a call, and why those before it in the list were not taken."""
+    """The kernel for a call, and why those before it in the list were not chosen."""
 
     kernel: Kernel
     refusals: tuple[str, ...]
+    """Name and reason of each kernel that was not chosen."""
 
     def __str__(self) -> str:
-        because = f" ({'; '.join(self.refusals)})" if self.refusals else ""
-        return f"{self.kernel.name}{because}"
+        """Returns the kernel's name, and in brackets why the ones before it were not chosen."""
+        reasons = f" ({'; '.join(self.refusals)})" if self.refusals else ""
+        return f"{self.kernel.name}{reasons}"
 
 
 def choose_for(
@@ -59,19 +61,19 @@ def choose_for(
     dropout: float = 0.0,
     strict: bool = False,
 ) -> Choice:
-    """The kernel of `att_type` for these tensors.
+    """Returns the kernel of `att_type` for these tensors; shapes as in `model.kernels`.
 
-    With `strict`, raises UserError where the first kernel of the list cannot answer.
+    With `strict`, raises UserError if the first kernel of the list does not support them.
     """
     kind: MaskKind = "none" if mask is None else "keys" if mask.shape[-2] == 1 else "full"
     call = Call(
-        query.device.type,
-        query.dtype,
-        query.shape[-1],
-        key.shape[1] != query.shape[1],
-        kind,
-        is_causal,
-        dropout > 0,
+        device=query.device.type,
+        dtype=query.dtype,
+        head_dim=query.shape[-1],
+        grouped=key.shape[1] != query.shape[1],
+        mask=kind,
+        is_causal=is_causal,
+        dropout=dropout > 0,
     )
     return choose(att_type, call, strict)
 
@@ -86,17 +88,23 @@ def attend(
     is_causal: bool = False,
     dropout: float = 0.0,
 ) -> Tensor:
-    """softmax(query key^T / sqrt(D)) value by `kernel`, [B, H, T, D]."""
+    """Returns softmax(query key^T / sqrt(D)) value [B, H, T, D], computed by `kernel`.
+
+    A query whose keys are all masked gets zeros.
+    """
     if mask is None:
         return kernel(query, key, value, None, is_causal, dropout)
-    sees = mask.any(-1, keepdim=True)
-    answer = kernel(query, key, value, mask | ~sees, is_causal, dropout)
-    return answer.masked_fill(~sees, 0.0)
+    has_keys = mask.any(-1, keepdim=True)
+    output = kernel(query, key, value, mask | ~has_keys, is_causal, dropout)
+    return output.masked_fill(~has_keys, 0.0)
 
 
 @lru_cache(maxsize=1024)
 def choose(att_type: str, call: Call, strict: bool = False) -> Choice:
-    """The first kernel of `att_type` that can answer `call`; said once in the log."""
+    """Returns the first kernel of `att_type` that supports `call`, and logs it once.
+
+    With `strict`, raises UserError if that is not the first of the list.
+    """
     refusals: list[str] = []
     for kernel in KERNELS[att_type]:
         reason = kernel.refusal(call)

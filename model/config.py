@@ -1,4 +1,7 @@
-"""Settings of the network. Imports no torch, so that a configuration is checked in milliseconds."""
+"""Settings of the network.
+
+This file imports no torch, so that a configuration is checked in milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 PositiveInt = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+QuantileLevels = Annotated[list[Annotated[float, Field(gt=0.0, lt=1.0)]], Field(min_length=1)]
 
 AttentionType = Literal["standard", "xformer", "flash", "frequency"]
 NormKind = Literal["layer", "rms", "adaptive"]
 
 
 class Section(BaseModel):
-    """Settings that know their keys, take no other and cannot change."""
+    """A group of settings with fixed keys; unknown keys are refused and values cannot change."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -29,82 +34,85 @@ class Section(BaseModel):
 
 
 class TransformerConfig(Section):
-    """What every transformer layer is made of; the arguments of the library's classes."""
+    """Settings of a transformer's layers, and the arguments of the library's classes."""
 
     d_model: PositiveInt = 512
     """Width of the residual stream."""
     nhead: PositiveInt = 8
-    """Attention heads; must divide d_model."""
+    """Number of attention heads; must divide d_model."""
     num_kv_heads: PositiveInt | None = None
-    """Key/value heads for grouped-query attention (Ainslie et al. 2023); must divide nhead.
-    Default: nhead."""
+    """Number of key/value heads for grouped-query attention (Ainslie et al. 2023); must divide
+    nhead. Default: nhead."""
     num_layers: PositiveInt = 6
-    """Layers of the encoder, and of the decoder unless num_decoder_layers says otherwise."""
+    """Number of layers of the encoder, and of the decoder unless num_decoder_layers is set."""
     dim_feedforward: PositiveInt = 2048
-    """Hidden width of the plain MLP. SwiGLU takes 2/3 of it, rounded up to a multiple of 64, so
+    """Hidden width of the plain MLP. SwiGLU uses 2/3 of it, rounded up to a multiple of 64, so
     that both have about as many parameters."""
     dropout: Probability = 0.1
-    """Dropout on each sub-layer's output, before it is added to the residual stream."""
+    """Dropout probability on each sub-layer's output, before it is added to the residual
+    stream."""
     attention_dropout: Probability = 0.0
-    """Dropout on attention weights. Fused kernels for the CPU have none: above 0 attention is
-    computed block by block there, in linear memory but slower."""
+    """Dropout probability on attention weights. Fused CPU kernels do not support it: above 0,
+    attention is computed block by block there, in linear memory but slower."""
     drop_path: Probability = 0.0
-    """Probability that a sample skips a sub-layer in training (Huang et al. 2016); where channels
-    are independent, each channel of a sample by itself."""
+    """Probability that a sample skips a sub-layer in training (Huang et al. 2016, stochastic
+    depth). Where channels are independent, it is drawn for each channel of a sample."""
     activation: Literal["gelu", "relu", "swish"] | None = None
-    """Of the plain MLP (default gelu). With SwiGLU only swish."""
+    """Activation of the plain MLP. Default: gelu. With SwiGLU only swish is possible."""
     att_type: AttentionType = "standard"
-    """The kernel of attention: standard (the formula, quadratic memory), xformer and flash (the
-    same mathematics in linear memory), or frequency (between Fourier modes)."""
+    """Type of attention: standard (the formula, in quadratic memory), xformer and flash (the same
+    mathematics in linear memory), or frequency (attention between Fourier modes)."""
     decoder_att_type: AttentionType | None = None
-    """att_type of the decoder. Default: att_type."""
+    """Type of attention of the decoder. Default: att_type."""
     freq_modes: PositiveInt = 32
-    """Lowest Fourier modes that frequency attention keeps."""
+    """Number of lowest Fourier modes that frequency attention keeps."""
     strict_attention: bool = False
-    """Refuse to fall back from the first kernel of att_type, with every kernel's reason."""
+    """Whether falling back from the first kernel of att_type is an error, which lists every
+    kernel's reason."""
     norm_strategy: Literal["pre_norm", "post_norm"] = "pre_norm"
-    """x + f(norm(x)) or norm(x + f(x))."""
+    """Place of the norm: x + f(norm(x)) for pre_norm, norm(x + f(x)) for post_norm."""
     use_adaptive_ln: NormKind | Callable[[int], Any] = "layer"
-    """Kind of norm: LayerNorm, RMSNorm, or one that learns how much of the mean to remove. In
-    library use also a callable from d_model to a module."""
+    """Kind of norm: layer (LayerNorm), rms (RMSNorm), or adaptive, which learns how much of the
+    mean to remove. As a library's argument also a callable from d_model to a module."""
     use_swiglu: bool = True
-    """Gated feed-forward (Shazeer 2020, "GLU Variants Improve Transformer")."""
+    """Whether the feed-forward is gated (Shazeer 2020, "GLU Variants Improve Transformer")."""
     share_layers: bool = False
-    """Use one layer's weights num_layers times (Lan et al. 2019, ALBERT)."""
+    """Whether one layer's weights are used num_layers times (Lan et al. 2019, ALBERT)."""
     use_final_norm: bool = True
-    """A norm after the last layer."""
+    """Whether a norm follows the last layer."""
     position: Literal["sinusoidal", "learned", "rotary"] = "sinusoidal"
-    """How a token knows its place: added sines, an added learned vector, or queries and keys
-    turned by their position (Su et al. 2021)."""
+    """Encoding of positions: sinusoidal and learned vectors are added to the tokens, rotary
+    rotates queries and keys (Su et al. 2021, RoFormer)."""
     max_seq_len: PositiveInt = 5000
-    """Longest sequence; the size of the learned table."""
+    """Length of the longest sequence in tokens, and of the table of learned positions."""
     use_moe: bool = False
-    """Replace each feed-forward by a mixture of experts."""
+    """Whether a mixture of experts replaces each feed-forward."""
     num_experts: PositiveInt = 8
-    """Experts per mixture-of-experts layer."""
+    """Number of experts in each mixture-of-experts layer."""
     top_k: PositiveInt = 2
-    """Experts that each token is sent to."""
+    """Number of experts that each token is sent to."""
     router_score: Literal["softmax", "sigmoid"] = "softmax"
-    """What turns the router's logits into gates, which are renormalised over the chosen; a single
-    choice (top_k: 1) keeps its score, or the router would learn nothing (Fedus et al. 2021)."""
+    """Function from the router's logits to gates, which are renormalised over the chosen experts.
+    A single choice (top_k: 1) keeps its score, or the router would learn nothing (Fedus et al.
+    2021)."""
     router_noise: NonNegative = 0.0
-    """Deviation of Gaussian noise on the router's logits in training."""
-    capacity_factor: Annotated[float, Field(gt=0.0)] | None = None
-    """Most tokens of a sample that an expert takes, as a multiple of an even share of those that
-    are no padding; later tokens pass by. Default: none is dropped."""
+    """Standard deviation of Gaussian noise that is added to the router's logits in training."""
+    capacity_factor: Positive | None = None
+    """Capacity of an expert for one sample, as a multiple of an even share of the tokens that are
+    no padding; later tokens are dropped. Default: no limit, nothing is dropped."""
     shared_expert: bool = False
-    """Add a feed-forward that every token takes (Dai et al. 2024, DeepSeekMoE)."""
+    """Whether a shared expert computes every token too (Dai et al. 2024, DeepSeekMoE)."""
     balance_loss: NonNegative = 0.01
     """Weight of the load-balancing loss, per layer and per sample (Fedus et al. 2021)."""
     z_loss: NonNegative = 0.0
-    """Weight of the mean squared log-partition of the router (Zoph et al. 2022, ST-MoE)."""
+    """Weight of the z-loss, the router's mean squared log-partition (Zoph et al. 2022, ST-MoE)."""
     balance_rate: NonNegative = 0.0
-    """Step of the bias that balances without a loss: after each optimizer step an expert with
-    less than its share of the global batch gets so much more in the choice, one with more so
-    much less (Wang et al. 2024). 0: no bias."""
+    """Step size of a bias that balances without a loss (Wang et al. 2024). After each optimizer
+    step an expert that received less than its share of the global batch has its bias raised by
+    this much, one that received more has it lowered. 0: no bias."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> TransformerConfig:
+    def _check_layers(self) -> TransformerConfig:
         if self.d_model % self.nhead:
             raise ValueError(f"nhead: {self.nhead} heads do not divide d_model={self.d_model}")
         if self.nhead % self.kv_heads:
@@ -123,63 +131,57 @@ class TransformerConfig(Section):
 
     @property
     def kv_heads(self) -> int:
+        """Number of key/value heads."""
         return self.num_kv_heads or self.nhead
 
     @property
     def head_dim(self) -> int:
+        """Width of an attention head."""
         return self.d_model // self.nhead
 
     @property
     def feedforward_width(self) -> int:
-        """Hidden width after SwiGLU's correction."""
+        """Hidden width of the feed-forward, SwiGLU's factor of 2/3 included."""
         if not self.use_swiglu:
             return self.dim_feedforward
         return -(-2 * self.dim_feedforward // (3 * 64)) * 64
 
     @property
     def att_type_of_decoder(self) -> AttentionType:
+        """Type of attention of the decoder."""
         return self.decoder_att_type or self.att_type
 
 
 class ModelConfig(TransformerConfig):
-    """The section `model`: what is trained."""
+    """The section `model`: settings of the network that is trained."""
 
     architecture: Literal["encoder", "decoder", "encoder_decoder"] = "encoder_decoder"
-    """encoder: the context's patches give the whole future at once. decoder: each patch gives
-    the next one, causally. encoder_decoder: the decoder asks for each future patch."""
+    """Architecture: encoder (the context's patches give the whole future at once), decoder (each
+    patch gives the next one, causally), or encoder_decoder (a query decoder has a query for each
+    future patch)."""
     num_decoder_layers: PositiveInt | None = None
-    """Layers of the decoder of an encoder_decoder. Default: num_layers."""
+    """Number of decoder layers of an encoder_decoder. Default: num_layers."""
     patch_length: PositiveInt = 16
-    """Points per patch, that is, per token; 1 makes every point a token."""
+    """Number of points per patch, that is, per token; 1 makes every point a token."""
     channels: Literal["independent", "mixed"] = "independent"
-    """Forecast each channel of a series by itself with the same weights, or put all channels of
-    a moment into one token."""
+    """Treatment of a series' channels: independent forecasts each by itself with the same weights,
+    mixed puts all channels of a patch into one token."""
     channel_embedding: bool = False
-    """Add a learned vector per channel, so that the same weights can tell channels apart; only
-    with channels: independent, and ties the weights to this set of channels."""
+    """Whether a learned vector per channel is added, so that the same weights can distinguish
+    channels. It needs channels: independent, and ties the weights to this set of channels."""
     instance_norm: bool = True
-    """Subtract each window's context mean and divide by its deviation; forecasts are scaled
-    back (Kim et al. 2022, RevIN, without its affine part)."""
+    """Whether each window has its context's mean subtracted and is divided by its context's
+    deviation; forecasts are scaled back (Kim et al. 2022, RevIN, without its affine part)."""
     loss: Literal["mse", "mae", "huber", "quantile", "student_t"] = "mse"
-    """What is forecast and how it is scored: a point (mse, mae, huber), quantiles (pinball loss),
-    or a Student-t distribution (negative log-likelihood)."""
-    huber_delta: Annotated[float, Field(gt=0.0)] = 1.0
-    """Where the Huber loss turns from squares to straight lines."""
-    quantiles: Annotated[list[Annotated[float, Field(gt=0.0, lt=1.0)]], Field(min_length=1)] = [
-        0.1,
-        0.2,
-        0.3,
-        0.4,
-        0.5,
-        0.6,
-        0.7,
-        0.8,
-        0.9,
-    ]
-    """Levels of loss: quantile, ascending; 0.5 is the point forecast."""
+    """Loss, which decides what is forecast: a point (mse, mae, huber), quantiles (pinball loss), or
+    a Student-t distribution (negative log-likelihood)."""
+    huber_delta: Positive = 1.0
+    """Error at which the Huber loss changes from quadratic to linear."""
+    quantiles: QuantileLevels = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    """Quantile levels for loss: quantile, ascending; 0.5 is the point forecast."""
 
     @model_validator(mode="after")
-    def _of_one_network(self) -> ModelConfig:
+    def _check_network(self) -> ModelConfig:
         if self.channel_embedding and self.channels == "mixed":
             raise ValueError(
                 "channel_embedding: mixed tokens hold all channels already; "
@@ -197,17 +199,18 @@ class ModelConfig(TransformerConfig):
 
     @property
     def decoder_layers(self) -> int:
+        """Number of decoder layers of an encoder_decoder."""
         return self.num_decoder_layers or self.num_layers
 
     @property
     def transformer_layers(self) -> int:
-        """Layers that pipeline stages can be cut from."""
+        """Number of transformer layers, encoder and decoder together."""
         both = self.architecture == "encoder_decoder"
         return self.num_layers + (self.decoder_layers if both else 0)
 
     @property
     def distinct_layers(self) -> int:
-        """Transformer layers with weights of their own."""
+        """Number of transformer layers with weights of their own."""
         if not self.share_layers:
             return self.transformer_layers
         return 2 if self.architecture == "encoder_decoder" else 1
@@ -228,29 +231,26 @@ class ModelConfig(TransformerConfig):
         return context + future - (self.architecture == "decoder")
 
     def unused(self) -> list[str]:
-        """Settings that were given and change nothing beside the others, each with the reason."""
+        """Returns a sentence for each setting that was given but has no effect, with the reason."""
         attention = (self.att_type, self.att_type_of_decoder)
+        architecture, loss = f"architecture: {self.architecture}", f"loss: {self.loss}"
         rules: tuple[tuple[bool, str, tuple[str, ...]], ...] = (
-            (not self.use_moe, "use_moe: false", OF_A_MIXTURE),
-            (
-                self.architecture != "encoder_decoder",
-                f"architecture: {self.architecture}",
-                ("num_decoder_layers",),
-            ),
-            (self.architecture == "encoder", "architecture: encoder", ("decoder_att_type",)),
+            (not self.use_moe, "use_moe: false", MIXTURE_SETTINGS),
+            (self.architecture != "encoder_decoder", architecture, ("num_decoder_layers",)),
+            (self.architecture == "encoder", architecture, ("decoder_att_type",)),
             ("frequency" not in attention, "no frequency attention", ("freq_modes",)),
-            (self.loss != "quantile", f"loss: {self.loss}", ("quantiles",)),
-            (self.loss != "huber", f"loss: {self.loss}", ("huber_delta",)),
+            (self.loss != "quantile", loss, ("quantiles",)),
+            (self.loss != "huber", loss, ("huber_delta",)),
         )
         return [
             f"model.{key} has no effect with {reason}"
-            for is_idle, reason, keys in rules
+            for is_unused, reason, keys in rules
             for key in keys
-            if is_idle and key in self.model_fields_set
+            if is_unused and key in self.model_fields_set
         ]
 
 
-OF_A_MIXTURE = (
+MIXTURE_SETTINGS = (
     "num_experts",
     "top_k",
     "router_score",
@@ -261,27 +261,32 @@ OF_A_MIXTURE = (
     "z_loss",
     "balance_rate",
 )
+"""Settings that have an effect with use_moe: true only."""
 
 FREQUENCY_SEES_ALL = (
     "frequency attention sees all of its input, the future too, so a causal decoder cannot use "
     "it; use standard, xformer or flash, or decoder_att_type beside a frequency encoder"
 )
+"""Why a causal decoder refuses frequency attention, and the alternatives, in a user's words."""
 
 CALENDAR_SIZES = {"minute": 60, "hour": 24, "day_of_week": 7, "day_of_month": 31, "month": 12}
-"""Calendar features that can be embedded, and how many values each has."""
+"""Number of values of each calendar feature that can be embedded."""
 
 
 @dataclass(frozen=True)
 class SeriesShape:
-    """The sizes that the data gives the network."""
+    """Sizes of the network that the data determines."""
 
     context_length: int
+    """Number of points of a window's context."""
     prediction_length: int
+    """Number of points that are forecast."""
     channels: int
+    """Number of channels that are forecast."""
     covariates: int
-    """Columns known in advance that are read as numbers."""
+    """Number of columns known in advance that are read as numbers."""
     calendar: tuple[int, ...] = ()
-    """Numbers of values of the calendar columns that are embedded; they come last."""
+    """Number of values of each calendar column that is embedded; these columns come last."""
     missing: bool = True
-    """Whether points may be missing. Where none is, attention needs no mask for them, and more
-    kernels can answer."""
+    """Whether points may be missing. Where none is, attention needs no mask, and more kernels can
+    be used."""

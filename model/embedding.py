@@ -1,4 +1,4 @@
-"""From points to tokens: patches, positions, calendar, channels."""
+"""What is added to tokens: positions, calendar features and channels; and rotary positions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from model.patches import Align, to_patches
 
 
 def sinusoidal(start: int, stop: int, d_model: int, device: torch.device) -> Tensor:
-    """Positions start..stop-1 as fp32 [stop - start, d_model] (Vaswani et al. 2017, 3.5)."""
+    """Returns the encodings of positions start to stop - 1 (Vaswani et al. 2017, section 3.5).
+
+    fp32 [stop - start, d_model].
+    """
     position = torch.arange(start, stop, dtype=torch.float32, device=device).unsqueeze(1)
     even = torch.arange(0, d_model, 2, dtype=torch.float32, device=device)
     angle = position * torch.exp(even * (-math.log(10_000.0) / d_model))
@@ -23,9 +26,10 @@ def sinusoidal(start: int, stop: int, d_model: int, device: torch.device) -> Ten
 
 
 def rotate(x: Tensor, start: int) -> Tensor:
-    """Turn each pair of channels by its position's angle (Su et al. 2021, RoFormer, eq. 34).
+    """Rotates each pair of channels by its position's angle (Su et al. 2021, RoFormer, eq. 34).
 
-    x [B, T, ..., D] at positions start, start + 1, ...; pairs are (i, i + D/2). Computed in fp32.
+    x [B, T, ..., D] lies at positions start, start + 1, ...; pairs are (i, i + D/2). Computed in
+    fp32, or in fp64 for fp64.
     """
     half = x.shape[-1] // 2
     position = torch.arange(start, start + x.shape[1], dtype=torch.float32, device=x.device)
@@ -35,12 +39,12 @@ def rotate(x: Tensor, start: int) -> Tensor:
     cos, sin = angle.cos(), angle.sin()
     precise = x if x.dtype == torch.float64 else x.float()
     first, second = precise.chunk(2, dim=-1)
-    turned = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
-    return turned.to(x.dtype)
+    rotated = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    return rotated.to(x.dtype)
 
 
 class Positions(nn.Module):
-    """What is added to tokens for their positions; nothing where attention rotates."""
+    """Adds encodings of positions to tokens; adds nothing where attention rotates."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -52,10 +56,11 @@ class Positions(nn.Module):
         )
 
     def initial(self) -> Mapping[str, Init]:
+        """Returns how the module's own parameters start, by name."""
         return {"table": Init(std=0.02)}
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """x [B, T, d_model] at positions start, start + 1, ...
+        """Adds positions start, start + 1, ... to x [B, T, d_model].
 
         Raises ValueError past max_seq_len.
         """
@@ -73,22 +78,23 @@ class Positions(nn.Module):
 
 
 class ChannelEmbedding(nn.Module):
-    """A learned vector for each channel."""
+    """Learns a vector for each channel."""
 
     def __init__(self, channels: int, d_model: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, d_model))
 
     def initial(self) -> Mapping[str, Init]:
+        """Returns how the module's own parameters start, by name."""
         return {"weight": Init(std=0.02)}
 
     def forward(self, rows: int) -> Tensor:
-        """-> [rows, 1, d_model], the channels repeated for each sample."""
+        """Returns the channels' vectors, repeated for each sample: [rows, 1, d_model]."""
         return self.weight.repeat(rows // self.weight.shape[0], 1).unsqueeze(1)
 
 
 class CalendarEmbedding(nn.Module):
-    """A learned vector for each value of each calendar feature (Zhou et al. 2021, Informer)."""
+    """Learns a vector for each value of each calendar feature (Zhou et al. 2021, Informer)."""
 
     def __init__(self, sizes: Sequence[int], d_model: int) -> None:
         super().__init__()
@@ -96,11 +102,14 @@ class CalendarEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(sum(sizes), d_model))
 
     def initial(self) -> Mapping[str, Init]:
+        """Returns how the module's own parameters start, by name."""
         return {"weight": Init(std=0.02)}
 
     def forward(self, values: Tensor, patch_length: int, *, align: Align) -> Tensor:
-        """values [B, T, len(sizes)], whole numbers from 0 -> [B, patches, d_model]: each patch
-        gets the mean over its points of the sum of their features' vectors."""
+        """Returns the mean over each patch's points of the sum of their features' vectors.
+
+        values [B, T, len(sizes)], whole numbers from 0 -> [B, patches, d_model].
+        """
         first = torch.tensor([sum(self.sizes[:i]) for i in range(len(self.sizes))])
         index = values.long() + first.to(values.device)
         vectors = F.embedding(index, self.weight).sum(2)

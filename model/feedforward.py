@@ -1,4 +1,4 @@
-"""The feed-forward sub-layer: a plain MLP or SwiGLU."""
+"""Feed-forward sub-layers: a plain MLP and SwiGLU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class _GatedSwish(torch.autograd.Function):
-    """swish(gate) * value of [..., gate | value], keeping only its input for the backward pass."""
+    """Computes swish(gate) * value of [..., gate | value] and keeps only its input for backward."""
 
     @staticmethod
     def forward(ctx: Any, gate_value: Tensor) -> Tensor:
@@ -35,26 +35,26 @@ class _GatedSwish(torch.autograd.Function):
         (gate_value,) = ctx.saved_tensors
         result = torch.empty_like(gate_value)
         flat = (t.flatten(0, -2).split(BLOCK) for t in (gate_value, gradients[0], result))
-        for rows, gradient, answer in zip(*flat, strict=True):
+        for rows, gradient, into in zip(*flat, strict=True):
             gate, value = rows.chunk(2, dim=-1)
-            of_gate, of_value = answer.chunk(2, dim=-1)
-            torch.mul(gradient, F.silu(gate), out=of_value)
-            torch.ops.aten.silu_backward.grad_input(gradient * value, gate, grad_input=of_gate)
+            grad_gate, grad_value = into.chunk(2, dim=-1)
+            torch.mul(gradient, F.silu(gate), out=grad_value)
+            torch.ops.aten.silu_backward.grad_input(gradient * value, gate, grad_input=grad_gate)
         return result
 
 
 BLOCK = 512
-"""Rows that the backward pass takes at once: what it needs beside its result stays small."""
+"""Number of rows that the backward pass computes at once, so that temporaries stay small."""
 
 
 def gated_swish(gate_value: Tensor) -> Tensor:
-    """[..., 2 F], gates first -> swish(gate) * value, [..., F]."""
-    answer: Tensor = _GatedSwish.apply(gate_value)
-    return answer
+    """Returns swish(gate) * value [..., F] of [..., 2 F], in which the gates come first."""
+    result: Tensor = _GatedSwish.apply(gate_value)
+    return result
 
 
 class MLP(nn.Module):
-    """activation(x W1^T) W2^T."""
+    """Plain feed-forward: activation(x W1^T) W2^T."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -64,6 +64,7 @@ class MLP(nn.Module):
         self.output = nn.Parameter(torch.empty(d, width))
 
     def initial(self) -> Mapping[str, Init]:
+        """Returns how the module's own parameters start, by name."""
         return {"input": Init(std=self.d_model**-0.5), "output": Init(std=self.width**-0.5)}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,10 +72,10 @@ class MLP(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """(swish(x G^T) * x V^T) W^T (Shazeer 2020).
+    """Gated feed-forward: (swish(x G^T) * x V^T) W^T (Shazeer 2020).
 
-    Gate and value are one product. They are stored [2, width, d], so that splitting the hidden
-    width over ranks cuts one dimension, and a rank's part stays one box of the whole.
+    Gate and value are one product. They are stored as [2, width, d], so that splitting the hidden
+    width over ranks cuts one dimension, and a rank's shard is one slice of the whole.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -84,6 +85,7 @@ class SwiGLU(nn.Module):
         self.output = nn.Parameter(torch.empty(d, width))
 
     def initial(self) -> Mapping[str, Init]:
+        """Returns how the module's own parameters start, by name."""
         return {"gate_value": Init(std=self.d_model**-0.5), "output": Init(std=self.width**-0.5)}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,4 +93,5 @@ class SwiGLU(nn.Module):
 
 
 def make_feed_forward(config: TransformerConfig) -> nn.Module:
+    """Returns the feed-forward that `config` names."""
     return SwiGLU(config) if config.use_swiglu else MLP(config)

@@ -1,4 +1,4 @@
-"""Initial weights that depend on (seed, global name, expert) alone.
+"""Initialisation: weights that depend on (seed, global name, expert) alone.
 
 Each parameter is drawn by its own CPU generator, so every layout of ranks starts bit-equal.
 """
@@ -16,40 +16,51 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Init:
-    """How one parameter starts: normal with `std`, cut at three deviations, around `mean`."""
+    """How one parameter starts: normal around `mean`, truncated at three deviations of `std`."""
 
     std: float = 0.0
+    """Standard deviation; with 0 all elements start as `mean`."""
     mean: float = 0.0
     stacked: bool = False
-    """Dimension 0 counts experts; each expert is drawn by a generator of its own."""
+    """Whether dimension 0 counts experts, each of which is drawn by its own generator."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The slice of a whole parameter that is held where its layer is split over ranks."""
+    """The slice of a whole parameter that a rank holds where a layer is split over ranks."""
 
     whole: tuple[int, ...]
+    """Shape of the whole parameter."""
     dim: int
+    """Dimension that is split."""
     start: int
+    """First index of the shard in `dim`."""
     size: int
+    """Number of indices of the shard in `dim`."""
 
     @property
     def shape(self) -> torch.Size:
+        """Shape of the shard."""
         return torch.Size([*self.whole[: self.dim], self.size, *self.whole[self.dim + 1 :]])
 
     @classmethod
     def all_of(cls, whole: torch.Size) -> Shard:
+        """Returns the shard of a parameter of shape `whole` that is not split."""
         return cls(tuple(whole), 0, 0, whole[0])
 
 
 class Initialised(Protocol):
-    """A module that says how its own parameters start, by their local names."""
+    """A module that defines how its own parameters start."""
 
-    def initial(self) -> Mapping[str, Init]: ...
+    def initial(self) -> Mapping[str, Init]:
+        """Returns how the module's own parameters and buffers start, by their local names."""
 
 
 def _rules(module: nn.Module) -> Mapping[str, Init] | None:
-    """None: a module of the user's (a norm given as a callable), which starts itself."""
+    """Returns how the module's own parameters start, by their local names.
+
+    None stands for a module of the user's (a norm given as a callable), which starts itself.
+    """
     if hasattr(module, "initial"):
         return cast(Initialised, module).initial()
     if isinstance(module, nn.Linear):
@@ -75,13 +86,13 @@ def _generator(*parts: object) -> torch.Generator:
 
 
 def draw(name: str, shard: Shard, init: Init, seed: int) -> Tensor:
-    """`shard` of the fp32 initial value of the parameter with global name `name`."""
+    """Returns `shard` of the initial value, in fp32, of the parameter with global name `name`."""
     if init.std == 0.0:
         return torch.full(shard.shape, init.mean)
     if not init.stacked:
         value = _normal(shard.whole, init, _generator(seed, name, 0))
         return value.narrow(shard.dim, shard.start, shard.size)
-    # Only the experts in the part are drawn: there may be many of them.
+    # Only the shard's experts are drawn: there may be many.
     first, last = (shard.start, shard.start + shard.size) if shard.dim == 0 else (0, shard.whole[0])
     value = torch.empty(shard.shape)
     for expert, into in zip(range(first, last), value.unbind(0), strict=True):
@@ -91,19 +102,17 @@ def draw(name: str, shard: Shard, init: Init, seed: int) -> Tensor:
 
 
 def _normal(shape: tuple[int, ...], init: Init, generator: torch.Generator) -> Tensor:
-    return nn.init.trunc_normal_(
-        torch.empty(shape),
-        init.mean,
-        init.std,
-        init.mean - 3 * init.std,
-        init.mean + 3 * init.std,
-        generator=generator,
-    )
+    """Draws from the normal distribution of `init`."""
+    low, high = init.mean - 3 * init.std, init.mean + 3 * init.std
+    empty = torch.empty(shape)
+    return nn.init.trunc_normal_(empty, init.mean, init.std, low, high, generator=generator)
 
 
 def initialise(network: nn.Module, seed: int, shards: Mapping[str, Shard] | None = None) -> None:
-    """Fill all parameters and buffers of `network` in place; `shards` by global name, of those
-    that are not whole."""
+    """Fills all parameters and buffers of `network` in place.
+
+    `shards` gives, by global name, the shards of those that are not whole.
+    """
     with torch.no_grad():
         for prefix, module in network.named_modules():
             own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
@@ -118,7 +127,7 @@ def initialise(network: nn.Module, seed: int, shards: Mapping[str, Shard] | None
 
 
 def _start_itself(module: nn.Module, generator: torch.Generator) -> None:
-    """By its own reset_parameters, seeded; without one it stays as it was made."""
+    """Calls the module's reset_parameters with a seed; without one it stays as it was made."""
     if hasattr(module, "reset_parameters"):
         with torch.random.fork_rng([]):
             torch.set_rng_state(generator.get_state())

@@ -1,7 +1,7 @@
-"""Attention kernels: what each can do, and how.
+"""Attention kernels: which calls each supports, and how it computes them.
 
 Shapes: query [B, H, T, D]; key and value [B, KV, S, D] with KV dividing H; mask broadcastable to
-[B, 1, T, S], True where a key may be seen. A query that may see no key is answered with zeros.
+[B, 1, T, S], True where a key is visible -> [B, H, T, D].
 """
 
 from __future__ import annotations
@@ -20,23 +20,26 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from model.recompute import recomputed
 
 MaskKind = Literal["none", "keys", "full"]
-"""No mask; one row for all queries; one for each query."""
+"""Kind of mask: none, keys (one row for all queries), or full (one row for each query)."""
 
 BLOCK = 128
-"""Queries that `blockwise` answers at once."""
+"""Number of queries that `blockwise` computes at once."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """What decides which kernel can answer."""
+    """Properties of a call that decide which kernels support it."""
 
     device: str
+    """Type of the device, such as "cuda"."""
     dtype: torch.dtype
     head_dim: int
     grouped: bool
+    """Whether several query heads share a key/value head."""
     mask: MaskKind
     is_causal: bool
     dropout: bool
+    """Whether attention weights are dropped."""
 
 
 class Kernel(Protocol):
@@ -45,7 +48,7 @@ class Kernel(Protocol):
     name: str
 
     def refusal(self, call: Call) -> str | None:
-        """Why it cannot answer `call`; None if it can."""
+        """Returns why the kernel does not support `call`, None if it does."""
 
     def __call__(
         self,
@@ -55,11 +58,12 @@ class Kernel(Protocol):
         mask: Tensor | None,
         is_causal: bool,
         dropout: float,
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Returns softmax(query key^T / sqrt(D)) value."""
 
 
 def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values once for each query head."""
+    """Returns keys and values repeated for each query head, [B, H, S, D]."""
     group = query.shape[1] // key.shape[1]
     if group == 1:
         return key, value
@@ -67,6 +71,7 @@ def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor
 
 
 def _sdpa(backend: SDPBackend, *arguments: Any, grouped: bool = False) -> Tensor:
+    """Computes attention with one backend of torch's scaled_dot_product_attention."""
     query, key, value, mask, is_causal, dropout = arguments
     with sdpa_kernel(backend):
         return F.scaled_dot_product_attention(
@@ -83,22 +88,25 @@ def formula(
     dropout: float,
     first: int = 0,
 ) -> Tensor:
-    """The definition (Vaswani et al. 2017, eq. 1); `first` is the first query's place."""
+    """Computes attention by its definition (Vaswani et al. 2017, eq. 1).
+
+    `first` is the position of the first query.
+    """
     key, value = _repeated(query, key, value)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     if is_causal:
-        places = torch.arange(key.shape[-2], device=key.device)
-        causal = places <= places[first : first + query.shape[-2], None]
+        positions = torch.arange(key.shape[-2], device=key.device)
+        causal = positions <= positions[first : first + query.shape[-2], None]
         mask = causal if mask is None else mask & causal
     if mask is None:
         return F.dropout(scores.softmax(-1), dropout) @ value
     weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
-    # A query that sees no key has equal weights on all of them: it is answered with zeros.
+    # A query without visible keys has equal weights on all of them; it gets zeros.
     return F.dropout(weights.masked_fill(~mask, 0.0), dropout) @ value
 
 
 class Formula:
-    """The definition as it stands: any call, memory quadratic in the length."""
+    """Attention by its definition: supports any call, memory is quadratic in the length."""
 
     name = "formula"
 
@@ -118,8 +126,11 @@ class Formula:
 
 
 class Blockwise:
-    """The definition for a block of queries at a time, recomputed in the backward pass: any call,
-    memory linear in the length."""
+    """Attention by its definition for one block of queries after another.
+
+    Blocks are recomputed in the backward pass. It supports any call, and memory is linear in the
+    length.
+    """
 
     name = "blockwise"
 
@@ -137,25 +148,26 @@ class Blockwise:
     ) -> Tensor:
         if query.shape[2] <= BLOCK:
             return formula(query, key, value, mask, is_causal, dropout)
-        answers = []
+        outputs = []
         for first in range(0, query.shape[2], BLOCK):
             rows = slice(first, first + BLOCK)
             part = mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :]
-            seen = slice(first + BLOCK if is_causal else None)  # later keys are hidden from all
-            part = part if part is None else part[..., seen]
-            keys, values = key[:, :, seen], value[:, :, seen]
+            visible = slice(first + BLOCK if is_causal else None)  # no query of the block sees more
+            part = part if part is None else part[..., visible]
+            keys, values = key[:, :, visible], value[:, :, visible]
             arguments = (query[:, :, rows], keys, values, part, is_causal, dropout, first)
             compute = recomputed if torch.is_grad_enabled() else _directly
-            answers.append(compute(formula, *arguments))
-        return torch.cat(answers, dim=2)
+            outputs.append(compute(formula, *arguments))
+        return torch.cat(outputs, dim=2)
 
 
 def _directly(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Calls `function`, as `recomputed` does but without recomputation."""
     return function(*arguments)
 
 
 class TorchFlash:
-    """torch's own FlashAttention: FlashAttention-2 on CUDA, its counterpart on the CPU."""
+    """FlashAttention in torch: FlashAttention-2 on CUDA, its counterpart on the CPU."""
 
     name = "torch flash"
 
@@ -187,7 +199,7 @@ class TorchFlash:
 
 
 class TorchEfficient:
-    """torch's memory-efficient kernel, the one that xformers brought."""
+    """Memory-efficient attention in torch, which came from xformers."""
 
     name = "torch memory-efficient"
 
@@ -208,13 +220,13 @@ class TorchEfficient:
         dropout: float,
     ) -> Tensor:
         key, value = _repeated(query, key, value)
-        # The mask stays as small as it came: expanded it would be made dense, [B, 1, T, S].
+        # The mask is not expanded: torch would make it dense, [B, 1, T, S].
         arguments = (query, key, value, mask, is_causal, dropout)
         return _sdpa(SDPBackend.EFFICIENT_ATTENTION, *arguments)
 
 
 class FlashAttnPackage:
-    """flash_attn.flash_attn_func (Dao 2023)."""
+    """The package flash-attn, flash_attn.flash_attn_func (Dao 2023)."""
 
     name = "flash-attn"
 
@@ -240,13 +252,13 @@ class FlashAttnPackage:
         dropout: float,
     ) -> Tensor:
         function, _ = _package("flash_attn", "flash_attn_func")
-        lengthwise = (t.transpose(1, 2) for t in (query, key, value))
-        answer: Tensor = function(*lengthwise, dropout_p=dropout, causal=is_causal)
-        return answer.transpose(1, 2)
+        length_first = (t.transpose(1, 2) for t in (query, key, value))
+        output: Tensor = function(*length_first, dropout_p=dropout, causal=is_causal)
+        return output.transpose(1, 2)
 
 
 class XformersPackage:
-    """xformers.ops.memory_efficient_attention (Lefaudeux et al. 2022)."""
+    """The package xformers, xformers.ops.memory_efficient_attention (Lefaudeux et al. 2022)."""
 
     name = "xformers"
 
@@ -269,19 +281,20 @@ class XformersPackage:
         is_causal: bool,
         dropout: float,
     ) -> Tensor:
-        import xformers.ops
+        from xformers.ops import LowerTriangularMask, memory_efficient_attention
 
-        bias = xformers.ops.LowerTriangularMask() if is_causal else None
-        lengthwise = (t.transpose(1, 2) for t in (query, key, value))
-        answer: Tensor = xformers.ops.memory_efficient_attention(
-            *lengthwise, attn_bias=bias, p=dropout
-        )
-        return answer.transpose(1, 2)
+        bias = LowerTriangularMask() if is_causal else None
+        length_first = (t.transpose(1, 2) for t in (query, key, value))
+        output: Tensor = memory_efficient_attention(*length_first, attn_bias=bias, p=dropout)
+        return output.transpose(1, 2)
 
 
 @lru_cache
 def _package(module: str, function: str) -> tuple[Any, str | None]:
-    """An optional package's function, or why there is none: installed does not mean it works."""
+    """Returns a function of an optional package, or the reason why it cannot be imported.
+
+    A package may be installed and still fail to load.
+    """
     try:
         return getattr(importlib.import_module(module), function), None
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
@@ -290,4 +303,5 @@ def _package(module: str, function: str) -> tuple[Any, str | None]:
 
 
 def _short(dtype: torch.dtype) -> str:
+    """Returns the name of `dtype` without "torch."."""
     return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""The transformer's layers: sub-layers around a residual stream."""
+"""Transformer layers: sub-layers around a residual stream."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from model.attention import CrossAttention, SelfAttention, may_see
+from model.attention import CrossAttention, SelfAttention, merge_masks
 from model.config import AttentionType, TransformerConfig
-from model.decoding import KeyValue
+from model.decoding import KeyValueCache
 from model.feedforward import make_feed_forward
 from model.moe import MixtureOfExperts
 from model.norm import make_norm
 
 
 class DropPath(nn.Module):
-    """Skip the sub-layer for some samples in training (Huang et al. 2016)."""
+    """Skips a sub-layer for some samples in training (Huang et al. 2016, stochastic depth)."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:
+        """Sets whole samples of x [B, ...] to zero and scales the others to keep the mean."""
         if not self.training or self.probability == 0.0:
             return x
         kept = torch.rand(len(x), *(1 for _ in x.shape[1:]), device=x.device) >= self.probability
@@ -30,7 +31,7 @@ class DropPath(nn.Module):
 
 
 class BaseTransformerLayer(nn.Module):
-    """The norm strategy, dropout and residual around each sub-layer, and the feed-forward."""
+    """Base of the layers: norm strategy, dropout and residual connection, and the feed-forward."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -43,13 +44,16 @@ class BaseTransformerLayer(nn.Module):
         )
 
     def residual(self, x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        """Pre-norm: x + f(norm(x)). Post-norm: norm(x + f(x))."""
+        """Returns x + f(norm(x)) with pre-norm, norm(x + f(x)) with post-norm."""
         if self.pre_norm:
             return x + self.drop_path(self.dropout(sublayer(norm(x))))
         return norm(x + self.drop_path(self.dropout(sublayer(x))))
 
     def feed_forward_block(self, x: Tensor, padding: Tensor | None) -> Tensor:
-        """Dense, or experts whose balance loss and statistics leave padding out."""
+        """Applies the feed-forward sub-layer to x [B, T, d_model].
+
+        Experts leave the padding [B, T] out of their balance loss and statistics.
+        """
         if isinstance(self.feed_forward, MixtureOfExperts):
             experts = self.feed_forward
             return self.residual(x, self.feed_forward_norm, lambda h: experts(h, padding))
@@ -57,7 +61,7 @@ class BaseTransformerLayer(nn.Module):
 
 
 class EncoderLayer(BaseTransformerLayer):
-    """Self-attention, then feed-forward; causal where told so."""
+    """Self-attention, causal if `is_causal`, then feed-forward."""
 
     def __init__(
         self,
@@ -74,17 +78,22 @@ class EncoderLayer(BaseTransformerLayer):
     def forward(
         self, x: Tensor, padding: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """x [B, T, d_model]; padding [B, T] bool, True on padding; attention_mask [T, T] or
-        [B, T, T] bool, True where a query may not look."""
-        mask = may_see(padding, attention_mask)
-        x = self.residual(
-            x, self.self_attention_norm, lambda h: self.self_attention(h, mask, self.is_causal)
-        )
+        """Applies the layer to x [B, T, d_model].
+
+        padding [B, T] bool is True on padding, attention_mask [T, T] or [B, T, T] bool is True
+        where a key is hidden from a query.
+        """
+        mask = merge_masks(padding, attention_mask)
+
+        def attend(h: Tensor) -> Tensor:
+            return self.self_attention(h, mask, self.is_causal)
+
+        x = self.residual(x, self.self_attention_norm, attend)
         return self.feed_forward_block(x, padding)
 
 
 class DecoderLayer(BaseTransformerLayer):
-    """Self-attention, attention over the memory, then feed-forward."""
+    """Self-attention, cross-attention to the memory, then feed-forward."""
 
     def __init__(
         self, config: TransformerConfig, *, is_causal: bool = True, on_one_axis: bool = False
@@ -94,9 +103,8 @@ class DecoderLayer(BaseTransformerLayer):
         self.self_attention_norm = make_norm(config)
         self.self_attention = SelfAttention(config, config.att_type_of_decoder)
         self.cross_attention_norm = make_norm(config)
-        self.cross_attention = CrossAttention(
-            config, config.att_type_of_decoder, on_one_axis=on_one_axis
-        )
+        att_type = config.att_type_of_decoder
+        self.cross_attention = CrossAttention(config, att_type, on_one_axis=on_one_axis)
 
     def forward(
         self,
@@ -107,21 +115,24 @@ class DecoderLayer(BaseTransformerLayer):
         attention_mask: Tensor | None = None,
         *,
         start: int = 0,
-        state: dict[str, KeyValue] | None = None,
+        caches: dict[str, KeyValueCache] | None = None,
     ) -> Tensor:
-        """x [B, T, d_model] at positions start, start + 1, ...; memory [B, S, d_model];
-        memory_padding [B, S] and padding [B, T] bool, True on padding. With a state, T is 1."""
-        mask, memory_mask = may_see(padding, attention_mask), may_see(memory_padding)
-        own, cross = (None, None) if state is None else (state["self_attn"], state["cross_attn"])
-        is_causal = self.is_causal and state is None
-        x = self.residual(
-            x,
-            self.self_attention_norm,
-            lambda h: self.self_attention(h, mask, is_causal, start=start, cache=own),
-        )
-        x = self.residual(
-            x,
-            self.cross_attention_norm,
-            lambda h: self.cross_attention(h, memory, memory_mask, start=start, cache=cross),
-        )
+        """Applies the layer to x [B, T, d_model] at positions start, start + 1, ...
+
+        memory [B, S, d_model]; memory_padding [B, S] and padding [B, T] bool, True on padding;
+        attention_mask as for `EncoderLayer`. With the caches of step-by-step decoding, T is 1.
+        """
+        mask, memory_mask = merge_masks(padding, attention_mask), merge_masks(memory_padding)
+        is_causal = self.is_causal and caches is None
+        own = None if caches is None else caches["self_attn"]
+        cross = None if caches is None else caches["cross_attn"]
+
+        def attend(h: Tensor) -> Tensor:
+            return self.self_attention(h, mask, is_causal, start=start, cache=own)
+
+        def attend_to_memory(h: Tensor) -> Tensor:
+            return self.cross_attention(h, memory, memory_mask, start=start, cache=cross)
+
+        x = self.residual(x, self.self_attention_norm, attend)
+        x = self.residual(x, self.cross_attention_norm, attend_to_memory)
         return self.feed_forward_block(x, padding)

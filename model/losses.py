@@ -1,4 +1,4 @@
-"""The training loss: each sample's mean over its valid points, then the mean over samples."""
+"""Training loss: each sample's mean over its valid points, then the mean over samples."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from torch import Tensor
 
 
 def sample_mean(per_point: Tensor, valid: Tensor) -> Tensor:
-    """Mean over samples of each sample's mean over its valid points; 0 if it has none.
+    """Returns the mean over samples of each sample's mean over its valid points.
 
-    Defined on a sample, so the mean of equal micro-batches is that of the global batch.
-    Shapes: per_point and valid [B, ...] -> scalar.
+    A sample without valid points counts as 0. The loss is defined on a sample, so the mean over
+    micro-batches of equal size is that of the global batch. Shapes: per_point and valid [B, ...]
+    -> scalar.
     """
     weight = valid.to(per_point.dtype).flatten(1)
     total = per_point.where(valid, 0.0).flatten(1).sum(1)

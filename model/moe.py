@@ -1,7 +1,8 @@
-"""Mixture of experts: each token is computed by the experts that the router sends it to.
+"""Mixture of experts: each token is computed by the experts that the router chooses for it.
 
-Shapes: B rows, T tokens of a row, N = B * T, K choices per token, E experts, D = d_model, F hidden
-width.
+Tokens are dispatched to their experts, that is, copied for each choice and sorted by expert, and
+the experts' outputs are combined by the router's gates. Shapes: B rows, T tokens of a row,
+N = B * T, K choices per token, E experts, D = d_model, F hidden width.
 """
 
 from __future__ import annotations
@@ -35,75 +36,80 @@ log = logging.getLogger("forescale")
 
 
 @dataclass(frozen=True)
-class Order:
-    """How the K choices of N tokens lie once they are sorted by expert."""
+class Permutation:
+    """The order of the K choices of N tokens once they are sorted by expert."""
 
-    of_row: Tensor
-    """[N * K]: which choice, counted token by token, each sorted row answers."""
-    places_NK: Tensor
-    """[N, K]: the sorted row of each choice."""
+    choice_of_row: Tensor
+    """Choice of each sorted row, counted token by token, [N * K]."""
+    row_of_choice_NK: Tensor
+    """Sorted row of each choice, [N, K]."""
 
     @classmethod
-    def by_expert(cls, expert_NK: Tensor) -> Order:
-        of_row = expert_NK.flatten().argsort(stable=True)
-        rows = torch.arange(len(of_row), device=of_row.device)
-        places = torch.empty_like(of_row).scatter_(0, of_row, rows)
-        return cls(of_row, places.view_as(expert_NK))
+    def by_expert(cls, chosen_NK: Tensor) -> Permutation:
+        """Returns the permutation that sorts the choices `chosen_NK` by expert, stably."""
+        choice_of_row = chosen_NK.flatten().argsort(stable=True)
+        rows = torch.arange(len(choice_of_row), device=choice_of_row.device)
+        row_of_choice = torch.empty_like(choice_of_row).scatter_(0, choice_of_row, rows)
+        return cls(choice_of_row, row_of_choice.view_as(chosen_NK))
 
-    def token(self) -> Tensor:
-        """[N * K]: the token of each sorted row."""
-        return self.of_row.div(self.places_NK.shape[1], rounding_mode="floor")
+    def token_of_row(self) -> Tensor:
+        """Returns the token of each sorted row, [N * K]."""
+        choices = self.row_of_choice_NK.shape[1]
+        return self.choice_of_row.div(choices, rounding_mode="floor")
 
 
 class _Dispatch(torch.autograd.Function):
-    """x [N, D] -> a row for each choice, sorted by expert, [N * K, D].
+    """Copies x [N, D] into a row for each choice, sorted by expert, [N * K, D].
 
-    This and `_Combine` only gather, both ways: no atomics, so runs are bit-equal on GPUs.
+    This and `_Combine` only gather, forwards and backwards: no atomics, so runs are bit-equal on
+    GPUs.
     """
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, order: Order) -> Tensor:
-        ctx.order = order
-        return x_ND.index_select(0, order.token())
+    def forward(ctx: Any, x_ND: Tensor, permutation: Permutation) -> Tensor:
+        ctx.permutation = permutation
+        return x_ND.index_select(0, permutation.token_of_row())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        first, *others = ctx.order.places_NK.unbind(1)
-        of_x = gradients[0].index_select(0, first)
-        for places in others:
-            of_x += gradients[0].index_select(0, places)
-        return of_x, None
+        first, *others = ctx.permutation.row_of_choice_NK.unbind(1)
+        grad_x = gradients[0].index_select(0, first)
+        for rows in others:
+            grad_x += gradients[0].index_select(0, rows)
+        return grad_x, None
 
 
 class _Combine(torch.autograd.Function):
-    """y_n = sum_k gate_nk * answer of choice k, from the rows that `_Dispatch` made."""
+    """Computes y_n = sum_k gate_nk * output_nk from the experts' outputs in sorted rows."""
 
     @staticmethod
-    def forward(ctx: Any, answers: Tensor, gates_NK: Tensor, order: Order) -> Tensor:
-        ctx.order = order
-        ctx.save_for_backward(answers, gates_NK)
-        y_ND = answers.new_zeros(len(gates_NK), answers.shape[1])
-        for places, gates in zip(order.places_NK.unbind(1), gates_NK.split(1, 1), strict=True):
-            y_ND.addcmul_(answers.index_select(0, places), gates.to(answers.dtype))
+    def forward(ctx: Any, outputs: Tensor, gates_NK: Tensor, permutation: Permutation) -> Tensor:
+        ctx.permutation = permutation
+        ctx.save_for_backward(outputs, gates_NK)
+        y_ND = outputs.new_zeros(len(gates_NK), outputs.shape[1])
+        rows_of_choices = permutation.row_of_choice_NK.unbind(1)
+        for rows, gates in zip(rows_of_choices, gates_NK.split(1, 1), strict=True):
+            y_ND.addcmul_(outputs.index_select(0, rows), gates.to(outputs.dtype))
         return y_ND
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        answers, gates_NK = ctx.saved_tensors
-        order: Order = ctx.order
-        rows = gradients[0].index_select(0, order.token())
-        of_gates = (rows * answers).sum(-1, dtype=gates_NK.dtype)
-        gate_of_row = gates_NK.flatten().index_select(0, order.of_row)
-        of_answers = rows.mul_(gate_of_row.unsqueeze(-1).to(rows.dtype))
-        return of_answers, of_gates[order.places_NK], None
+        outputs, gates_NK = ctx.saved_tensors
+        permutation: Permutation = ctx.permutation
+        rows = gradients[0].index_select(0, permutation.token_of_row())
+        grad_gates = (rows * outputs).sum(-1, dtype=gates_NK.dtype)
+        gate_of_row = gates_NK.flatten().index_select(0, permutation.choice_of_row)
+        grad_outputs = rows.mul_(gate_of_row.unsqueeze(-1).to(rows.dtype))
+        return grad_outputs, grad_gates[permutation.row_of_choice_NK], None
 
 
 class _AttachLoss(torch.autograd.Function):
-    """Identity on `x` that adds scale * loss to whatever is differentiated.
+    """Returns `x` and, in the backward pass, adds the gradient of scale * loss.
 
-    The auxiliary loss gets its gradient where it arises; no loss travels between stages.
+    The auxiliary loss gets its gradient where it arises, so no loss travels between pipeline
+    stages.
     """
 
     @staticmethod
@@ -119,21 +125,25 @@ class _AttachLoss(torch.autograd.Function):
 
 
 def grouped_linear(x_ND: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
-    """Multiply consecutive groups of rows, counts_E of them each, with their own weight."""
-    if torch.is_autocast_enabled(x_ND.device.type):  # which does not know grouped products
+    """Multiplies consecutive groups of rows, counts_E of them each, with each expert's weight.
+
+    x_ND [rows, D], weight_EFD [E, F, D] -> [rows, F].
+    """
+    if torch.is_autocast_enabled(x_ND.device.type):  # autocast does not cover grouped products
         dtype = torch.get_autocast_dtype(x_ND.device.type)
         x_ND, weight_EFD = x_ND.to(dtype), weight_EFD.to(dtype)
     alignment = 16 // x_ND.element_size()
     if x_ND.dtype != torch.float64 and not any(n % alignment for n in weight_EFD.shape[1:]):
         offsets = counts_E.cumsum(0, dtype=torch.int32)
         return F.grouped_mm(x_ND, weight_EFD.transpose(1, 2), offs=offsets)
-    _say_once(weight_EFD.shape[1:], x_ND.dtype)
+    _warn_once(weight_EFD.shape[1:], x_ND.dtype)
     return looped_linear(x_ND, weight_EFD, counts_E)
 
 
 @cache
-def _say_once(size: torch.Size, dtype: torch.dtype) -> None:
-    log.info(
+def _warn_once(size: torch.Size, dtype: torch.dtype) -> None:
+    """Warns that experts of this size are slow, once for each size and type."""
+    log.warning(
         "experts of %s x %s in %s are computed one by one: a grouped product takes sizes by 16 "
         "bytes and no fp64",
         *size,
@@ -142,22 +152,23 @@ def _say_once(size: torch.Size, dtype: torch.dtype) -> None:
 
 
 def looped_linear(x_ND: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
-    """`grouped_linear` by its definition: what it is held to, and what takes any size."""
+    """Computes `grouped_linear` by its definition, one expert after another, for any size."""
     groups = zip(x_ND.split(counts_E.tolist()), weight_EFD.unbind(0), strict=True)
     return torch.cat([F.linear(rows, weight) for rows, weight in groups])
 
 
 Compute = Callable[[Tensor, Tensor], Tensor]
-"""Rows sorted by expert and the number of each expert's -> answers in the same order."""
+"""Computation of experts: takes rows sorted by expert and the number of rows of each, and returns
+their outputs in the same order."""
 
 
-def compute_here(rows: Tensor, counts_E: Tensor, compute: Compute) -> Tensor:
-    """What `Experts.exchange` is where a rank holds all experts."""
+def compute_locally(rows: Tensor, counts_E: Tensor, compute: Compute) -> Tensor:
+    """Computes all rows on this rank: the `Experts.exchange` of a rank that holds all experts."""
     return compute(rows, counts_E)
 
 
 class Experts(nn.Module):
-    """All experts' feed-forwards as stacked weights, computed in one grouped product."""
+    """The feed-forwards of all experts: stacked weights, computed in one grouped product."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -167,10 +178,11 @@ class Experts(nn.Module):
         self.activation = ACTIVATIONS[config.activation or "gelu"]
         self.input = nn.Parameter(torch.empty(self.count, 2 if self.gated else 1, width, d))
         self.output = nn.Parameter(torch.empty(self.count, d, width))
-        self.exchange: Callable[[Tensor, Tensor, Compute], Tensor] = compute_here
-        """Brings sorted rows to where their experts are, and the answers back."""
+        self.exchange: Callable[[Tensor, Tensor, Compute], Tensor] = compute_locally
+        """Function that sends sorted rows to the ranks of their experts, and returns outputs."""
 
     def initial(self) -> Mapping[str, Init]:
+        """Returns how the module's own parameters start, by name."""
         return {
             "input": Init(std=self.d_model**-0.5, stacked=True),
             "output": Init(std=self.width**-0.5, stacked=True),
@@ -179,31 +191,32 @@ class Experts(nn.Module):
     def forward(
         self, x_ND: Tensor, chosen_NK: Tensor, gates_NK: Tensor, complete: bool = True
     ) -> Tensor:
-        """y_n = sum_k gate_nk * expert_{chosen_nk}(x_n).
+        """Returns y_n = sum_k gate_nk * expert_{chosen_nk}(x_n), [N, D].
 
-        A choice of expert number `count` is none; `complete` says that there is no such choice.
+        Expert number `count` stands for a dropped choice, whose output is zero; `complete` says
+        that there is none.
         """
-        order = Order.by_expert(chosen_NK)
+        permutation = Permutation.by_expert(chosen_NK)
         counts_E = torch.bincount(chosen_NK.flatten(), minlength=self.count)[: self.count]
-        rows: Tensor = _Dispatch.apply(x_ND, order)
+        rows: Tensor = _Dispatch.apply(x_ND, permutation)
         if complete:
-            answers = self.exchange(rows, counts_E, self.compute)
+            outputs = self.exchange(rows, counts_E, self.compute)
         else:
-            taken = int(counts_E.sum())
-            none = rows.new_zeros(len(rows) - taken, rows.shape[1])
-            answers = torch.cat([self.exchange(rows[:taken], counts_E, self.compute), none])
-        y_ND: Tensor = _Combine.apply(answers, gates_NK, order)
+            kept = int(counts_E.sum())
+            dropped = rows.new_zeros(len(rows) - kept, rows.shape[1])
+            outputs = torch.cat([self.exchange(rows[:kept], counts_E, self.compute), dropped])
+        y_ND: Tensor = _Combine.apply(outputs, gates_NK, permutation)
         return y_ND
 
     def compute(self, rows: Tensor, counts: Tensor) -> Tensor:
-        """Rows sorted by expert, `counts` of them for each that is held here."""
+        """Computes rows sorted by expert, `counts` of them for each expert of this rank."""
         hidden = grouped_linear(rows, self.input.flatten(1, 2), counts)
         hidden = gated_swish(hidden) if self.gated else self.activation(hidden)
         return grouped_linear(hidden, self.output, counts)
 
 
 class MixtureOfExperts(nn.Module):
-    """A router, its experts, and a shared expert that every token goes to where there is one."""
+    """A router, its experts, and optionally a shared expert that computes every token."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -213,11 +226,15 @@ class MixtureOfExperts(nn.Module):
         self.capacity_factor = config.capacity_factor
         self.balance_weight, self.z_weight = config.balance_loss, config.z_loss
         self.loss_scale = 1.0
-        """1 / accumulated micro-batches: what the main loss is scaled by before its backward."""
+        """Scale of the auxiliary loss: that of the main loss, 1 / accumulated micro-batches."""
         self.statistics: RouterStatistics | None = None
+        """Sums since the last `take_statistics`."""
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
-        """x [B, T, D]; padding [B, T] bool, True where losses and statistics look away."""
+        """Computes x [B, T, D].
+
+        padding [B, T] bool is True on tokens that losses and statistics leave out.
+        """
         routing = self.router(x)
         chosen_NK, gates_NK = routing.chosen.flatten(0, 1), routing.gates.flatten(0, 1)
         kept = self._kept(routing.chosen, padding)
@@ -236,12 +253,13 @@ class MixtureOfExperts(nn.Module):
         return y
 
     def _kept(self, chosen: Tensor, padding: Tensor | None) -> Tensor | None:
+        """Returns which choices are kept, [B, T, K] bool; None if none can be dropped."""
         if self.capacity_factor is None:
             return None
         return within_capacity(chosen, self.experts.count, self.capacity_factor, padding)
 
     def _auxiliary_loss(self, routing: Routing, padding: Tensor | None) -> Tensor:
-        """The weighted losses of each row, [B]."""
+        """Returns the weighted sum of the auxiliary losses of each row, [B]."""
         loss = self.balance_weight * balance_loss(routing.scores, routing.chosen, padding)
         if self.z_weight:
             loss = loss + self.z_weight * z_loss(routing.logits, padding)
@@ -251,13 +269,14 @@ class MixtureOfExperts(nn.Module):
     def _count(
         self, routing: Routing, kept: Tensor | None, padding: Tensor | None, loss: Tensor
     ) -> None:
+        """Adds one forward pass to the statistics."""
         valid = torch.ones_like(routing.chosen[..., 0], dtype=torch.float64)
         if padding is not None:
             valid = (~padding).double()
         weights = valid.unsqueeze(-1).expand(routing.chosen.shape)
         experts = routing.scores.shape[-1]
         entropy = torch.special.entr(normalised(routing.scores)).sum(-1)
-        seen = RouterStatistics(
+        counted = RouterStatistics(
             counts_E=torch.bincount(routing.chosen.flatten(), weights.flatten(), experts),
             dropped=weights.sum() - (weights if kept is None else weights * kept).sum(),
             entropy=(entropy * valid).sum(),
@@ -267,9 +286,9 @@ class MixtureOfExperts(nn.Module):
         )
         if self.statistics is None:
             self.statistics = RouterStatistics.zeros(experts, loss.device)
-        self.statistics.add(seen)
+        self.statistics.add(counted)
 
     def take_statistics(self) -> RouterStatistics | None:
-        """The sums since the last call, and start anew."""
+        """Returns the sums since the last call, None if there are none, and resets them."""
         statistics, self.statistics = self.statistics, None
         return statistics

@@ -182,7 +182,7 @@ class TimeSeriesTransformer(nn.Module):
         return context, covariates
 
     def with_patch(self, future: Tensor, forecast: Tensor, number: int) -> Tensor:
-        """Returns a copy of `future` whose patch `number` is that of `forecast`."""
+        """Returns a copy of `future` with its patch `number` taken from `forecast`."""
         points = slice(number * self.config.patch_length, (number + 1) * self.config.patch_length)
         future = future.clone()
         future[:, points] = forecast[:, points].to(future)
@@ -250,6 +250,7 @@ class TimeSeriesTransformer(nn.Module):
         return tokens
 
     def _embed_context(self, inputs: Inputs) -> LayerState:
+        """Returns the tokens of an encoder: the context's patches."""
         context, covariates = inputs
         mean, deviation = self._statistics(context)
         values, padding = self._values((context - mean) / deviation, align="end")
@@ -258,9 +259,10 @@ class TimeSeriesTransformer(nn.Module):
         return self._tokens(self.encoder, torch.cat([values, known], -1), 0, calendar), padding
 
     def _embed_both(self, inputs: Inputs) -> LayerState:
+        """Returns the tokens of an encoder, and beside them the queries of a query decoder."""
         memory, padding = self._embed_context(inputs)
         known, calendar = self._known(inputs[1], align="start")
-        # A future patch holds its covariates and which of its points are queried.
+        # A query holds its patch's covariates and which of its points are forecast.
         queried = known.new_ones(len(known), self.shape.prediction_length, 1)
         queried = to_patches(queried, self.config.patch_length, align="start")
         assert self.decoder is not None
@@ -269,6 +271,7 @@ class TimeSeriesTransformer(nn.Module):
         return torch.cat([memory, future], 1), padding
 
     def _embed_sequence(self, inputs: Inputs) -> LayerState:
+        """Returns the tokens of a decoder: patches of the context and of the known future."""
         context, covariates, future = inputs
         mean, deviation = self._statistics(context)
         past, past_padding = self._values((context - mean) / deviation, align="end")

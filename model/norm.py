@@ -1,4 +1,4 @@
-"""Norms over the last dimension."""
+"""Norms over the last dimension: LayerNorm, RMSNorm, and one between them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ EPSILON = 1e-5
 
 
 class _Normalise(torch.autograd.Function):
-    """`normalise` of [N, D] in few passes and little memory: torch has no kernel for it on a CPU.
+    """Computes `normalise` of [N, D] in few passes and little memory; torch has no CPU kernel.
 
-    The backward pass is LayerNorm's with a mean of zero, which takes the mean of gradient * gain
-    away from every row; it is given back.
+    The backward pass is LayerNorm's with a mean of zero. That subtracts the mean of
+    gradient * gain from each row, which is added back.
     """
 
     @staticmethod
@@ -41,7 +41,7 @@ class _Normalise(torch.autograd.Function):
         x, gain, removed, mean, inverse_rms = ctx.saved_tensors
         gradient, size = gradients[0].contiguous(), len(gain)
         centred = x if mean is None else torch.addcmul(x, mean, removed, value=-1)
-        of_x, of_gain, _ = torch.ops.aten.native_layer_norm_backward(
+        grad_x, grad_gain, _ = torch.ops.aten.native_layer_norm_backward(
             gradient,
             centred,
             gain.shape,
@@ -51,16 +51,19 @@ class _Normalise(torch.autograd.Function):
             None,
             [True, True, False],
         )
-        of_x += torch.mv(gradient, gain).unsqueeze(-1).mul_(inverse_rms).div_(size)
+        grad_x += torch.mv(gradient, gain).unsqueeze(-1).mul_(inverse_rms).div_(size)
         if mean is None:
-            return of_x, of_gain, None
-        of_removed = torch.mv(of_x.t(), mean.squeeze(-1)).neg_()
-        of_x -= torch.mv(of_x, removed).unsqueeze(-1).div_(size)
-        return of_x, of_gain, of_removed
+            return grad_x, grad_gain, None
+        grad_removed = torch.mv(grad_x.t(), mean.squeeze(-1)).neg_()
+        grad_x -= torch.mv(grad_x, removed).unsqueeze(-1).div_(size)
+        return grad_x, grad_gain, grad_removed
 
 
 def normalise(x: Tensor, gain: Tensor, removed: Tensor | None = None) -> Tensor:
-    """gain * c / sqrt(mean(c^2) + eps) over the last dimension, with c = x - removed * mean(x)."""
+    """Returns gain * c / sqrt(mean(c^2) + eps) with c = x - removed * mean(x).
+
+    Means are over the last dimension. x [..., D], gain and removed [D] -> [..., D].
+    """
     if x.device.type == "cpu" and x.dtype == gain.dtype in (torch.float32, torch.float64):
         flat: Tensor = _Normalise.apply(x.reshape(-1, len(gain)), gain, removed)
         return flat.view(x.shape)
@@ -69,13 +72,14 @@ def normalise(x: Tensor, gain: Tensor, removed: Tensor | None = None) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * gain (Zhang & Sennrich 2019): LayerNorm without the mean."""
+    """Computes x / rms(x) * gain (Zhang & Sennrich 2019): LayerNorm without the mean."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d_model))
 
     def initial(self) -> Mapping[str, Init]:
+        """Returns how the module's own parameters start, by name."""
         return {"weight": Init(mean=1.0)}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,10 +89,9 @@ class RMSNorm(nn.Module):
 class AdaptiveNorm(nn.Module):
     """A norm that learns, per channel, how much of the mean to remove.
 
-    y = gain * c / sqrt(mean(c^2) + eps) with c = x - removed * mean(x): RMSNorm where `removed` is
-    0, LayerNorm (without a shift) where it is 1; it starts in between. A condition
-    [..., condition_size], or one for each sequence, adds a gain and a shift, zero at first
-    (Peebles & Xie 2023, adaLN-Zero).
+    It computes gain * c / sqrt(mean(c^2) + eps) with c = x - removed * mean(x), which is RMSNorm
+    where `removed` is 0 and LayerNorm (without a shift) where it is 1; it starts at 0.5. A
+    condition adds a gain and a shift, which are zero at first (Peebles & Xie 2023, adaLN-Zero).
     """
 
     def __init__(self, d_model: int, condition_size: int = 0) -> None:
@@ -100,9 +103,14 @@ class AdaptiveNorm(nn.Module):
         )
 
     def initial(self) -> Mapping[str, Init]:
+        """Returns how the module's own parameters start, by name."""
         return {"weight": Init(mean=1.0), "removed": Init(mean=0.5), "condition": Init()}
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Normalises x [B, T, d_model].
+
+        The condition is [B, T, condition_size], or [B, condition_size] for whole sequences.
+        """
         y = normalise(x, self.weight, self.removed)
         if condition is None:
             return y
@@ -115,6 +123,7 @@ class AdaptiveNorm(nn.Module):
 
 
 def make_norm(config: TransformerConfig) -> nn.Module:
+    """Returns a norm of the kind that `config` names."""
     kind = config.use_adaptive_ln
     if callable(kind):
         norm = kind(config.d_model)

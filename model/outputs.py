@@ -1,7 +1,7 @@
-"""What is forecast: a point, quantiles or a Student-t distribution, and how it is scored.
+"""Outputs: what is forecast (a point, quantiles or a Student-t distribution), and its loss.
 
-A head says how many numbers the network gives per point (`size`), turns them from
-instance-normalised into the data's units (`scaled`), and knows the loss and the point forecast of
+An output defines how many numbers the network's head returns per point (`size`), scales them from
+instance-normalised to the data's units (`scaled`), and computes the loss and the point forecast of
 the result. Shapes: raw and scaled [B, H, C, size]; target [B, H, C].
 """
 
@@ -19,20 +19,23 @@ from model.config import ModelConfig
 
 
 class Output(Protocol):
+    """What is forecast for each point, and how it is scored."""
+
     size: int
+    """Number of numbers per point."""
 
     def scaled(self, raw: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
-        """mean and deviation [B, 1, C]."""
+        """Returns the head's numbers in the data's units; mean and deviation [B, 1, C]."""
 
     def loss(self, scaled: Tensor, target: Tensor) -> Tensor:
-        """Of each point, [B, H, C]."""
+        """Returns the loss of each point, [B, H, C]."""
 
     def point(self, scaled: Tensor) -> Tensor:
-        """The point forecast, [B, H, C]."""
+        """Returns the point forecast, [B, H, C]."""
 
 
 class PointOutput:
-    """One number, scored by squared, absolute or Huber error (Huber 1964)."""
+    """A point forecast, scored by squared, absolute or Huber error (Huber 1964)."""
 
     size = 1
 
@@ -84,20 +87,18 @@ class QuantileOutput:
 
 
 class StudentTOutput:
-    """Location, scale and degrees of freedom above 2, scored by the negative log-likelihood."""
+    """A Student-t distribution, scored by the negative log-likelihood.
+
+    Its numbers are location, scale and degrees of freedom, which are above 2.
+    """
 
     size = 3
 
     def scaled(self, raw: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
         location, scale, freedom = raw.unbind(-1)
-        return torch.stack(
-            [
-                location * deviation + mean,
-                (F.softplus(scale) + 1e-4) * deviation,
-                F.softplus(freedom) + 2.0,
-            ],
-            dim=-1,
-        )
+        location = location * deviation + mean
+        scale = (F.softplus(scale) + 1e-4) * deviation
+        return torch.stack([location, scale, F.softplus(freedom) + 2.0], dim=-1)
 
     def loss(self, scaled: Tensor, target: Tensor) -> Tensor:
         location, scale, freedom = scaled.unbind(-1)
@@ -115,6 +116,7 @@ class StudentTOutput:
 
 
 def make_output(config: ModelConfig) -> Output:
+    """Returns the output that the loss of `config` scores."""
     if config.loss == "quantile":
         return QuantileOutput(config.quantiles)
     if config.loss == "student_t":

@@ -1,4 +1,4 @@
-"""Activation checkpointing of one block, and how a module knows that it is being recomputed."""
+"""Activation checkpointing of one block, and whether a block is being recomputed."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ from torch.utils.checkpoint import (
 )
 
 Recompute = Literal["none", "block", "selective"]
-"""Of a block's forward pass the backward pass repeats nothing, all, or what is cheap."""
+"""Part of a block's forward pass that the backward pass repeats: none of it, the whole block, or
+only cheap operations (selective)."""
 
 _RECOMPUTING: ContextVar[bool] = ContextVar("recomputing", default=False)
 
 
 def is_recomputing() -> bool:
-    """True in a block's second forward: statistics were counted in the first."""
+    """Returns whether a block's forward pass is being repeated.
+
+    Statistics were counted in the first pass and must not be counted again.
+    """
     return _RECOMPUTING.get()
 
 
 @contextmanager
 def _recomputation() -> Iterator[None]:
+    """Marks what runs inside as a repetition."""
     token = _RECOMPUTING.set(True)
     try:
         yield
@@ -42,27 +47,31 @@ KEPT = (
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_efficient_attention",
 )
-"""Operators whose answers selective recomputation keeps: those that cost most to do again."""
+"""Operators whose results selective recomputation keeps, because they cost most to repeat."""
 
 
 def _keep(context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+    """Returns the policy for the result of one operator."""
     name = operator.name().removeprefix("aten::").partition(".")[0]
     if name in KEPT:
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _plain() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+def _whole_block() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Returns the contexts of the first pass and of a repetition of everything."""
     return nullcontext(), _recomputation()
 
 
 def _selective() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Returns the contexts of the first pass and of a repetition of cheap operations only."""
     first, again = create_selective_checkpoint_contexts(_keep)
     return first, _both(again)
 
 
 @contextmanager
 def _both(context: AbstractContextManager[Any]) -> Iterator[None]:
+    """Enters `context` and marks what runs inside as a repetition."""
     with _recomputation(), context:
         yield
 
@@ -70,12 +79,15 @@ def _both(context: AbstractContextManager[Any]) -> Iterator[None]:
 def recomputed(
     block: Callable[..., Any], *arguments: Any, selective: bool = False, **options: Any
 ) -> Any:
-    """block(...), keeping only its inputs for the backward pass (Chen et al. 2016); with
-    `selective` the answers of matrix products and attention too (Korthikanti et al. 2022)."""
+    """Calls `block` and keeps only its inputs for the backward pass (Chen et al. 2016).
+
+    With `selective` the results of matrix products and attention are kept too (Korthikanti et al.
+    2022).
+    """
     return checkpoint(
         block,
         *arguments,
         use_reentrant=False,
-        context_fn=_selective if selective else _plain,
+        context_fn=_selective if selective else _whole_block,
         **options,
     )

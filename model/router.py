@@ -1,4 +1,4 @@
-"""The router of a mixture of experts: where each token goes, how evenly, and at what loss.
+"""The router of a mixture of experts: its choices, their balance, and their losses.
 
 Every quantity is defined per row (a sequence of one sample), so that nothing depends on how
 samples are grouped into micro-batches. Shapes: B rows, T tokens of a row, K choices per token, E
@@ -21,54 +21,61 @@ from model.init import Init
 
 @dataclass
 class RouterStatistics:
-    """Sums over what was routed in training since the last reset; padding is left out."""
+    """Sums over the tokens routed in training since the last reset; padding is left out."""
 
     counts_E: Tensor
-    """Choices that fell on each expert, dropped ones too."""
+    """Number of choices of each expert, dropped ones included."""
     dropped: Tensor
-    """Choices that found their expert full."""
+    """Number of choices whose expert was full."""
     entropy: Tensor
     """Sum over tokens of the entropy of the router's scores, in nats."""
     tokens: Tensor
+    """Number of tokens."""
     loss: Tensor
     """Sum over rows of the weighted auxiliary losses."""
     rows: Tensor
+    """Number of rows."""
 
     @classmethod
     def zeros(cls, experts: int, device: torch.device) -> RouterStatistics:
+        """Returns statistics whose sums are all zero."""
         sizes = (experts, 1, 1, 1, 1, 1)
         return cls(*(torch.zeros(n, dtype=torch.float64, device=device) for n in sizes))
 
     def flat(self) -> Tensor:
-        """One vector [E + 5], to sum over ranks."""
+        """Returns all sums as one vector [E + 5], so that one collective sums over ranks."""
         return torch.cat([getattr(self, field.name) for field in fields(self)])
 
     @classmethod
     def of_flat(cls, values: Tensor) -> RouterStatistics:
+        """Returns the statistics that `flat` made a vector of."""
         return cls(*values.split([len(values) - 5, 1, 1, 1, 1, 1]))
 
     def add(self, other: RouterStatistics) -> None:
+        """Adds the sums of `other` in place."""
         for field in fields(self):
             getattr(self, field.name).add_(getattr(other, field.name))
 
 
 class Routing(NamedTuple):
-    """Where each token goes; [B, T, ...]."""
+    """The router's choices for each token."""
 
     scores: Tensor
-    """[B, T, E] fp32, adding to one for softmax."""
+    """Scores of all experts, [B, T, E] fp32; with softmax they sum to one."""
     logits: Tensor
-    """[B, T, E] fp32."""
+    """Logits of all experts, [B, T, E] fp32."""
     gates: Tensor
-    """[B, T, K] fp32, adding to one where K > 1, before any choice is dropped."""
+    """Gates of the chosen experts, [B, T, K] fp32; where K > 1 they sum to one before any choice
+    is dropped."""
     chosen: Tensor
-    """[B, T, K] expert numbers."""
+    """Numbers of the chosen experts, [B, T, K]."""
 
 
 class Router(nn.Module):
-    """Scores each token against each expert, in fp32, and picks the top k."""
+    """Scores each token against each expert, in fp32, and chooses the top k."""
 
     bias: Tensor
+    """Bias on the choice of each expert, [E]; None without `balance_rate`."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -79,17 +86,21 @@ class Router(nn.Module):
         self.register_buffer("bias", bias if config.balance_rate else None)
 
     def initial(self) -> Mapping[str, Init]:
+        """Returns how the module's own parameters start, by name."""
         return {"weight": Init(std=self.weight.shape[1] ** -0.5), "bias": Init()}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Router:
-        """The bias stays fp32 where weights become bf16: its steps are smaller than bf16's."""
+        """Applies `fn` as usual, but keeps the bias in fp32 where weights become bf16.
+
+        Its steps are smaller than bf16 can represent.
+        """
         super()._apply(fn, recurse)
         if self.bias is not None and self.bias.is_floating_point():
             self.bias = self.bias.float()
         return self
 
     def forward(self, x: Tensor) -> Routing:
-        """x [B, T, D]."""
+        """Routes the tokens x [B, T, D]."""
         precise = x.double() if x.dtype == torch.float64 else x.float()
         with torch.autocast(x.device.type, enabled=False):
             logits = F.linear(precise, self.weight.to(precise.dtype))
@@ -99,34 +110,40 @@ class Router(nn.Module):
         choice = scores if self.bias is None else scores + self.bias
         chosen = choice.topk(self.top_k, dim=-1).indices
         gates = scores.gather(-1, chosen)
-        if self.top_k > 1:  # a single choice keeps its score: divided by itself it has no gradient
+        if self.top_k > 1:  # a single score divided by itself would have no gradient
             gates = normalised(gates)
         return Routing(scores, logits, gates, chosen)
 
     @torch.no_grad()
     def rebalance(self, counts_E: Tensor) -> None:
-        """Once per optimizer step, with the global batch's counts (Wang et al. 2024, alg. 1)."""
+        """Moves the bias towards balance (Wang et al. 2024, algorithm 1).
+
+        It is called once per optimizer step with the global batch's counts.
+        """
         if self.bias is not None:
             counts_E = counts_E.to(self.bias)
             self.bias += self.balance_rate * (counts_E.mean() - counts_E).sign()
 
 
 def normalised(scores: Tensor) -> Tensor:
-    """scores / their sum over the last dimension; zeros where all have underflown."""
+    """Returns scores divided by their sum over the last dimension; zeros where all underflowed."""
     return scores / scores.sum(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
 
 
 def token_weights(like: Tensor, padding: Tensor | None) -> Tensor:
-    """[B, T], each row's valid tokens alike and adding to one; zeros for a row of padding."""
+    """Returns weights [B, T] for the mean over each row's valid tokens.
+
+    Those of a row sum to one, or are all zero if it is all padding.
+    """
     weight = like.new_ones(like.shape[:2]) if padding is None else (~padding).to(like.dtype)
     return weight / weight.sum(-1, keepdim=True).clamp(min=1.0)
 
 
 def balance_loss(scores: Tensor, chosen: Tensor, padding: Tensor | None) -> Tensor:
-    """Load-balancing loss of each row (Fedus et al. 2021, eq. 4, over one sequence's tokens).
+    """Returns the load-balancing loss of each row (Fedus et al. 2021, eq. 4, over one sequence).
 
-    E * sum_e f_e P_e, with f_e the share of choices that fell on expert e and P_e its mean share
-    of the scores: 1 when balanced, up to E when one expert takes all.
+    It is E * sum_e f_e P_e, with f_e the share of choices that fell on expert e and P_e its mean
+    share of the scores: 1 when balanced, up to E when one expert is always chosen.
 
     Shapes: scores [B, T, E], chosen [B, T, K], padding [B, T] -> [B].
     """
@@ -140,19 +157,26 @@ def balance_loss(scores: Tensor, chosen: Tensor, padding: Tensor | None) -> Tens
 
 
 def z_loss(logits: Tensor, padding: Tensor | None) -> Tensor:
-    """Mean squared log-partition of each row (Zoph et al. 2022, eq. 5), [B]."""
+    """Returns the mean squared log-partition of each row (Zoph et al. 2022, eq. 5).
+
+    Shapes: logits [B, T, E], padding [B, T] -> [B].
+    """
     return (logits.logsumexp(-1).square() * token_weights(logits, padding)).sum(-1)
 
 
 def within_capacity(chosen: Tensor, experts: int, factor: float, padding: Tensor | None) -> Tensor:
-    """[B, T, K] bool: of each row, every expert takes its first choices in the order of the
-    tokens, `factor` times an even share of the row at most; padding takes none."""
+    """Returns which choices fit into their experts' capacity, [B, T, K] bool.
+
+    In each row an expert accepts choices in the order of the tokens, up to `factor` times an even
+    share of the row's valid tokens. Choices of padding are not accepted and do not count.
+    """
     rows, length, choices = chosen.shape
     valid = chosen.new_full((rows,), length) if padding is None else (~padding).sum(1)
     capacity = (valid.double() * (factor * choices / experts)).ceil().view(rows, 1)
-    taken = F.one_hot(chosen.flatten(1), experts)
+    one_hot = F.one_hot(chosen.flatten(1), experts)
     if padding is not None:
-        taken = taken * (~padding).repeat_interleave(chosen.shape[2], 1).unsqueeze(-1)
-    place = taken.cumsum(1).gather(-1, chosen.flatten(1).unsqueeze(-1)).squeeze(-1)
-    kept = (place <= capacity).view_as(chosen)
+        one_hot = one_hot * (~padding).repeat_interleave(choices, 1).unsqueeze(-1)
+    # The position of a choice among those of its expert in the row, from 1.
+    position = one_hot.cumsum(1).gather(-1, chosen.flatten(1).unsqueeze(-1)).squeeze(-1)
+    kept = (position <= capacity).view_as(chosen)
     return kept if padding is None else kept & ~padding.unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""Numbers of parameters by formula, so that a configuration is sized without being built."""
+"""Numbers of parameters by formula, so that a network need not be built to know its size."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from model.config import AttentionType, ModelConfig, SeriesShape, TransformerCon
 
 
 def network_parameters(config: ModelConfig, shape: SeriesShape) -> int:
-    """Of `TimeSeriesTransformer(config, shape)`."""
+    """Returns the number of parameters of `TimeSeriesTransformer(config, shape)`."""
     memory, _ = config.patches(shape.context_length, shape.prediction_length)
     channels = 1 if config.channels == "independent" else shape.channels
     values = 2 * config.patch_length * channels
@@ -19,19 +19,18 @@ def network_parameters(config: ModelConfig, shape: SeriesShape) -> int:
         total += stack_parameters(config, values + known, encoder_layer(config, causal))
     else:
         total += stack_parameters(config, values + known, encoder_layer(config, config.att_type))
-        total += stack_parameters(
-            config, config.patch_length + known, decoder_layer(config), config.decoder_layers
-        )
+        queries, layers = config.patch_length + known, config.decoder_layers
+        total += stack_parameters(config, queries, decoder_layer(config), layers)
     at_once = config.architecture == "encoder"
     inputs = config.d_model * (memory if at_once else 1)
     points = shape.prediction_length if at_once else config.patch_length
-    total += (inputs + 1) * points * channels * head_size(config)
+    total += (inputs + 1) * points * channels * output_size(config)
     total += shape.channels * config.d_model if config.channel_embedding else 0
     return total + sum(shape.calendar) * config.d_model
 
 
 def active_parameters(config: ModelConfig, shape: SeriesShape) -> int:
-    """Of `TimeSeriesTransformer(config, shape)`, those that one token uses."""
+    """Returns how many of the parameters of `TimeSeriesTransformer(config, shape)` a token uses."""
     if not config.use_moe:
         return network_parameters(config, shape)
     chosen = config.model_copy(update={"num_experts": config.top_k})
@@ -42,7 +41,10 @@ def active_parameters(config: ModelConfig, shape: SeriesShape) -> int:
 def stack_parameters(
     config: TransformerConfig, input_size: int, layer: int, layers: int | None = None
 ) -> int:
-    """Input projection, positions, layers and final norm."""
+    """Returns the parameters of a stack: input projection, positions, layers and final norm.
+
+    `layer` is the number of parameters of one layer; `layers` defaults to num_layers.
+    """
     count = 1 if config.share_layers else layers or config.num_layers
     positions = config.max_seq_len * config.d_model if config.position == "learned" else 0
     final = norm(config) if config.use_final_norm else 0
@@ -50,23 +52,29 @@ def stack_parameters(
 
 
 def encoder_layer(config: TransformerConfig, att_type: AttentionType) -> int:
+    """Returns the parameters of an encoder layer."""
     return attention(config, att_type) + feed_forward(config) + 2 * norm(config)
 
 
 def decoder_layer(config: TransformerConfig) -> int:
-    return (
-        2 * attention(config, config.att_type_of_decoder) + feed_forward(config) + 3 * norm(config)
-    )
+    """Returns the parameters of a decoder layer: an encoder layer and cross-attention."""
+    att_type = config.att_type_of_decoder
+    return encoder_layer(config, att_type) + attention(config, att_type) + norm(config)
 
 
 def attention(config: TransformerConfig, att_type: AttentionType) -> int:
-    """Queries and output d_model^2 each, keys and values by their heads, modes of frequency."""
+    """Returns the parameters of an attention.
+
+    Queries and output have d_model^2 each, keys and values by their heads; frequency attention
+    adds a complex number per mode and channel.
+    """
     keys_and_values = 2 * config.kv_heads * config.head_dim * config.d_model
     modes = 2 * config.freq_modes * config.d_model if att_type == "frequency" else 0
     return 2 * config.d_model**2 + keys_and_values + modes
 
 
 def feed_forward(config: TransformerConfig) -> int:
+    """Returns the parameters of a feed-forward or of a mixture of experts."""
     matrices = 3 if config.use_swiglu else 2
     one = matrices * config.feedforward_width * config.d_model
     if not config.use_moe:
@@ -76,12 +84,12 @@ def feed_forward(config: TransformerConfig) -> int:
 
 
 def norm(config: TransformerConfig) -> int:
-    """Gain; LayerNorm's shift or the adaptive norm's share of the mean."""
+    """Returns the parameters of a norm: a gain, and a shift or the adaptive norm's `removed`."""
     if callable(config.use_adaptive_ln):
         raise ValueError("use_adaptive_ln: a callable's norms cannot be counted by formula")
     return config.d_model * (1 if config.use_adaptive_ln == "rms" else 2)
 
 
-def head_size(config: ModelConfig) -> int:
-    """Numbers per forecast point."""
+def output_size(config: ModelConfig) -> int:
+    """Returns how many numbers the head returns per forecast point."""
     return {"quantile": len(config.quantiles), "student_t": 3}.get(config.loss, 1)

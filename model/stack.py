@@ -17,14 +17,17 @@ from model.recompute import Recompute, recomputed
 def make_layers(
     config: TransformerConfig, count: int, make: Callable[[], nn.Module]
 ) -> nn.ModuleList:
-    """`count` layers, or one layer that many times; a shared layer has the first one's name."""
+    """Returns `count` layers, or one layer that many times with `share_layers`.
+
+    A shared layer has the first layer's parameter names.
+    """
     if config.share_layers:
         return nn.ModuleList([make()] * count)
     return nn.ModuleList([make() for _ in range(count)])
 
 
 class Stack(nn.Module):
-    """An input projection, positions, layers, a final norm."""
+    """Input projection, positions, layers and final norm of an encoder or decoder."""
 
     def __init__(self, input_size: int, config: TransformerConfig, layers: nn.ModuleList) -> None:
         super().__init__()
@@ -36,10 +39,7 @@ class Stack(nn.Module):
 
 
 def run_layer(layer: nn.Module, *arguments: Any, recompute: Recompute, **options: Any) -> Tensor:
-    """One layer, of which the backward pass computes again what `recompute` says."""
-    if recompute != "none" and torch.is_grad_enabled():
-        selective = recompute == "selective"
-        answer: Tensor = recomputed(layer, *arguments, selective=selective, **options)
-    else:
-        answer = layer(*arguments, **options)
-    return answer
+    """Runs one layer, part of which the backward pass repeats as `recompute` says."""
+    if recompute == "none" or not torch.is_grad_enabled():
+        return layer(*arguments, **options)
+    return recomputed(layer, *arguments, selective=recompute == "selective", **options)

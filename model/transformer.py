@@ -1,9 +1,9 @@
-"""The library's encoder and decoder."""
+"""The library's encoder and decoder, for use without Forescale's training."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,63 +21,12 @@ from model.stack import Stack, make_layers, run_layer
 from model.validation import mistake
 
 
-def _configuration(arguments: Mapping[str, Any], options: Mapping[str, Any]) -> TransformerConfig:
-    """From a constructor's arguments, those that are fields, and further options.
-
-    Raises UserError naming a wrong argument and the nearest right one.
-    """
-    fields = {name: arguments[name] for name in TransformerConfig.model_fields if name in arguments}
-    try:
-        return TransformerConfig(**fields, **options)
-    except ValidationError as error:
-        path, sentence = mistake(error)
-        if sentence is None:
-            near = difflib.get_close_matches(path[-1], TransformerConfig.model_fields, 1)
-            names = near or TransformerConfig.model_fields
-            sentence = "no such argument; " + ("did you mean " if near else "there are ")
-            sentence += ", ".join(names) + ("?" if near else "")
-        raise UserError(f"{'.'.join(path)}: {sentence}") from None
-
-
-def _check_mask(mask: Tensor | None, name: str, shape: tuple[int, ...], meaning: str) -> None:
-    if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != shape):
-        raise UserError(
-            f"{name}: expected bool {list(shape)}, True {meaning}; "
-            f"got {str(mask.dtype).removeprefix('torch.')} {list(mask.shape)}"
-        )
-
-
-def _check_input(x: Tensor, name: str, size: int) -> tuple[int, int]:
-    """Batch and length."""
-    if x.ndim != 3 or x.shape[2] != size:
-        raise UserError(f"{name}: expected [B, T, input_size={size}], got {list(x.shape)}")
-    return x.shape[0], x.shape[1]
-
-
-def _check_calendar(values: Tensor, sizes: Sequence[int], shape: tuple[int, int]) -> None:
-    if tuple(values.shape) != (*shape, len(sizes)):
-        raise UserError(
-            f"time_features: expected [B, T, features] = {[*shape, len(sizes)]}, "
-            f"got {list(values.shape)}"
-        )
-    for feature, size in zip(values.unbind(-1), sizes, strict=True):
-        if bool(((feature < 0) | (feature >= size) | (feature != feature.floor())).any()):
-            raise UserError(
-                f"time_features: a feature of size {size} takes whole numbers 0 to {size - 1}; "
-                f"found {float(feature.min()):g} to {float(feature.max()):g}"
-            )
-
-
-def _without_padding(x: Tensor, padding: Tensor | None) -> Tensor:
-    """What lies under padding may be anything, NaN too."""
-    return x if padding is None else x.masked_fill(padding.unsqueeze(-1), 0.0)
-
-
 class TransformerEncoder(Stack):
-    """[B, T, input_size] -> [B, T, d_model].
+    """A transformer encoder, [B, T, input_size] -> [B, T, d_model].
 
-    Each argument is described in `TransformerConfig`, which `options` may name more fields of.
-    `time_feature_sizes` gives the numbers of values of calendar features to embed.
+    `TransformerConfig` documents each argument; `options` takes its other fields. With
+    `use_gradient_checkpointing` the backward pass recomputes each layer. `time_feature_sizes`
+    gives the number of values of each calendar feature to embed.
     """
 
     def __init__(
@@ -105,7 +54,27 @@ class TransformerEncoder(Stack):
         time_feature_sizes: Sequence[int] = (),
         **options: Any,
     ) -> None:
-        config = _configuration(locals(), options)
+        config = _configuration(
+            d_model=d_model,
+            nhead=nhead,
+            num_layers=num_layers,
+            dim_feedforward=dim_feedforward,
+            dropout=dropout,
+            activation=activation,
+            att_type=att_type,
+            norm_strategy=norm_strategy,
+            use_adaptive_ln=use_adaptive_ln,
+            use_swiglu=use_swiglu,
+            share_layers=share_layers,
+            use_final_norm=use_final_norm,
+            use_moe=use_moe,
+            num_experts=num_experts,
+            top_k=top_k,
+            num_kv_heads=num_kv_heads,
+            max_seq_len=max_seq_len,
+            freq_modes=freq_modes,
+            **options,
+        )
         layers = make_layers(config, num_layers, lambda: EncoderLayer(config))
         super().__init__(input_size, config, layers)
         self.recompute: Recompute = "block" if use_gradient_checkpointing else "none"
@@ -121,8 +90,11 @@ class TransformerEncoder(Stack):
         mask: Tensor | None = None,
         time_features: Tensor | None = None,
     ) -> Tensor:
-        """src [B, T, input_size]; src_key_padding_mask [B, T] bool, True on padding; mask [T, T]
-        bool, True where a query may not look; time_features [B, T, features], whole numbers."""
+        """Encodes src [B, T, input_size] into [B, T, d_model].
+
+        src_key_padding_mask [B, T] bool is True on padding, mask [T, T] bool is True where a key
+        is hidden from a query; time_features [B, T, features] are whole numbers from 0.
+        """
         batch, length = _check_input(src, "src", self.input_projection.in_features)
         _check_mask(src_key_padding_mask, "src_key_padding_mask", (batch, length), "on padding")
         _check_mask(mask, "mask", (length, length), "where a query may not look")
@@ -142,9 +114,10 @@ class TransformerEncoder(Stack):
 
 
 class TransformerDecoder(Stack):
-    """[B, T, input_size] and a memory [B, S, d_model] -> [B, T, output_size].
+    """A transformer decoder over a memory, [B, T, input_size] -> [B, T, output_size].
 
-    Causal unless `is_causal` is False; other arguments as for `TransformerEncoder`.
+    The memory is [B, S, d_model], for example an encoder's output. The decoder is causal unless
+    `is_causal` is False. The other arguments are those of `TransformerEncoder`.
     """
 
     def __init__(
@@ -173,7 +146,27 @@ class TransformerDecoder(Stack):
         is_causal: bool = True,
         **options: Any,
     ) -> None:
-        config = _configuration(locals(), options)
+        config = _configuration(
+            d_model=d_model,
+            nhead=nhead,
+            num_layers=num_layers,
+            dim_feedforward=dim_feedforward,
+            dropout=dropout,
+            activation=activation,
+            att_type=att_type,
+            norm_strategy=norm_strategy,
+            use_adaptive_ln=use_adaptive_ln,
+            use_swiglu=use_swiglu,
+            share_layers=share_layers,
+            use_final_norm=use_final_norm,
+            use_moe=use_moe,
+            num_experts=num_experts,
+            top_k=top_k,
+            num_kv_heads=num_kv_heads,
+            max_seq_len=max_seq_len,
+            freq_modes=freq_modes,
+            **options,
+        )
         if is_causal and config.att_type_of_decoder == "frequency":
             raise UserError(f"att_type: {FREQUENCY_SEES_ALL}")
         layers = make_layers(config, num_layers, lambda: DecoderLayer(config, is_causal=is_causal))
@@ -190,24 +183,21 @@ class TransformerDecoder(Stack):
         tgt_key_padding_mask: Tensor | None = None,
         memory_key_padding_mask: Tensor | None = None,
     ) -> Tensor:
-        """tgt [B, T, input_size]; memory [B, S, d_model]; masks bool, True on padding [B, T] and
-        [B, S], or where a query may not look [T, T], beside the causal order."""
+        """Decodes tgt [B, T, input_size] over memory [B, S, d_model] into [B, T, output_size].
+
+        tgt_key_padding_mask [B, T] and memory_key_padding_mask [B, S] bool are True on padding;
+        tgt_mask [T, T] bool is True where a key is hidden from a query, and is applied together
+        with the causal mask.
+        """
         batch, length = _check_input(tgt, "tgt", self.input_projection.in_features)
         _check_mask(tgt_mask, "tgt_mask", (length, length), "where a query may not look")
         _check_mask(tgt_key_padding_mask, "tgt_key_padding_mask", (batch, length), "on padding")
         self._check_memory(memory, memory_key_padding_mask, batch)
         x = self.positions(self.input_projection(_without_padding(tgt, tgt_key_padding_mask)))
         memory = _without_padding(memory, memory_key_padding_mask)
+        masks = memory_key_padding_mask, tgt_key_padding_mask, tgt_mask
         for layer in self.layers:
-            x = run_layer(
-                layer,
-                x,
-                memory,
-                memory_key_padding_mask,
-                tgt_key_padding_mask,
-                tgt_mask,
-                recompute=self.recompute,
-            )
+            x = run_layer(layer, x, memory, *masks, recompute=self.recompute)
         return self.output_projection(self.final_norm(x))
 
     @torch.no_grad()
@@ -218,10 +208,11 @@ class TransformerDecoder(Stack):
         incremental_state: dict[str, Any] | None = None,
         memory_key_padding_mask: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """The next token tgt [B, 1, input_size] -> its output [B, 1, output_size] and the state.
+        """Decodes the next token tgt [B, 1, input_size] over memory [B, S, d_model].
 
-        An empty state starts. Equal to the same position of a full causal forward. For
-        inference: no gradient is kept.
+        Returns its output [B, 1, output_size] and the state for the next step; None or an empty
+        dict starts. The output equals that of the same position in a full forward. No gradient is
+        kept.
         """
         batch, length = _check_input(tgt, "tgt", self.input_projection.in_features)
         if length != 1:
@@ -235,11 +226,12 @@ class TransformerDecoder(Stack):
         start = decoding.length(state)
         x = self.positions(self.input_projection(tgt), start)
         for index, layer in enumerate(self.layers):
-            held = decoding.layer_state(state, index)
-            x = layer(x, memory, memory_key_padding_mask, start=start, state=held)
+            caches = decoding.layer_caches(state, index)
+            x = layer(x, memory, memory_key_padding_mask, start=start, caches=caches)
         return self.output_projection(self.final_norm(x)), state
 
     def _check_memory(self, memory: Tensor, padding: Tensor | None, batch: int) -> None:
+        """Raises UserError if memory or its mask has the wrong shape."""
         if memory.ndim != 3 or len(memory) != batch or memory.shape[2] != self.config.d_model:
             raise UserError(
                 f"memory: expected [{batch}, S, d_model={self.config.d_model}], "
@@ -248,6 +240,62 @@ class TransformerDecoder(Stack):
         _check_mask(padding, "memory_key_padding_mask", tuple(memory.shape[:2]), "on padding")
 
 
+def _configuration(**fields: Any) -> TransformerConfig:
+    """Returns the configuration with these fields.
+
+    Raises UserError for a wrong one, with its name and what it can be.
+    """
+    try:
+        return TransformerConfig(**fields)
+    except ValidationError as error:
+        path, sentence = mistake(error)
+        if sentence is None:
+            near = difflib.get_close_matches(path[-1], TransformerConfig.model_fields, 1)
+            names = near or TransformerConfig.model_fields
+            sentence = "no such argument; " + ("did you mean " if near else "there are ")
+            sentence += ", ".join(names) + ("?" if near else "")
+        raise UserError(f"{'.'.join(path)}: {sentence}") from None
+
+
 def _seed() -> int:
-    """From torch's generator: torch.manual_seed decides, and no two modules start alike."""
+    """Draws a seed from torch's generator.
+
+    So torch.manual_seed makes weights repeatable, and no two modules start alike.
+    """
     return int(torch.randint(2**62, (), device="cpu"))
+
+
+def _check_mask(mask: Tensor | None, name: str, shape: tuple[int, ...], meaning: str) -> None:
+    """Raises UserError if the argument `name` is no bool mask of this shape."""
+    if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != shape):
+        raise UserError(
+            f"{name}: expected bool {list(shape)}, True {meaning}; "
+            f"got {str(mask.dtype).removeprefix('torch.')} {list(mask.shape)}"
+        )
+
+
+def _check_input(x: Tensor, name: str, size: int) -> tuple[int, int]:
+    """Returns batch size and length of x; raises UserError if it is not [B, T, size]."""
+    if x.ndim != 3 or x.shape[2] != size:
+        raise UserError(f"{name}: expected [B, T, input_size={size}], got {list(x.shape)}")
+    return x.shape[0], x.shape[1]
+
+
+def _check_calendar(values: Tensor, sizes: Sequence[int], shape: tuple[int, int]) -> None:
+    """Raises UserError if `values` are no calendar features of these sizes."""
+    if tuple(values.shape) != (*shape, len(sizes)):
+        raise UserError(
+            f"time_features: expected [B, T, features] = {[*shape, len(sizes)]}, "
+            f"got {list(values.shape)}"
+        )
+    for feature, size in zip(values.unbind(-1), sizes, strict=True):
+        if bool(((feature < 0) | (feature >= size) | (feature != feature.floor())).any()):
+            raise UserError(
+                f"time_features: a feature of size {size} takes whole numbers 0 to {size - 1}; "
+                f"found {float(feature.min()):g} to {float(feature.max()):g}"
+            )
+
+
+def _without_padding(x: Tensor, padding: Tensor | None) -> Tensor:
+    """Returns x with zeros under the padding, where users may have anything, even NaN."""
+    return x if padding is None else x.masked_fill(padding.unsqueeze(-1), 0.0)

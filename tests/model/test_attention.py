@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.attention import CrossAttention, SelfAttention, may_see
+from model.attention import CrossAttention, SelfAttention, merge_masks
 from model.config import TransformerConfig
 from model.init import initialise
 
@@ -88,7 +88,7 @@ def test_what_is_masked_does_not_matter_and_a_row_of_padding_is_finite() -> None
     attention = SelfAttention(config())
     initialise(attention, 0)
     x = torch.randn(2, 6, 24)
-    mask = may_see(torch.tensor([[False] * 4 + [True] * 2, [True] * 6]))
+    mask = merge_masks(torch.tensor([[False] * 4 + [True] * 2, [True] * 6]))
     other = x.clone()
     other[0, 4:] = 100.0
     first, second = attention(x, mask), attention(other, mask)

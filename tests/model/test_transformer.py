@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from forescale import TransformerDecoder, TransformerEncoder
 from model.config import TransformerConfig
-from model.decoding import KeyValue
+from model.decoding import KeyValueCache
 from model.errors import UserError
 from model.init import initialise
 from model.layers import DropPath, EncoderLayer
@@ -149,7 +149,7 @@ def test_a_reordered_state_goes_on_with_the_right_sequences() -> None:
 
 
 def test_branches_of_a_state_do_not_overwrite_each_other() -> None:
-    first = KeyValue()
+    first = KeyValueCache()
     first.append(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2))
     second = copy.copy(first)
     for branch, value in ((first, 1.0), (second, 2.0)):
