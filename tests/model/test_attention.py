@@ -12,11 +12,15 @@ from model.init import initialise
 
 
 def config(**changes: object) -> TransformerConfig:
+    """Returns the configuration of a small attention."""
     return TransformerConfig.model_validate({"d_model": 24, "nhead": 6, "num_layers": 1, **changes})
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v by its definition; q [B, T, H, D], k and v [B, S, H, D]."""
+    """Returns softmax(q k^T / sqrt(D)) v by its definition.
+
+    q [B, T, H, D], k and v [B, S, H, D] -> [B, T, H, D].
+    """
     scores = torch.einsum("bthd,bshd->bhts", q, k) / q.shape[-1] ** 0.5
     weights = scores.masked_fill(~allowed, float("-inf")).softmax(-1)
     return torch.einsum("bhts,bshd->bthd", weights, v)
@@ -25,7 +29,7 @@ def formula(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
 def by_hand(
     attention: SelfAttention | CrossAttention, x: Tensor, memory: Tensor, allowed: Tensor
 ) -> Tensor:
-    """Head by head from the stored weights, in fp64."""
+    """Computes the attention head by head from its stored weights, in fp64."""
     x, memory = x.double(), memory.double()
     if isinstance(attention, SelfAttention):
         weight = attention.query_key_value.double()
@@ -54,11 +58,10 @@ def test_self_attention_is_the_formula(kv_heads: int, case: str) -> None:
         mask = torch.rand(3, 7) > 0.4
         mask[:, 0] = True
         allowed = mask[:, None, None, :].expand(3, 1, 7, 7)
-    seen = None if mask is None else mask[:, None, None, :]
-    result = attention(x, seen, is_causal=case == "causal")
-    torch.testing.assert_close(
-        result.double(), by_hand(attention, x, x, allowed), rtol=1e-5, atol=1e-5
-    )
+    visible = None if mask is None else mask[:, None, None, :]
+    result = attention(x, visible, is_causal=case == "causal").double()
+    expected = by_hand(attention, x, x, allowed)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_cross_attention_is_the_formula() -> None:
@@ -67,12 +70,9 @@ def test_cross_attention_is_the_formula() -> None:
     x, memory = torch.randn(2, 5, 24), torch.randn(2, 9, 24)
     mask = torch.arange(9) < torch.tensor([[9], [4]])
     allowed = mask[:, None, None, :]
-    torch.testing.assert_close(
-        attention(x, memory, allowed).double(),
-        by_hand(attention, x, memory, allowed),
-        rtol=1e-5,
-        atol=1e-5,
-    )
+    result = attention(x, memory, allowed).double()
+    expected = by_hand(attention, x, memory, allowed)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_causal_attention_has_no_gradient_from_the_future() -> None:
@@ -84,7 +84,7 @@ def test_causal_attention_has_no_gradient_from_the_future() -> None:
     assert (x.grad[:, 5:] == 0).all() and (x.grad[:, :5] != 0).any()
 
 
-def test_what_is_masked_does_not_matter_and_a_row_of_padding_is_finite() -> None:
+def test_masked_keys_have_no_effect_and_a_row_of_padding_is_finite() -> None:
     attention = SelfAttention(config())
     initialise(attention, 0)
     x = torch.randn(2, 6, 24)

@@ -13,26 +13,18 @@ from model.moe import MixtureOfExperts, grouped_linear
 from model.recompute import recomputed
 from model.router import balance_loss
 
+CONFIG = {"d_model": 16, "nhead": 2, "dim_feedforward": 96, "use_moe": True, "num_experts": 5}
+
 
 def mixture(**changes: object) -> MixtureOfExperts:
-    config = TransformerConfig.model_validate(
-        {
-            "d_model": 16,
-            "nhead": 2,
-            "dim_feedforward": 96,
-            "use_moe": True,
-            "num_experts": 5,
-            "top_k": 2,
-            **changes,
-        }
-    )
-    result = MixtureOfExperts(config)
+    """Returns a small mixture of experts, top 2 unless `changes` say otherwise."""
+    result = MixtureOfExperts(TransformerConfig.model_validate({**CONFIG, **changes}))
     initialise(result, 0)
     return result
 
 
 def token_by_token(moe: MixtureOfExperts, x: Tensor, gated: bool) -> Tensor:
-    """sum_k gate_k * expert_k(x), each token and expert by itself, in fp64."""
+    """Returns sum_k gate_k * expert_k(x), computed for each token and expert, in fp64."""
     moe, x = moe.double(), x.double()
     result = torch.zeros_like(x)
     for b in range(x.shape[0]):
@@ -40,12 +32,8 @@ def token_by_token(moe: MixtureOfExperts, x: Tensor, gated: bool) -> Tensor:
             p = (moe.router.weight @ x[b, t]).softmax(-1)
             top, chosen = p.topk(moe.router.top_k)
             for gate, e in zip(top / top.sum(), chosen, strict=True):
-                weight = moe.experts.input[e]
-                hidden = (
-                    F.silu(weight[0] @ x[b, t]) * (weight[1] @ x[b, t])
-                    if gated
-                    else F.gelu(weight[0] @ x[b, t])
-                )
+                first, *value = (weight @ x[b, t] for weight in moe.experts.input[e])
+                hidden = F.silu(first) * value[0] if gated else F.gelu(first)
                 result[b, t] += gate * (moe.experts.output[e] @ hidden)
     return result
 
@@ -83,10 +71,9 @@ def test_balance_loss_is_one_when_balanced_and_e_when_one_expert_takes_all() -> 
     balanced = torch.full((2, 8, 4), 0.25)
     chosen = torch.arange(8).remainder(4).view(1, 8, 1).expand(2, 8, 1)
     torch.testing.assert_close(balance_loss(balanced, chosen, None), torch.ones(2))
-    skewed = F.one_hot(torch.zeros(2, 8, dtype=torch.long), 4).float()
-    torch.testing.assert_close(
-        balance_loss(skewed, torch.zeros(2, 8, 1, dtype=torch.long), None), torch.full((2,), 4.0)
-    )
+    always_first = torch.zeros(2, 8, 1, dtype=torch.long)
+    skewed = F.one_hot(always_first.squeeze(-1), 4).float()
+    torch.testing.assert_close(balance_loss(skewed, always_first, None), torch.full((2,), 4.0))
 
 
 def test_balance_loss_of_a_row_ignores_its_padding_and_other_rows() -> None:
@@ -94,9 +81,8 @@ def test_balance_loss_of_a_row_ignores_its_padding_and_other_rows() -> None:
     chosen = probability.topk(2).indices
     padding = torch.arange(6) >= torch.tensor([[6], [3], [0]])
     together = balance_loss(probability, chosen, padding)
-    torch.testing.assert_close(
-        together[1:2], balance_loss(probability[1:2, :3], chosen[1:2, :3], None)
-    )
+    alone = balance_loss(probability[1:2, :3], chosen[1:2, :3], None)
+    torch.testing.assert_close(together[1:2], alone)
     assert together[2] == 0
 
 
@@ -151,7 +137,7 @@ def test_capacity_keeps_each_experts_first_choices_of_a_row() -> None:
     padding = torch.zeros(2, 8, dtype=torch.bool)
     padding[:, :3] = True
     y = moe(x, padding)
-    # Half an even share of the five tokens that are no padding, rounded up.
+    # The capacity is half an even share of the five tokens that are no padding, rounded up.
     assert (y[:, 3:5] != 0).any(-1).all() and (y[:, 5:] == 0).all() and (y[:, :3] == 0).all()
 
 
@@ -162,7 +148,7 @@ def test_capacity_does_not_depend_on_how_far_a_row_is_padded() -> None:
     torch.testing.assert_close(moe(longer, padding)[:, :8], moe(x))
 
 
-def test_a_single_choice_teaches_the_router() -> None:
+def test_a_single_choice_trains_the_router() -> None:
     moe, x = mixture(num_experts=4, top_k=1, balance_loss=0.0), torch.randn(2, 8, 16)
     moe(x).square().sum().backward()
     assert moe.router.weight.grad is not None and moe.router.weight.grad.abs().max() > 1e-2
@@ -189,7 +175,7 @@ def test_experts_work_under_autocast() -> None:
     assert (y - moe(x)).norm() < 2e-2 * y.norm()
 
 
-def test_a_row_is_routed_alike_in_any_company() -> None:
+def test_a_row_is_routed_independently_of_other_rows() -> None:
     moe = mixture(capacity_factor=1.0)
     x = torch.randn(6, 9, 16)
     together = moe(x)
@@ -206,10 +192,9 @@ def test_dropped_choices_have_no_gradient() -> None:
     assert (x.grad[~kept] == 0).all() and (x.grad[kept] != 0).any()
 
 
-def test_a_bias_moves_choices_but_not_gates() -> None:
-    moe = mixture(
-        num_experts=4, top_k=1, router_score="sigmoid", balance_rate=0.1, balance_loss=0.0
-    )
+def test_a_bias_changes_choices_but_not_gates() -> None:
+    balance = {"balance_rate": 0.1, "balance_loss": 0.0}
+    moe = mixture(num_experts=4, top_k=1, router_score="sigmoid", **balance)
     x = torch.randn(2, 6, 16)
     before = moe.router(x)
     moe.router.bias[3] = 10.0
@@ -226,15 +211,15 @@ def test_bias_balancing_balances() -> None:
     torch.manual_seed(0)
     moe = mixture(num_experts=8, top_k=2, balance_rate=0.02, balance_loss=0.0)
     x = torch.randn(16, 32, 16) + 1.0
-    spread = []
+    imbalance = []
     for _ in range(100):
         moe(x)
         statistics = moe.take_statistics()
         assert statistics is not None
         moe.router.rebalance(statistics.counts_E)
         load = statistics.counts_E / statistics.counts_E.sum()
-        spread.append(float(load.max() * 8))
-    assert spread[0] > 1.8 and spread[-1] < 1.3
+        imbalance.append(float(load.max() * 8))
+    assert imbalance[0] > 1.8 and imbalance[-1] < 1.3
 
 
 def test_the_bias_stays_fp32_in_bf16_and_is_saved() -> None:
@@ -256,7 +241,7 @@ def test_z_loss_is_the_squared_log_partition() -> None:
     assert statistics.loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_a_shared_expert_takes_every_token() -> None:
+def test_a_shared_expert_computes_every_token() -> None:
     moe = mixture(shared_expert=True)
     assert moe.shared is not None
     x = torch.randn(2, 5, 16)
@@ -265,7 +250,7 @@ def test_a_shared_expert_takes_every_token() -> None:
     torch.testing.assert_close(with_it, moe(x) + shared(x))
 
 
-def test_noise_moves_choices_in_training_only() -> None:
+def test_noise_changes_choices_in_training_only() -> None:
     moe = mixture(router_noise=5.0)
     x = torch.randn(4, 9, 16)
     assert not torch.equal(moe.router(x).chosen, moe.router(x).chosen)

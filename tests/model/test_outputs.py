@@ -1,4 +1,4 @@
-"""Heads against their definitions."""
+"""Outputs against their definitions."""
 
 from __future__ import annotations
 
@@ -11,61 +11,62 @@ from model.outputs import PointOutput, QuantileOutput, StudentTOutput, make_outp
 
 
 def statistics() -> tuple[Tensor, Tensor]:
+    """Returns a mean and a deviation, [2, 1, 3] each."""
     return torch.randn(2, 1, 3), torch.rand(2, 1, 3) + 0.5
 
 
 @pytest.mark.parametrize("loss", ["mse", "mae", "huber"])
 def test_point_losses(loss: str) -> None:
-    head = PointOutput(loss, delta=0.7)
+    output = PointOutput(loss, delta=0.7)
     raw, target = torch.randn(2, 5, 3, 1), torch.randn(2, 5, 3)
     mean, deviation = statistics()
-    scaled = head.scaled(raw, mean, deviation)
+    scaled = output.scaled(raw, mean, deviation)
     forecast = raw[..., 0] * deviation + mean
-    torch.testing.assert_close(head.point(scaled), forecast)
+    torch.testing.assert_close(output.point(scaled), forecast)
     error = (forecast - target).abs()
     expected = {
         "mse": error**2,
         "mae": error,
         "huber": torch.where(error < 0.7, 0.5 * error**2, 0.7 * (error - 0.35)),
     }[loss]
-    torch.testing.assert_close(head.loss(scaled, target), expected)
+    torch.testing.assert_close(output.loss(scaled, target), expected)
 
 
 def test_quantiles_never_cross_and_have_the_pinball_loss() -> None:
     levels = [0.1, 0.4, 0.5, 0.9]
-    head = QuantileOutput(levels)
+    output = QuantileOutput(levels)
     raw, target = torch.randn(2, 5, 3, 4) * 3, torch.randn(2, 5, 3)
-    scaled = head.scaled(raw, *statistics())
+    scaled = output.scaled(raw, *statistics())
     assert (scaled.diff(dim=-1) > 0).all()
-    torch.testing.assert_close(head.point(scaled), scaled[..., 2])
+    torch.testing.assert_close(output.point(scaled), scaled[..., 2])
     expected = torch.zeros_like(target)
     for i, level in enumerate(levels):
         error = target - scaled[..., i]
         expected += torch.where(error > 0, level * error, (level - 1) * error) / len(levels)
-    torch.testing.assert_close(head.loss(scaled, target), expected)
+    torch.testing.assert_close(output.loss(scaled, target), expected)
 
 
 def test_the_pinball_loss_is_least_at_the_quantile() -> None:
     sample = torch.randn(20_000)
-    head = QuantileOutput([0.2])
+    output = QuantileOutput([0.2])
     grid = torch.linspace(-2, 2, 401)
-    losses = torch.stack([head.loss(g.expand(len(sample), 1), sample).mean() for g in grid])
+    losses = torch.stack([output.loss(g.expand(len(sample), 1), sample).mean() for g in grid])
     assert grid[losses.argmin()].item() == pytest.approx(sample.quantile(0.2).item(), abs=0.02)
 
 
-def test_student_t_is_torchs() -> None:
-    head = StudentTOutput()
+def test_student_t_is_that_of_torch() -> None:
+    output = StudentTOutput()
     raw, target = torch.randn(2, 5, 3, 3), torch.randn(2, 5, 3)
     mean, deviation = statistics()
-    scaled = head.scaled(raw, mean, deviation)
+    scaled = output.scaled(raw, mean, deviation)
     location, scale, freedom = scaled.unbind(-1)
     assert (freedom > 2).all() and (scale > 0).all()
     reference = torch.distributions.StudentT(freedom, location, scale).log_prob(target)
-    torch.testing.assert_close(head.loss(scaled, target), -reference)
-    torch.testing.assert_close(head.point(scaled), raw[..., 0] * deviation + mean)
+    torch.testing.assert_close(output.loss(scaled, target), -reference)
+    torch.testing.assert_close(output.point(scaled), raw[..., 0] * deviation + mean)
 
 
-def test_a_configuration_names_its_head() -> None:
+def test_the_loss_decides_the_output() -> None:
     assert make_output(ModelConfig(loss="quantile", quantiles=[0.5])).size == 1
     assert make_output(ModelConfig(loss="student_t")).size == 3
     with pytest.raises(ValueError, match="must ascend"):

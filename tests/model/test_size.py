@@ -1,4 +1,4 @@
-"""The formula for parameters against built networks, over random configurations."""
+"""Numbers of parameters by formula against built networks, over random configurations."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from model.size import active_parameters, network_parameters
 
 
 def random_configuration(seed: int) -> tuple[ModelConfig, SeriesShape]:
+    """Returns a configuration and sizes drawn from `seed`."""
     draw = random.Random(seed)
     heads = draw.choice([2, 4])
     swiglu = draw.random() < 0.5
@@ -59,7 +60,7 @@ def random_configuration(seed: int) -> tuple[ModelConfig, SeriesShape]:
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_parameters_are_the_formulas(seed: int) -> None:
+def test_the_formula_counts_a_built_networks_parameters(seed: int) -> None:
     config, shape = random_configuration(seed)
     with torch.device("meta"):
         network = TimeSeriesTransformer(config, shape)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import functools
+import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from forescale import TransformerDecoder, TransformerEncoder
 from model.config import TransformerConfig
-from model.decoding import KeyValueCache
 from model.errors import UserError
-from model.init import initialise
-from model.layers import DropPath, EncoderLayer
-from model.norm import AdaptiveNorm
-
-SMALL: dict[str, Any] = {"d_model": 24, "nhead": 4, "num_layers": 2, "dim_feedforward": 48}
+from tests.model.options import CAUSAL, OPTIONS, SMALL
 
 
 def test_the_calls_of_the_specification() -> None:
@@ -61,24 +56,34 @@ def test_the_calls_of_the_specification() -> None:
     assert len(state["layers"]) == 6
 
 
-OPTIONS = [
-    {},
-    {"att_type": "flash"},
-    {"att_type": "xformer", "num_kv_heads": 2},
-    {"att_type": "frequency", "freq_modes": 4},
-    {"norm_strategy": "post_norm"},
-    {"use_adaptive_ln": "rms"},
-    {"use_adaptive_ln": "adaptive"},
-    {"use_adaptive_ln": nn.LayerNorm},
-    {"use_swiglu": False, "activation": "relu"},
-    {"share_layers": True},
-    {"position": "learned"},
-    {"position": "rotary"},
-    {"use_moe": True, "num_experts": 4},
-    {"use_moe": True, "num_experts": 4, "capacity_factor": 1.0, "shared_expert": True},
-    {"use_moe": True, "router_score": "sigmoid", "balance_rate": 0.1, "z_loss": 0.01},
-    {"use_final_norm": False, "drop_path": 0.2, "attention_dropout": 0.1},
-]
+@pytest.mark.parametrize("made", [TransformerEncoder, partial(TransformerDecoder, output_size=2)])
+def test_every_argument_reaches_the_configuration(made: Callable[..., Any]) -> None:
+    arguments = {
+        "d_model": 24,
+        "nhead": 4,
+        "num_layers": 2,
+        "dim_feedforward": 48,
+        "dropout": 0.3,
+        "activation": "relu",
+        "att_type": "flash",
+        "norm_strategy": "post_norm",
+        "use_adaptive_ln": "rms",
+        "use_swiglu": False,
+        "share_layers": True,
+        "use_final_norm": False,
+        "use_moe": True,
+        "num_experts": 5,
+        "top_k": 3,
+        "num_kv_heads": 2,
+        "max_seq_len": 77,
+        "freq_modes": 9,
+        "z_loss": 0.5,
+    }
+    fields = TransformerConfig.model_fields
+    assert set(inspect.signature(made).parameters) & set(fields) == set(arguments) - {"z_loss"}
+    config = made(input_size=3, **arguments).config
+    assert {name: getattr(config, name) for name in arguments} == arguments
+    assert all(arguments[name] != fields[name].default for name in arguments)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -98,9 +103,6 @@ def test_every_option_trains_and_is_deterministic_in_evaluation(options: dict[st
     torch.testing.assert_close(first[1, :12], encoder(other, padding)[1, :12])
 
 
-CAUSAL = [o for o in OPTIONS if o.get("att_type") != "frequency"]
-
-
 @pytest.mark.parametrize("options", CAUSAL, ids=str)
 def test_the_future_does_not_leak_into_the_past(options: dict[str, Any]) -> None:
     decoder = TransformerDecoder(3, 2, **SMALL, **options).eval()
@@ -117,129 +119,18 @@ def test_the_future_does_not_leak_into_the_past(options: dict[str, Any]) -> None
         assert not torch.equal(before[:, 130:], after[:, 130:])
 
 
-@pytest.mark.parametrize("options", CAUSAL, ids=str)
-def test_each_step_equals_its_position_of_a_full_forward(options: dict[str, Any]) -> None:
-    # An expert's capacity counts all tokens of a sequence, and a step has one.
-    decoder = TransformerDecoder(3, 2, **SMALL, **{**options, "capacity_factor": None}).eval()
-    memory, x = torch.randn(2, 9, 24), torch.randn(2, 70, 3)
-    padding = torch.arange(9) >= torch.tensor([[9], [4]])
-    full = decoder(x, memory, memory_key_padding_mask=padding)
-    state: dict[str, Any] = {}
-    for t in range(70):
-        step, state = decoder.forward_one_step(x[:, t : t + 1], memory, state, padding)
-        assert (step - full[:, t : t + 1]).abs().max() < 1e-5, t
-
-
-def test_a_reordered_state_goes_on_with_the_right_sequences() -> None:
-    from model.decoding import reorder
-
-    decoder = TransformerDecoder(3, 2, **SMALL, position="rotary").eval()
-    memory, x = torch.randn(3, 9, 24), torch.randn(3, 12, 3)
-    full = decoder(x, memory)
-    state: dict[str, Any] = {}
-    for t in range(8):
-        _, state = decoder.forward_one_step(x[:, t : t + 1], memory, state)
-    order = torch.tensor([2, 0])
-    kept = reorder(state, order)
-    for t in range(8, 12):
-        step, kept = decoder.forward_one_step(x[order, t : t + 1], memory[order], kept)
-        assert (step - full[order, t : t + 1]).abs().max() < 1e-5
-        step, state = decoder.forward_one_step(x[:, t : t + 1], memory, state)
-        assert (step - full[:, t : t + 1]).abs().max() < 1e-5
-
-
-def test_branches_of_a_state_do_not_overwrite_each_other() -> None:
-    first = KeyValueCache()
-    first.append(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2))
-    second = copy.copy(first)
-    for branch, value in ((first, 1.0), (second, 2.0)):
-        branch.append(torch.full((1, 1, 2), value), torch.full((1, 1, 2), value))
-    assert first["key"][0, :, 0].tolist() == [0, 1]
-    assert second["key"][0, :, 0].tolist() == [0, 2]
-
-
-def test_tensors_put_into_the_state_are_used() -> None:
-    decoder = TransformerDecoder(3, 2, **SMALL).eval()
-    memory, x = torch.randn(2, 5, 24), torch.randn(2, 6, 3)
-    full = decoder(x, memory)
-    state: dict[str, Any] = {}
-    for t in range(6):
-        step, state = decoder.forward_one_step(x[:, t : t + 1], memory, state)
-        for layer in state["layers"]:
-            for held in layer.values():
-                for name in ("key", "value"):
-                    held[name] = held[name].clone()
-    assert (step - full[:, 5:]).abs().max() < 1e-5
-
-
 def test_gradient_checkpointing_changes_no_bit_of_the_gradients() -> None:
+    random = {"dropout": 0.2, "attention_dropout": 0.1, "drop_path": 0.1}
+    options = {**SMALL, **random, "use_moe": True}
     gradients: list[list[Tensor]] = []
     for checkpointed in (False, True):
         torch.manual_seed(5)
-        encoder = TransformerEncoder(
-            3,
-            **SMALL,
-            dropout=0.2,
-            attention_dropout=0.1,
-            drop_path=0.1,
-            use_moe=True,
-            use_gradient_checkpointing=checkpointed,
-        )
+        encoder = TransformerEncoder(3, **options, use_gradient_checkpointing=checkpointed)
         torch.manual_seed(6)
         encoder(torch.randn(4, 15, 3)).square().sum().backward()
         gradients.append([p.grad for p in encoder.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 0
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-
-
-def test_shared_layers_are_one_set_of_weights() -> None:
-    shared = TransformerEncoder(3, **{**SMALL, "num_layers": 5}, share_layers=True)
-    single = TransformerEncoder(3, **{**SMALL, "num_layers": 1})
-    assert {n for n, _ in shared.named_parameters()} == {n for n, _ in single.named_parameters()}
-    single.load_state_dict(
-        {
-            n: p
-            for n, p in shared.state_dict().items()
-            if ".layers.0." in n
-            or (".layers." not in n and "layers." not in n)
-            or n.startswith("layers.0.")
-        }
-    )
-    shared.eval()
-    x = torch.randn(2, 8, 3)
-    h = shared.positions(shared.input_projection(x))
-    for _ in range(5):
-        h = single.layers[0].eval()(h)
-    torch.testing.assert_close(shared(x), shared.final_norm(h))
-
-
-def test_drop_path_skips_samples_and_keeps_the_mean() -> None:
-    drop = DropPath(0.25)
-    x = torch.ones(4000, 2, 3)
-    y = drop(x)
-    rows = y[:, 0, 0]
-    assert sorted(set(rows.tolist())) == pytest.approx([0.0, 1 / 0.75])
-    assert torch.equal(y, rows[:, None, None].expand_as(y))
-    assert rows.mean().item() == pytest.approx(1.0, abs=0.05)
-    assert torch.equal(drop.eval()(x), x)
-
-
-def test_the_adaptive_norm_lies_between_rms_and_layer_norm() -> None:
-    norm, x = AdaptiveNorm(16, condition_size=4), torch.randn(5, 16) + 2
-    initialise(norm, 0)
-    with torch.no_grad():
-        norm.removed.fill_(1.0)
-        torch.testing.assert_close(norm(x), nn.functional.layer_norm(x, (16,), eps=1e-5))
-        norm.removed.fill_(0.0)
-        torch.testing.assert_close(norm(x), nn.functional.rms_norm(x, (16,), eps=1e-5))
-        condition = torch.randn(5, 4)
-        torch.testing.assert_close(norm(x, condition), norm(x))  # zero at first
-        assert norm.condition is not None
-        norm.condition.normal_()
-        gain, shift = (condition @ w.T for w in norm.condition)
-        torch.testing.assert_close(norm(x, condition), norm(x) * (1 + gain) + shift)
-    with pytest.raises(ValueError, match="condition_size is 0"):
-        AdaptiveNorm(16)(x, torch.randn(5, 4))
 
 
 def test_time_features_are_embedded() -> None:
@@ -309,7 +200,7 @@ def test_past_max_seq_len_there_is_a_clear_error(position: str) -> None:
         decoder.forward_one_step(torch.randn(1, 1, 3), memory, state)
 
 
-def test_two_modules_start_apart_and_a_seed_repeats_them() -> None:
+def test_two_modules_start_differently_and_a_seed_repeats_them() -> None:
     torch.manual_seed(1)
     a, b = TransformerEncoder(3, **SMALL), TransformerEncoder(3, **SMALL)
     torch.manual_seed(1)
@@ -319,132 +210,35 @@ def test_two_modules_start_apart_and_a_seed_repeats_them() -> None:
     assert torch.equal(a.get_parameter(weight), again.get_parameter(weight))
 
 
-def test_a_norm_callable_must_make_a_module() -> None:
-    config = TransformerConfig(**SMALL, use_adaptive_ln=lambda d: d)
-    with pytest.raises(TypeError, match="made a int, not a module"):
-        EncoderLayer(config)
-
-
-@pytest.mark.parametrize(
-    "norm",
-    [
-        nn.RMSNorm,
-        nn.LayerNorm,
-        lambda d: Scaled(d),
-        lambda d: Rowwise(functools.partial(nn.GroupNorm, 1), d),
-    ],
-)
-def test_any_module_can_be_the_norm(norm: Any) -> None:
-    encoder = TransformerEncoder(3, use_adaptive_ln=norm, **SMALL)
-    y = encoder(torch.randn(2, 5, 3))
-    assert y.isfinite().all() and y.std() > 0.1
-
-
-class Scaled(nn.Module):
-    """Without reset_parameters."""
-
-    def __init__(self, d_model: int) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(d_model))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gain
-
-
-class Rowwise(nn.Module):
-    """Around a norm that takes [N, d]."""
-
-    def __init__(self, norm: Callable[[int], nn.Module], d_model: int) -> None:
-        super().__init__()
-        self.norm = norm(d_model)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.flatten(0, 1)).view_as(x)
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        [[[24.0, 0.0]]],
-        [[[0.0, -1.0]]],
-        [[[3.5, 0.0]]],
-        [[[1.0]]],
-    ],
-)
-def test_wrong_time_features_are_named(values: list[Any]) -> None:
+@pytest.mark.parametrize("values", [[24.0, 0.0], [0.0, -1.0], [3.5, 0.0], [1.0]])
+def test_wrong_time_features_are_named(values: list[float]) -> None:
     encoder = TransformerEncoder(3, **SMALL, time_feature_sizes=(24, 7))
     with pytest.raises(UserError, match="time_features: "):
-        encoder(torch.randn(1, 1, 3), time_features=torch.tensor(values))
+        encoder(torch.randn(1, 1, 3), time_features=torch.tensor([[values]]))
     with pytest.raises(UserError, match="needs their values"):
         encoder(torch.randn(1, 1, 3))
 
 
 @pytest.mark.parametrize("att_type", ["standard", "xformer", "flash", "frequency"])
-def test_what_lies_under_padding_does_not_matter(att_type: str) -> None:
+def test_padding_may_hold_anything(att_type: str) -> None:
     encoder = TransformerEncoder(3, **SMALL, att_type=att_type).eval()
     x, padding = torch.randn(2, 9, 3), torch.arange(9).expand(2, 9) >= 6
-    answers = [
-        encoder(x.masked_fill(padding.unsqueeze(-1), fill), padding)[:, :6]
-        for fill in (0.0, float("nan"))
-    ]
-    assert torch.equal(*answers)
+    hidden = padding.unsqueeze(-1)
+    fills = (0.0, float("nan"))
+    outputs = [encoder(x.masked_fill(hidden, fill), padding)[:, :6] for fill in fills]
+    assert torch.equal(*outputs)
     if att_type == "frequency":
         return
     decoder = TransformerDecoder(3, 1, **SMALL, att_type=att_type).eval()
     memory = torch.randn(2, 9, SMALL["d_model"])
-    answers = [
-        decoder(
-            x.nan_to_num(),
-            memory.masked_fill(padding.unsqueeze(-1), fill),
-            memory_key_padding_mask=padding,
-        )
-        for fill in (0.0, float("nan"))
+    outputs = [
+        decoder(x, memory.masked_fill(hidden, fill), memory_key_padding_mask=padding)
+        for fill in fills
     ]
-    assert torch.equal(*answers)
-
-
-def test_a_state_of_plain_dicts_goes_on() -> None:
-    decoder = TransformerDecoder(3, 1, **SMALL).eval()
-    x, memory = torch.randn(2, 4, 3), torch.randn(2, 5, SMALL["d_model"])
-    state: dict[str, Any] = {}
-    for t in range(2):
-        _, state = decoder.forward_one_step(x[:, t : t + 1], memory, state)
-    order = torch.tensor([1, 0])
-    turned = {
-        "layers": [
-            {name: {k: v[order] for k, v in held.items()} for name, held in layer.items()}
-            for layer in state["layers"]
-        ]
-    }
-    y, _ = decoder.forward_one_step(x[order, 2:3], memory[order], turned)
-    torch.testing.assert_close(y, decoder(x[order, :3], memory[order])[:, 2:3])
-
-
-def test_a_state_of_something_else_is_refused() -> None:
-    decoder = TransformerDecoder(3, 1, **SMALL).eval()
-    memory = torch.randn(2, 5, SMALL["d_model"])
-    _, state = decoder.forward_one_step(torch.randn(2, 1, 3), memory, {})
-    for wrong in (memory[:1], memory[:, :4]):
-        with pytest.raises(UserError, match="it is of 2 sequences over a memory of 5"):
-            decoder.forward_one_step(torch.randn(len(wrong), 1, 3), wrong, state)
-    deeper = TransformerDecoder(3, 1, **{**SMALL, "num_layers": 3}).eval()
-    with pytest.raises(UserError, match="it has 2 layers, and this decoder 3"):
-        deeper.forward_one_step(torch.randn(2, 1, 3), memory, state)
+    assert torch.equal(*outputs)
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (2, 4, 5)])
 def test_inputs_of_the_wrong_shape_are_named(shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match=r"src: expected \[B, T, input_size=3\]"):
         TransformerEncoder(3, **SMALL)(torch.randn(shape))
-
-
-def test_a_condition_of_each_sequence() -> None:
-    norm, x, condition = (
-        AdaptiveNorm(16, condition_size=4),
-        torch.randn(5, 5, 16),
-        torch.randn(5, 4),
-    )
-    initialise(norm, 0)
-    assert norm.condition is not None
-    nn.init.normal_(norm.condition)
-    torch.testing.assert_close(norm(x, condition)[2], norm(x[2], condition[2]))

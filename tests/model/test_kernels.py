@@ -1,0 +1,134 @@
+"""Every attention kernel against the formula in fp64."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model import backends, kernels
+from model.backends import KERNELS, choose_for
+from model.frequency import frequency_attention
+from tests.formulas import attention
+
+TYPES = ["standard", "xformer", "flash"]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, att_type: str, **options: Any) -> Tensor:
+    """Computes attention by the kernel that is chosen for the call."""
+    choice = choose_for(q, k, att_type=att_type, **options)
+    return backends.attend(choice.kernel, q, k, v, **options)
+
+
+def tensors(
+    length: int = 200, kv_heads: int = 4, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns query [2, 4, length, 16], key and value [2, kv_heads, length, 16]."""
+    q = torch.randn(2, 4, length, 16, dtype=dtype)
+    k, v = (torch.randn(2, kv_heads, length, 16, dtype=dtype) for _ in range(2))
+    return q, k, v
+
+
+def masks(length: int) -> dict[str, Tensor | None]:
+    """Returns masks of two sequences by name: True where a key is visible."""
+    padded = torch.ones(2, 1, 1, length, dtype=torch.bool)
+    padded[0, ..., length // 2 :] = False
+    left = torch.ones(2, 1, 1, length, dtype=torch.bool)
+    left[1, ..., : length // 3] = False
+    nothing = padded.clone()
+    nothing[1] = False
+    full = torch.rand(2, 1, length, length) > 0.5
+    return {"none": None, "padded": padded, "left": left, "nothing": nothing, "full": full}
+
+
+MASKS = ["none", "padded", "left", "nothing", "full"]
+CASES = list(itertools.product(TYPES, MASKS, [False, True], [4, 2, 1]))
+
+
+@pytest.mark.parametrize(("att_type", "mask", "is_causal", "kv_heads"), CASES)
+def test_each_type_is_the_formula_forwards_and_backwards(
+    att_type: str, mask: str, is_causal: bool, kv_heads: int
+) -> None:
+    q, k, v = (t.requires_grad_() for t in tensors(kv_heads=kv_heads))
+    visible = masks(200)[mask]
+    result = attend(q, k, v, att_type=att_type, mask=visible, is_causal=is_causal)
+    expected = attention(q, k, v, visible, is_causal)
+    assert (result - expected).abs().max() < 1e-5
+    weight = torch.randn_like(result)
+    ours = torch.autograd.grad((result * weight).sum(), (q, k, v))
+    theirs = torch.autograd.grad((expected * weight).sum(), (q, k, v))
+    for gradient, reference in zip(ours, theirs, strict=True):
+        assert gradient.isfinite().all()
+        assert (gradient - reference).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("att_type", TYPES)
+def test_bf16_is_near_the_formula(att_type: str) -> None:
+    q, k, v = tensors(dtype=torch.bfloat16)
+    result = attend(q, k, v, att_type=att_type, is_causal=True)
+    expected = attention(q, k, v, None, True)
+    assert result.dtype == torch.bfloat16
+    assert (result - expected).norm() / expected.norm() < 1e-2
+
+
+@pytest.mark.parametrize("att_type", TYPES)
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_gradients_by_finite_differences(att_type: str, is_causal: bool) -> None:
+    q, k, v = (t[:1, :2, :5, :4].detach().requires_grad_() for t in tensors(dtype=torch.float64))
+    torch.autograd.gradcheck(
+        lambda *t: attend(*t, att_type=att_type, is_causal=is_causal), (q, k, v)
+    )
+
+
+@pytest.mark.parametrize("att_type", [*TYPES, "frequency"])
+def test_dropout_keeps_the_mean_and_repeats_with_its_seed(att_type: str) -> None:
+    q, k, v = tensors(length=40)
+    mix = torch.zeros(4, 8, 16, 2)
+
+    def once(dropout: float) -> Tensor:
+        if att_type == "frequency":
+            return frequency_attention(q, k, v, mix, dropout=dropout)
+        return attend(q, k, v, att_type=att_type, dropout=dropout)
+
+    torch.manual_seed(1)
+    first = once(0.3)
+    torch.manual_seed(1)
+    assert torch.equal(first, once(0.3))
+    assert not torch.allclose(first, once(0.0))
+    mean = torch.stack([once(0.3) for _ in range(400)]).mean(0)
+    assert (mean - once(0.0)).abs().mean() < 0.05
+
+
+def test_blockwise_gradients_are_exact_with_dropout() -> None:
+    """The backward pass drops the same weights when it recomputes them."""
+    kernel = KERNELS["flash"][-1]
+    assert kernel.name == "blockwise"
+    q, k, v = (t.requires_grad_() for t in tensors(length=300))
+    torch.manual_seed(3)
+    result = kernel(q, k, v, None, True, 0.2)
+    (gradient,) = torch.autograd.grad(result.sum(), v, retain_graph=True)
+    step = torch.zeros_like(v)
+    step[0, 1, 150, 3] = 1.0
+    torch.manual_seed(3)
+    moved = kernel(q, k, v + step, None, True, 0.2)
+    assert (moved - result).sum().item() == pytest.approx(gradient[0, 1, 150, 3].item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("att_type", TYPES)
+def test_the_future_does_not_reach_the_past(att_type: str) -> None:
+    q, k, v = tensors(length=150)
+    for mask in (None, masks(150)["left"]):
+        before = attend(q, k, v, att_type=att_type, mask=mask, is_causal=True)
+        k2, v2 = k.clone(), v.clone()
+        k2[:, :, 100:], v2[:, :, 100:] = 9.0, -9.0
+        after = attend(q, k2, v2, att_type=att_type, mask=mask, is_causal=True)
+        assert torch.equal(before[:, :, :100], after[:, :, :100])
+        assert not torch.equal(before[:, :, 100:], after[:, :, 100:])
+
+
+def test_a_package_that_does_not_load_is_a_reason() -> None:
+    function, reason = kernels._package("no_such_package_at_all", "attention")
+    assert function is None and reason == "not usable: No module named 'no_such_package_at_all'"
