@@ -1,4 +1,4 @@
-"""Networks with parts taken out, to see what those parts do."""
+"""Networks with parts removed, to measure what those parts contribute."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 
 def replace_by_nothing(*modules: type[nn.Module]) -> None:
-    """From now on these modules answer zero, in this process. Their parameters keep gradients,
-    of zero: the engine expects one of each."""
+    """Makes all modules of these classes return zero, in this process and from now on.
+
+    Their parameters keep gradients, of zero, because the engine expects one of each.
+    """
 
     def nothing(self: nn.Module, x: Tensor, *_: object, **__: object) -> Tensor:
         unused = sum((p.flatten()[0] for p in self.parameters()), torch.zeros(()))

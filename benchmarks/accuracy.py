@@ -1,10 +1,10 @@
-"""How well the demo forecasts: three seeds, and what is left without attention and experts.
+"""Measures how well the demo forecasts, for three seeds and without attention and experts.
 
     .venv/bin/python benchmarks/accuracy.py
 
-Each seed is a whole `forescale train configs/demo.yaml --ranks 2`. For the last row attention and
-mixture of experts answer zero, and the network is trained anew: what remains are the embedding,
-the residual stream and the head.
+Each seed is a whole `forescale train configs/demo.yaml --ranks 2`. For the last row a network is
+trained whose attention and mixture of experts return zero: what remains are the embedding, the
+residual stream and the head.
 """
 
 from __future__ import annotations
@@ -25,26 +25,16 @@ CONFIG = ROOT / "configs" / "demo.yaml"
 
 
 def seeded(seed: int, folder: Path) -> dict[str, Any]:
-    """The evaluation of one run on two ranks."""
+    """Trains one run on two ranks; returns its evaluation."""
     run = folder / f"seed-{seed}"
-    command = [
-        sys.executable,
-        "-m",
-        "launch",
-        "train",
-        str(CONFIG),
-        "--ranks",
-        "2",
-        "--run-dir",
-        str(run),
-        f"train.seed={seed}",
-    ]
+    train = [sys.executable, "-m", "launch", "train", str(CONFIG), f"train.seed={seed}"]
+    command = [*train, "--ranks", "2", "--run-dir", str(run)]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return json.loads((run / "evaluation.json").read_text())
 
 
 def without_transformer(folder: Path) -> dict[str, Any]:
-    """The evaluation of a run whose attention and experts are replaced by nothing."""
+    """Trains a network whose attention and experts return zero; returns its evaluation."""
     from forescale import train
     from model.attention import CrossAttention, SelfAttention
     from model.moe import MixtureOfExperts
@@ -68,16 +58,14 @@ def main() -> None:
         print(f"| **median of {len(runs)} seeds** | **{median:.4f}** | | |")
         for baseline in list(runs[arguments.seeds[0]])[1:]:
             row(baseline, runs[arguments.seeds[0]][baseline])
-        row(
-            "attention and experts replaced by nothing",
-            without_transformer(folder)["scores"]["Forescale"],
-        )
+        nothing = without_transformer(folder)["scores"]["Forescale"]
+        row("attention and experts replaced by nothing", nothing)
 
 
 def row(name: str, scores: dict[str, float]) -> None:
-    print(
-        f"| {name} | {scores['mse']:.4f} | {scores['mae']:.4f} | {scores['mase']:.4f} |", flush=True
-    )
+    """Prints one row of the table."""
+    cells = (f"{scores[score]:.4f}" for score in ("mse", "mae", "mase"))
+    print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

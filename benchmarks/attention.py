@@ -1,10 +1,10 @@
-"""Memory and time of each kind of attention against the length.
+"""Measures memory and time of each type of attention by sequence length.
 
     .venv/bin/python benchmarks/attention.py
 
 Forward and backward of one sample, 4 heads of 32 dimensions, fp32, not causal, without a mask.
 Where memory is linear, doubling the length doubles it; where it is quadratic, it becomes fourfold.
-"torch SDPA" is F.scaled_dot_product_attention left to choose its kernel.
+"torch SDPA" is F.scaled_dot_product_attention, which chooses its own kernel.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ HEADS, HEAD_DIM, MODES = 4, 32, 32
 TYPES = ["standard", "xformer", "flash", "frequency"]
 PEER = "torch SDPA"
 FORMULA_LIMIT = 4096
-"""The longest that `standard` is timed at."""
+"""Longest sequence on which `standard` is timed."""
 
 
 def attention(kind: str, query: Tensor, key: Tensor, value: Tensor, mix: Tensor) -> Tensor:
-    """As model.attention calls it; `mix` is used by frequency alone."""
+    """Computes attention as model.attention does; only frequency attention uses `mix`."""
     if kind == PEER:
         return F.scaled_dot_product_attention(query, key, value)
     if kind == "frequency":
@@ -38,18 +38,18 @@ def attention(kind: str, query: Tensor, key: Tensor, value: Tensor, mix: Tensor)
 
 
 def build(kind: str, length: int) -> Work:
-    """Forward and backward at one length."""
+    """Returns the work to measure: forward and backward at one length."""
     torch.manual_seed(0)
     shape = (1, HEADS, length, HEAD_DIM)
     query, key, value = (torch.randn(shape, requires_grad=True) for _ in range(3))
     mix = (0.02 * torch.randn(HEADS, MODES, HEAD_DIM, 2)).requires_grad_()
-    wanted = [query, key, value, *([mix] if kind == "frequency" else [])]
+    inputs = [query, key, value, *([mix] if kind == "frequency" else [])]
     upstream = torch.randn(shape)
-    return lambda: torch.autograd.grad(attention(kind, query, key, value, mix), wanted, upstream)
+    return lambda: torch.autograd.grad(attention(kind, query, key, value, mix), inputs, upstream)
 
 
 def kernel_of(kind: str) -> str:
-    """Why the kernels before it were not taken stands in the log of a run."""
+    """Returns the name of the kernel that is chosen; a run's log says why."""
     if kind == "frequency":
         return f"{MODES} modes"
     x = torch.empty(1, HEADS, 8, HEAD_DIM)
@@ -57,7 +57,7 @@ def kernel_of(kind: str) -> str:
 
 
 def memory(kind: str, lengths: list[int]) -> list[str]:
-    """Peak beyond the inputs at each length, and how it grew."""
+    """Returns a row: the peak beyond the inputs at each length, and its growth."""
     cells, previous = [], 0.0
     for length in lengths:
         peak = peak_mib(partial(build, kind, length), partial(build, kind, 128))
@@ -67,7 +67,7 @@ def memory(kind: str, lengths: list[int]) -> list[str]:
 
 
 def times(lengths: list[int], rounds: int, faster: list[tuple[int, bool]]) -> Iterator[list[str]]:
-    """A row for each length; notes in `faster` where frequency beats flash."""
+    """Yields a row for each length; `faster` records where frequency is faster than flash."""
     for length in lengths:
         kinds = [kind for kind in [*TYPES, PEER] if kind != "standard" or length <= FORMULA_LIMIT]
         seconds = medians({kind: build(kind, length) for kind in kinds}, rounds=rounds)
@@ -78,7 +78,7 @@ def times(lengths: list[int], rounds: int, faster: list[tuple[int, bool]]) -> It
 
 
 def crossing(faster: list[tuple[int, bool]]) -> int | None:
-    """The measured length from which frequency is faster at every longer one too."""
+    """Returns the length from which frequency is faster at all measured lengths, None if none."""
     since: int | None = None
     for length, is_faster in faster:
         if not is_faster:
@@ -97,15 +97,12 @@ def main() -> None:
 
     print_header("Attention")
     print("Peak MiB of forward and backward beyond the inputs (ratio to half the length):\n")
-    print_table(
-        ["att_type", "kernel", *map(str, lengths)], (memory(kind, lengths) for kind in TYPES)
-    )
+    peaks = (memory(kind, lengths) for kind in TYPES)
+    print_table(["att_type", "kernel", *map(str, lengths)], peaks)
     print("Forward and backward, median ms:\n")
     faster: list[tuple[int, bool]] = []
-    print_table(
-        ["length", *TYPES, PEER, "flash / frequency", f"{PEER} / flash"],
-        times(timed, rounds, faster),
-    )
+    head = ["length", *TYPES, PEER, "flash / frequency", f"{PEER} / flash"]
+    print_table(head, times(timed, rounds, faster))
     since = crossing(faster)
     where = f"from length {since} on" if since else "at none of these lengths"
     print(f"Frequency ({MODES} modes) is faster than flash {where}.")

@@ -1,11 +1,11 @@
-"""What a step of cached decoding costs early and late, and against full forwards.
+"""Measures a step of cached decoding early and late, and against full forwards.
 
     .venv/bin/python benchmarks/decoding.py
 
 A TransformerDecoder of 4 layers, d_model 256, 8 heads, att_type standard, over a memory of 96,
-batch 1. Whole cached decodings are repeated; a position's time is the mean over it and 8 on each
-side, then the median over repetitions. Without a cache, the n-th output is a full forward of n
-tokens: it is timed at 12 lengths, interpolated between them and summed over all.
+batch 1. Whole cached decodings are repeated; the time of a position is the mean over it and 8
+positions on each side, then the median over repetitions. Without a cache, the n-th output takes a
+full forward of n tokens: it is timed at 12 lengths, interpolated between them and summed over all.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from model.transformer import TransformerDecoder
 
 MEMORY_LENGTH = 96
 NEIGHBOURS = 8
-"""On each side of a position."""
+"""Positions on each side of a position that its time is averaged over."""
 FULL_LENGTHS = 12
+"""Lengths at which a full forward is timed."""
 
 
 def decode(
     decoder: TransformerDecoder, tokens: Tensor, memory: Tensor
 ) -> tuple[Tensor, list[float]]:
-    """All outputs step by step, and each step's seconds."""
+    """Decodes step by step; returns all outputs and the seconds of each step."""
     state: dict[str, Any] = {}
     outputs, seconds = [], []
     for token in tokens.split(1, dim=1):
@@ -43,7 +44,7 @@ def decode(
 
 
 def at(seconds: list[float], position: int) -> float:
-    """Mean over the neighbours of `position`, which counts from 1."""
+    """Returns the mean over the neighbours of `position`, which counts from 1."""
     near = seconds[position - 1 - NEIGHBOURS : position + NEIGHBOURS]
     assert len(near) == 2 * NEIGHBOURS + 1
     return statistics.fmean(near)
@@ -52,7 +53,10 @@ def at(seconds: list[float], position: int) -> float:
 def full_seconds(
     decoder: TransformerDecoder, tokens: Tensor, memory: Tensor, rounds: int
 ) -> tuple[dict[int, float], float]:
-    """Median seconds of a full forward at each measured length, and the sum over all lengths."""
+    """Times full forwards without a cache.
+
+    Returns median seconds at each measured length, and the sum over all lengths.
+    """
     steps = tokens.shape[1]
     lengths = sorted({int(n) for n in np.linspace(1, steps, FULL_LENGTHS).round()})
     variants = {str(n): partial(decoder, tokens[:, :n], memory) for n in lengths}
@@ -73,14 +77,14 @@ def main() -> None:
     tokens, memory = torch.randn(1, steps, 1), torch.randn(1, MEMORY_LENGTH, d_model)
 
     print_header("Decoding")
-    outputs, _ = decode(decoder, tokens, memory)  # warms up too
+    outputs, _ = decode(decoder, tokens, memory)  # also the warm-up
     right = decoder(tokens, memory)
     error = float(torch.linalg.norm(outputs - right) / torch.linalg.norm(right))
     print(f"Relative difference of cached steps and one full forward: {error:.1e}\n")
 
     runs = [decode(decoder, tokens, memory)[1] for _ in range(repetitions)]
     first, last = (statistics.median(at(run, p) for run in runs) for p in (early, late))
-    # Of one repetition: where the machine drifts, both ends of it do.
+    # The ratio is taken within a repetition, so that drift of the machine cancels out.
     ratio = statistics.median(at(run, late) / at(run, early) for run in runs)
     print_table(
         [f"step at position {early}, ms", f"at {late}, ms", "late / early"],

@@ -1,13 +1,13 @@
-"""A training step of one mixture of experts, ours against the usual ways to write it.
+"""Measures a training step of one mixture of experts against the usual ways to write it.
 
     .venv/bin/python benchmarks/moe.py
 
 64 SwiGLU experts of 128 -> 256 -> 128, top-2, 2048 tokens, fp32, forward and backward. All variants
-hold the same weights, and the script stops where one that drops nothing answers otherwise:
+have the same weights, and the script stops if one that drops nothing computes something else:
 
-- looped_linear: our layer, each expert's product by itself on weights unbound once;
+- looped_linear: our layer, but one product for each expert, on weights unbound once;
 - w[i]: the same on weights indexed in the loop, whose backward writes a whole stack for each;
-- masks: a ModuleList of experts that gather by mask and answer by index_add, as in transformers'
+- masks: a ModuleList of experts that gather by mask and return by index_add, as in transformers'
   Mixtral and most public code;
 - DeepSpeed: deepspeed.moe.layer.MoE on one rank, with room for all tokens (drop_tokens=False), and
   with room for twice an even share per expert, where it may drop some.
@@ -43,22 +43,23 @@ LIMITS = {
     "masks": (2, 1e-6),
     "DeepSpeed, nothing dropped": (1, 1e-6),
 }
-"""How far from ours at most: of the answer, the gradient of x, and those of our three weights."""
+"""For each variant, how many tensors are compared with ours, and their largest relative error. The
+tensors are the output, the gradient of x, and those of our three weights."""
 
 Step = Callable[[], list[Tensor | None]]
 GroupedLinear = Callable[[Tensor, Tensor, Tensor], Tensor]
 Forward = Callable[[Tensor], tuple[Tensor, ...]]
-"""-> the answer, and a balance loss where it is not attached to it."""
+"""A forward pass from x to the output, and to a balance loss that is not attached to it."""
 
 
 def indexed_linear(x_ND: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
-    """`looped_linear` with weight[i]."""
+    """Computes `looped_linear` with weight[i]."""
     groups = enumerate(x_ND.split(counts_E.tolist()))
     return torch.cat([F.linear(rows, weight_EFD[i]) for i, rows in groups])
 
 
 class MaskedExperts(nn.Module):
-    """A loop over experts, each finding its tokens."""
+    """A mixture that loops over its experts, each of which looks for its tokens."""
 
     def __init__(self, d_model: int, width: int, experts: int) -> None:
         super().__init__()
@@ -70,15 +71,16 @@ class MaskedExperts(nn.Module):
         gates, chosen = self.router(x_ND).softmax(-1).topk(TOP_K, dim=-1)
         gates = gates / gates.sum(-1, keepdim=True)
         masks = F.one_hot(chosen, len(self.experts)).permute(2, 1, 0)
-        answer = torch.zeros_like(x_ND)
+        output = torch.zeros_like(x_ND)
         for mask, expert in zip(masks, self.experts, strict=True):
             choice, tokens = torch.where(mask)
             rows = expert(x_ND[tokens]) * gates[tokens, choice, None]
-            answer.index_add_(0, tokens, rows)
-        return answer.view_as(x)
+            output.index_add_(0, tokens, rows)
+        return output.view_as(x)
 
 
 def copy_weights(ours: moe.MixtureOfExperts, router: nn.Linear, experts: Iterable[Any]) -> None:
+    """Copies our weights into another router and other experts."""
     with torch.no_grad():
         router.weight.copy_(ours.router.weight)
         for i, expert in enumerate(experts):
@@ -88,7 +90,7 @@ def copy_weights(ours: moe.MixtureOfExperts, router: nn.Linear, experts: Iterabl
 
 
 def deepspeed_layer(ours: moe.MixtureOfExperts, drop_tokens: bool) -> nn.Module:
-    """DeepSpeed's own, on one rank."""
+    """Returns DeepSpeed's layer with our weights, on one rank."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -117,26 +119,27 @@ def deepspeed_layer(ours: moe.MixtureOfExperts, drop_tokens: bool) -> nn.Module:
 
 
 def step(forward: Forward, layer: nn.Module, x: Tensor, upstream: Tensor) -> Step:
-    """Forward and backward -> the answer, and the gradients of x and of the weights."""
-    wanted = [x, *layer.parameters()]
+    """Returns the work to measure: forward and backward.
+
+    The work returns the output, and the gradients of x and of the weights.
+    """
+    inputs = [x, *layer.parameters()]
 
     def work() -> list[Tensor | None]:
-        answer, *losses = forward(x)
-        ones = [torch.ones_like(loss) for loss in losses]
-        gradients = torch.autograd.grad(
-            [answer, *losses], wanted, [upstream, *ones], allow_unused=True
-        )
-        return [answer.detach(), *gradients]
+        output, *losses = forward(x)
+        outputs, ones = [output, *losses], [torch.ones_like(loss) for loss in losses]
+        gradients = torch.autograd.grad(outputs, inputs, [upstream, *ones], allow_unused=True)
+        return [output.detach(), *gradients]
 
     return work
 
 
 def distances(work: Step, reference: Step) -> list[float]:
-    """Relative, of each tensor where both have one of that shape."""
+    """Returns the relative error of each tensor that both have in the same shape."""
     return [
-        float(torch.linalg.norm(mine - right) / torch.linalg.norm(right))
-        for mine, right in zip(work(), reference(), strict=False)
-        if mine is not None and right is not None and mine.shape == right.shape
+        float(torch.linalg.norm(actual - right) / torch.linalg.norm(right))
+        for actual, right in zip(work(), reference(), strict=False)
+        if actual is not None and right is not None and actual.shape == right.shape
     ]
 
 
@@ -168,12 +171,12 @@ def main() -> None:
         "w[i]": with_product(indexed_linear),
         "masks": step(lambda x: (masked(x),), masked, x, upstream),
     }
-    for name, drops in {"DeepSpeed, nothing dropped": False, "DeepSpeed, capacity 2": True}.items():
+    for name, drops in (("DeepSpeed, nothing dropped", False), ("DeepSpeed, capacity 2", True)):
         layer = deepspeed_layer(ours, drops)
         works[name] = step(lambda x, layer=layer: layer(x)[:2], layer, x, upstream)
 
     print_header(f"Mixture of experts: {experts} experts, {rows * length} tokens")
-    ours.balance_weight = 0.0  # the losses differ, and with them gradients
+    ours.balance_weight = 0.0  # the variants' balance losses differ, and so would gradients
     differences = {name: distances(work, works["ours"]) for name, work in works.items()}
     ours.balance_weight = config.balance_loss
     for name, (tensors, limit) in LIMITS.items():
@@ -181,18 +184,11 @@ def main() -> None:
             raise SystemExit(f"{name} is not the same layer: {differences[name]}")
 
     seconds = medians(works, rounds=rounds)
-    print_table(
-        ["variant", "tokens/s", "ours is faster by", "answer differs by"],
-        (
-            [
-                name,
-                f"{rows * length / value:,.0f}",
-                f"x{value / seconds['ours']:.2f}",
-                f"{differences[name][0]:.0e}",
-            ]
-            for name, value in seconds.items()
-        ),
-    )
+    table = []
+    for name, value in seconds.items():
+        rate, factor = f"{rows * length / value:,.0f}", f"x{value / seconds['ours']:.2f}"
+        table.append([name, rate, factor, f"{differences[name][0]:.0e}"])
+    print_table(["variant", "tokens/s", "ours is faster by", "output differs by"], table)
     dist.destroy_process_group()
 
 

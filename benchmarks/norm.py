@@ -1,4 +1,4 @@
-"""What the norms cost against torch's LayerNorm, and SwiGLU's memory against three matrices.
+"""Measures the norms against torch's LayerNorm, and SwiGLU's memory against three matrices.
 
     .venv/bin/python benchmarks/norm.py
 
@@ -31,7 +31,7 @@ PEER = "nn.LayerNorm"
 
 
 class PlainSwiGLU(nn.Module):
-    """SwiGLU as most code has it: three matrices."""
+    """SwiGLU as most code writes it, with three matrices."""
 
     def __init__(self, d_model: int, width: int) -> None:
         super().__init__()
@@ -44,16 +44,16 @@ class PlainSwiGLU(nn.Module):
 
 
 def step(module: nn.Module, rows: int, d_model: int) -> Work:
-    """Forward and backward of [rows, d_model]."""
+    """Returns the work to measure: forward and backward of [rows, d_model]."""
     torch.manual_seed(0)
     x = torch.randn(rows, d_model, requires_grad=True)
     upstream = torch.randn(rows, d_model)
-    wanted = [x, *module.parameters()]
-    return lambda: torch.autograd.grad(module(x), wanted, upstream)
+    inputs = [x, *module.parameters()]
+    return lambda: torch.autograd.grad(module(x), inputs, upstream)
 
 
 def norm(kind: str, d_model: int) -> nn.Module:
-    """With its weights as they start."""
+    """Returns an initialised norm."""
     module = NORMS[kind](d_model)
     if isinstance(module, RMSNorm | AdaptiveNorm):
         initialise(module, seed=0)
@@ -61,15 +61,16 @@ def norm(kind: str, d_model: int) -> nn.Module:
 
 
 def norm_rows(shapes: list[tuple[int, int]], rounds: int) -> Iterator[list[str]]:
+    """Yields a row for each shape: the median time of each norm, and its ratio to LayerNorm's."""
     for rows, d_model in shapes:
         works = {kind: step(norm(kind, d_model), rows, d_model) for kind in NORMS}
         seconds = medians(works, rounds=rounds)
-        yield [f"{rows} x {d_model}"] + [
-            f"{1e3 * value:.3f} (x{value / seconds[PEER]:.2f})" for value in seconds.values()
-        ]
+        cells = [f"{1e3 * value:.3f} (x{value / seconds[PEER]:.2f})" for value in seconds.values()]
+        yield [f"{rows} x {d_model}", *cells]
 
 
 def build_swiglu(fused: bool, rows: int, d_model: int, dim_feedforward: int) -> Work:
+    """Returns the work to measure of our SwiGLU, or of three matrices unless `fused`."""
     config = TransformerConfig(d_model=d_model, dim_feedforward=dim_feedforward)
     if not fused:
         return step(PlainSwiGLU(d_model, config.feedforward_width), rows, d_model)
@@ -79,14 +80,13 @@ def build_swiglu(fused: bool, rows: int, d_model: int, dim_feedforward: int) -> 
 
 
 def swiglu_rows(rows_of: list[int], d_model: int, dim_feedforward: int) -> Iterator[list[str]]:
+    """Yields a row for each number of rows: the peaks of both kinds in MiB, and their ratio."""
     for rows in rows_of:
-        ours, peer = (
-            peak_mib(
-                partial(build_swiglu, fused, rows, d_model, dim_feedforward),
-                partial(build_swiglu, fused, 64, 64, 64),
-            )
-            for fused in (True, False)
-        )
+        peaks = []
+        for fused in (True, False):
+            build = partial(build_swiglu, fused, rows, d_model, dim_feedforward)
+            peaks.append(peak_mib(build, partial(build_swiglu, fused, 64, 64, 64)))
+        ours, peer = peaks
         yield [str(rows), f"{ours:.1f}", f"{peer:.1f}", f"{ours / peer:.2f}"]
 
 

@@ -1,16 +1,16 @@
-"""How the benchmarks measure: time by interleaved medians, memory by peak RSS of a child.
+"""How benchmarks measure: time by interleaved medians, memory by the peak RSS of a child.
 
-Time. Every round runs each variant once, and the order turns round from one round to the next, so
-that whatever else the machine does hits all variants alike; the median over rounds is reported.
-glibc is told to keep what is freed, as jemalloc and tcmalloc do: otherwise it gives large blocks
-back to the kernel or not by the history of the process, and page faults, a third of some times,
-hit one variant and spare the next.
+Time. Every round runs each variant once, in an order that is reversed from one round to the next,
+so that other load on the machine affects all variants equally; the median over rounds is reported.
+glibc is set to keep freed memory, as jemalloc and tcmalloc do: otherwise it depends on the history
+of the process whether large blocks are returned to the kernel, and page faults, which are a third
+of some times, affect one variant and not the next.
 
-Memory. torch counts no bytes on a CPU, so the kernel does. Two children are forked from a clean
-server that has never computed: both build the inputs and warm up, one runs the work too, and the
-difference of their `ru_maxrss` is the work's peak beyond its inputs. A forked child starts from the
-RSS of its parent, where an exec'ed one would inherit its parent's *peak* and hide what is smaller.
-Blocks above 64 KiB are mapped one by one and given back when freed: what is counted is alive.
+Memory. torch does not count bytes on a CPU, so the kernel does. Two children are forked from a
+clean server that has never computed: both build the inputs and warm up, only one runs the work, and
+the difference of their `ru_maxrss` is the work's peak beyond its inputs. A forked child starts from
+the RSS of its parent; an exec'ed one would inherit its parent's *peak*, which hides smaller ones.
+Blocks above 64 KiB are mapped one by one and unmapped when freed, so that only live ones count.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
 
 Work = Callable[[], object]
 Build = Callable[[], Work]
-"""Makes inputs and returns the work on them; for `peak_mib` it must pickle, as a partial does."""
+"""A function that makes inputs and returns the work on them; for `peak_mib` it must pickle."""
 
 
 def medians(
     variants: Mapping[str, Work], *, rounds: int = 9, warm_ups: int = 3, at_least: float = 0.01
 ) -> dict[str, float]:
-    """Median seconds of one call of each variant.
+    """Returns the median seconds of one call of each variant.
 
-    A sample is as many calls as last about `at_least` seconds, so that short ones are not noise.
+    A sample is as many calls as take about `at_least` seconds, so that short calls are not noise.
     """
     _keep_freed_memory()
     calls = {}
@@ -58,6 +58,7 @@ def medians(
 
 
 def _keep_freed_memory() -> None:
+    """Sets glibc's malloc to keep freed memory in the process."""
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_MAX, 0)
     libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
@@ -65,6 +66,7 @@ def _keep_freed_memory() -> None:
 
 
 def _seconds(work: Work, calls: int) -> float:
+    """Returns the mean seconds of one call."""
     start = time.perf_counter()
     for _ in range(calls):
         work()
@@ -72,17 +74,17 @@ def _seconds(work: Work, calls: int) -> float:
 
 
 def peak_mib(build: Build, warm_up: Build) -> float:
-    """MiB that the work of `build` needs at its peak beyond its inputs.
+    """Returns the MiB that the work of `build` needs at its peak beyond its inputs.
 
     `warm_up` builds the same work on tiny inputs: it loads code and starts threads in both
-    children, which would be counted otherwise. What it needs itself must be less than the inputs.
+    children, which would be counted otherwise. Its own memory must be less than the inputs'.
     """
     unused, busy = (_peak_of_child(build, warm_up, works) for works in (False, True))
     return (busy - unused) / 1024
 
 
 def _peak_of_child(build: Build, warm_up: Build, works: bool) -> int:
-    """KiB."""
+    """Returns the peak RSS, in KiB, of a child that builds inputs, and runs the work if `works`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch"])
     receiver, sender = context.Pipe(duplex=False)
@@ -99,16 +101,17 @@ def _peak_of_child(build: Build, warm_up: Build, works: bool) -> int:
 
 
 def _report_peak(sender: Connection, build: Build, warm_up: Build, works: bool) -> None:
+    """Runs in the child, and sends its peak RSS in KiB."""
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 64 * 1024)
     warm_up()()
     work = build()
-    answer = work() if works else None
+    result = work() if works else None
     sender.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    del answer
+    del result
 
 
 def arguments_of(description: str | None, rounds: int) -> tuple[int, bool]:
-    """Rounds, and whether only to try on tiny sizes that the script runs."""
+    """Parses the command line; returns the rounds, and whether to use tiny sizes only."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=description, formatter_class=raw)
     parser.add_argument("--rounds", type=int, default=rounds)
@@ -118,7 +121,7 @@ def arguments_of(description: str | None, rounds: int) -> tuple[int, bool]:
 
 
 def print_header(title: str) -> None:
-    """What ran where; the load says whether the machine was free."""
+    """Prints what is measured and on which machine; the load shows whether it was free."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     print(
@@ -130,7 +133,7 @@ def print_header(title: str) -> None:
 
 
 def _processor() -> str:
-    """Name, and family and model in numbers: clouds hide the name."""
+    """Returns the processor's name, and its family and model numbers: clouds hide the name."""
     facts: dict[str, str] = {}
     path = Path("/proc/cpuinfo")
     for line in path.read_text().splitlines() if path.exists() else ():
@@ -142,7 +145,7 @@ def _processor() -> str:
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Markdown, each row as soon as it is known."""
+    """Prints a table in Markdown, each row as soon as it is known."""
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head), flush=True)
     for row in rows:
         print("| " + " | ".join(row) + " |", flush=True)

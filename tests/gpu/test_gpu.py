@@ -1,4 +1,4 @@
-"""What the CPU tests show, on a GPU: kernels by name, memory by length, a run in bf16."""
+"""The CPU tests' promises on a GPU: kernels by name, memory by length, a run in bf16."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -31,13 +32,16 @@ pytestmark = [
 
 BY_NAME = {kernel.name: kernel for kernels in KERNELS.values() for kernel in kernels}
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+"""Largest relative error of a kernel."""
 
 
 def relative(ours: Tensor, exact: Tensor) -> float:
+    """Returns the relative error of `ours`."""
     return float((ours.detach().double() - exact.detach()).norm() / exact.detach().norm())
 
 
 def heads(dtype: torch.dtype, kv_heads: int, length: int = 256) -> list[Tensor]:
+    """Returns query [2, 8, length, 64], key and value [2, kv_heads, length, 64]."""
     shapes = [(2, 8, length, 64), *[(2, kv_heads, length, 64)] * 2]
     return [torch.randn(s, device="cuda", dtype=dtype).requires_grad_() for s in shapes]
 
@@ -54,21 +58,21 @@ def test_each_kernel_is_the_formula(
     if refusal:
         pytest.skip(f"{name}: {refusal}")
     q, k, v = heads(dtype, kv_heads)
-    seen = None
+    visible = None
     if mask != "none":
-        seen = torch.rand(2, 1, 256 if mask == "full" else 1, 256, device="cuda") > 0.3
-    answer = attend(kernel, q, k, v, mask=seen, is_causal=is_causal)
-    exact = attention(q, k, v, seen, is_causal)
-    assert relative(answer, exact) < LIMITS[dtype]
-    upstream = torch.randn_like(answer)
-    ours = torch.autograd.grad(answer, (q, k, v), upstream)
+        visible = torch.rand(2, 1, 256 if mask == "full" else 1, 256, device="cuda") > 0.3
+    output = attend(kernel, q, k, v, mask=visible, is_causal=is_causal)
+    exact = attention(q, k, v, visible, is_causal)
+    assert relative(output, exact) < LIMITS[dtype]
+    upstream = torch.randn_like(output)
+    ours = torch.autograd.grad(output, (q, k, v), upstream)
     theirs = torch.autograd.grad(exact, (q, k, v), upstream.double())
     for gradient, reference in zip(ours, theirs, strict=True):
         assert relative(gradient, reference.double()) < 2 * LIMITS[dtype]
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
-def test_frequency_attention_is_what_it_is_on_the_cpu(dtype: torch.dtype) -> None:
+def test_frequency_attention_equals_that_on_the_cpu(dtype: torch.dtype) -> None:
     q, k, v = (t.detach() for t in heads(dtype, 8))
     mix = torch.randn(8, 16, 64, 2, device="cuda")
     expected = frequency_attention(*(t.double().cpu() for t in (q, k, v, mix)))
@@ -90,7 +94,7 @@ def test_norms_are_the_formula(dtype: torch.dtype, removes: bool) -> None:
         (expected, *torch.autograd.grad(expected, exact, upstream.double())),
         strict=True,
     )
-    assert all(relative(mine, right) < 2 * LIMITS[dtype] for mine, right in pairs)
+    assert all(relative(actual, right) < 2 * LIMITS[dtype] for actual, right in pairs)
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
@@ -99,14 +103,14 @@ def test_the_grouped_product_is_the_loop(dtype: torch.dtype) -> None:
     x = torch.randn(1024, 64, device="cuda", dtype=dtype, requires_grad=True)
     weight = torch.randn(5, 96, 64, device="cuda", dtype=dtype, requires_grad=True)
     upstream = torch.randn(1024, 96, device="cuda", dtype=dtype)
-    for ours, loop in zip(
-        *(
-            (y, *torch.autograd.grad(y, (x, weight), upstream))
-            for y in (f(x, weight, counts) for f in (grouped_linear, looped_linear))
-        ),
-        strict=True,
-    ):
-        assert relative(ours, loop.double()) < LIMITS[dtype]
+
+    def output_and_gradients(product: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        y = product(x, weight, counts)
+        return (y, *torch.autograd.grad(y, (x, weight), upstream))
+
+    ours, loop = output_and_gradients(grouped_linear), output_and_gradients(looped_linear)
+    for actual, right in zip(ours, loop, strict=True):
+        assert relative(actual, right.double()) < LIMITS[dtype]
 
 
 def test_a_mixture_repeats_bit_for_bit() -> None:
@@ -124,6 +128,7 @@ def test_a_mixture_repeats_bit_for_bit() -> None:
 
 
 def peak_bytes(att_type: str, length: int, masked: bool) -> int:
+    """Returns the memory that forward and backward of one attention take at their peak."""
     q, k, v = heads(torch.bfloat16, 8, length)
     mask = torch.rand(2, 1, 1, length, device="cuda") > 0.3 if masked else None
     call = Call("cuda", torch.bfloat16, 64, False, "keys" if masked else "none", not masked, False)
@@ -134,20 +139,20 @@ def peak_bytes(att_type: str, length: int, masked: bool) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
+QUADRATIC, LINEAR = (3.0, 4.5), (1.5, 2.5)
+"""Bounds on the growth of memory where the length doubles."""
+
+
 @pytest.mark.parametrize(
-    ("att_type", "low", "high"),
-    [
-        ("standard", 3.0, 4.5),
-        ("xformer", 1.5, 2.5),
-        ("flash", 1.5, 2.5),
-    ],
+    ("att_type", "bounds"),
+    [("standard", QUADRATIC), ("xformer", LINEAR), ("flash", LINEAR)],
 )
 @pytest.mark.parametrize("masked", [False, True])
-def test_memory_by_length(att_type: str, low: float, high: float, masked: bool) -> None:
+def test_memory_by_length(att_type: str, bounds: tuple[float, float], masked: bool) -> None:
     peak_bytes(att_type, 512, masked)
     peaks = [peak_bytes(att_type, length, masked) for length in (1024, 2048, 4096, 8192)]
     growth = [later / earlier for earlier, later in itertools.pairwise(peaks)]
-    assert all(low < ratio < high for ratio in growth), (peaks, growth)
+    assert all(bounds[0] < ratio < bounds[1] for ratio in growth), (peaks, growth)
 
 
 def test_swiglu_is_the_formula_in_bf16() -> None:
@@ -160,46 +165,30 @@ def test_swiglu_is_the_formula_in_bf16() -> None:
     assert relative(layer(x), exact @ layer.output.double().T) < 1e-2
 
 
-@pytest.mark.timeout(600)
-def test_the_demo_learns_in_bf16(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "launch",
-        "train",
-        "configs/demo.yaml",
-        "--run-dir",
-        tmp_path,
-        "parallel.pipeline=1",
-        "train.precision=bf16",
-    ]
+def run(command: Sequence[str | Path]) -> None:
+    """Runs `command` in the repository; fails with what it printed."""
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert (
-        json.loads((tmp_path / "evaluation.json").read_text())["scores"]["Forescale"]["mse"] < 0.2
-    )
+
+
+@pytest.mark.timeout(600)
+def test_the_demo_learns_in_bf16(tmp_path: Path) -> None:
+    settings = ["parallel.pipeline=1", "train.precision=bf16"]
+    train = [sys.executable, "-m", "launch", "train", "configs/demo.yaml"]
+    run([*train, "--run-dir", tmp_path, *settings])
+    scores = json.loads((tmp_path / "evaluation.json").read_text())["scores"]
+    assert scores["Forescale"]["mse"] < 0.2
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("layout", [["train.micro_batch_size=8"], ["parallel.tensor=2"]])
 def test_two_ranks_share_the_gpu(tmp_path: Path, layout: list[str]) -> None:
-    """Over gloo, since NCCL wants a GPU for each rank."""
+    """Two ranks train over gloo, since NCCL needs a GPU for each rank."""
     torchrun = Path(sys.executable).with_name("torchrun")
     losses = []
     for ranks, changes in ((1, []), (2, layout)):
-        run = tmp_path / str(ranks)
-        command = [
-            torchrun,
-            "--standalone",
-            "--nproc-per-node",
-            str(ranks),
-            "launch/train.py",
-            "configs/tiny.yaml",
-            "--run-dir",
-            run,
-            *changes,
-        ]
-        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert ended.returncode == 0, ended.stderr
-        losses.append([row["loss"] for row in read_metrics(run / "metrics.jsonl")])
+        folder = tmp_path / str(ranks)
+        start = [torchrun, "--standalone", "--nproc-per-node", str(ranks), "launch/train.py"]
+        run([*start, "configs/tiny.yaml", "--run-dir", folder, *changes])
+        losses.append([row["loss"] for row in read_metrics(folder / "metrics.jsonl")])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
