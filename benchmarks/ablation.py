@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def replace_by_nothing(*modules: type[nn.Module]) -> None:
-    """Makes all modules of these classes return zero, in this process and from now on.
+    """Make all modules of these classes return zero, in this process and from now on.
 
     Their parameters keep gradients, of zero, because the engine expects one of each.
     """

@@ -25,7 +25,7 @@ CONFIG = ROOT / "configs" / "demo.yaml"
 
 
 def seeded(seed: int, folder: Path) -> dict[str, Any]:
-    """Trains one run on two ranks; returns its evaluation."""
+    """Train one run on two ranks; return its evaluation."""
     run = folder / f"seed-{seed}"
     train = [sys.executable, "-m", "launch", "train", str(CONFIG), f"train.seed={seed}"]
     command = [*train, "--ranks", "2", "--run-dir", str(run)]
@@ -34,7 +34,7 @@ def seeded(seed: int, folder: Path) -> dict[str, Any]:
 
 
 def without_transformer(folder: Path) -> dict[str, Any]:
-    """Trains a network whose attention and experts return zero; returns its evaluation."""
+    """Train a network whose attention and experts return zero; return its evaluation."""
     from forescale import train
     from model.attention import CrossAttention, SelfAttention
     from model.moe import MixtureOfExperts
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def row(name: str, scores: dict[str, float]) -> None:
-    """Prints one row of the table."""
+    """Print one row of the table."""
     cells = (f"{scores[score]:.4f}" for score in ("mse", "mae", "mase"))
     print(f"| {name} | {' | '.join(cells)} |", flush=True)
 

@@ -28,7 +28,7 @@ FORMULA_LIMIT = 4096
 
 
 def attention(kind: str, query: Tensor, key: Tensor, value: Tensor, mix: Tensor) -> Tensor:
-    """Computes attention as model.attention does; only frequency attention uses `mix`."""
+    """Compute attention as model.attention does; only frequency attention uses `mix`."""
     if kind == PEER:
         return F.scaled_dot_product_attention(query, key, value)
     if kind == "frequency":
@@ -38,7 +38,7 @@ def attention(kind: str, query: Tensor, key: Tensor, value: Tensor, mix: Tensor)
 
 
 def build(kind: str, length: int) -> Work:
-    """Returns the work to measure: forward and backward at one length."""
+    """Return the work to measure: forward and backward at one length."""
     torch.manual_seed(0)
     shape = (1, HEADS, length, HEAD_DIM)
     query, key, value = (torch.randn(shape, requires_grad=True) for _ in range(3))
@@ -49,7 +49,7 @@ def build(kind: str, length: int) -> Work:
 
 
 def kernel_of(kind: str) -> str:
-    """Returns the name of the kernel that is chosen; a run's log says why."""
+    """Return the name of the kernel that is chosen; a run's log says why."""
     if kind == "frequency":
         return f"{MODES} modes"
     x = torch.empty(1, HEADS, 8, HEAD_DIM)
@@ -57,7 +57,7 @@ def kernel_of(kind: str) -> str:
 
 
 def memory(kind: str, lengths: list[int]) -> list[str]:
-    """Returns a row: the peak beyond the inputs at each length, and its growth."""
+    """Return a row: the peak beyond the inputs at each length, and its growth."""
     cells, previous = [], 0.0
     for length in lengths:
         peak = peak_mib(partial(build, kind, length), partial(build, kind, 128))
@@ -67,7 +67,7 @@ def memory(kind: str, lengths: list[int]) -> list[str]:
 
 
 def times(lengths: list[int], rounds: int, faster: list[tuple[int, bool]]) -> Iterator[list[str]]:
-    """Yields a row for each length; `faster` records where frequency is faster than flash."""
+    """Yield a row for each length; `faster` records where frequency is faster than flash."""
     for length in lengths:
         kinds = [kind for kind in [*TYPES, PEER] if kind != "standard" or length <= FORMULA_LIMIT]
         seconds = medians({kind: build(kind, length) for kind in kinds}, rounds=rounds)
@@ -78,7 +78,7 @@ def times(lengths: list[int], rounds: int, faster: list[tuple[int, bool]]) -> It
 
 
 def crossing(faster: list[tuple[int, bool]]) -> int | None:
-    """Returns the length from which frequency is faster at all measured lengths, None if none."""
+    """Return the length from which frequency is faster at all measured lengths, None if none."""
     since: int | None = None
     for length, is_faster in faster:
         if not is_faster:

@@ -32,7 +32,7 @@ FULL_LENGTHS = 12
 def decode(
     decoder: TransformerDecoder, tokens: Tensor, memory: Tensor
 ) -> tuple[Tensor, list[float]]:
-    """Decodes step by step; returns all outputs and the seconds of each step."""
+    """Decode step by step; return all outputs and the seconds of each step."""
     state: dict[str, Any] = {}
     outputs, seconds = [], []
     for token in tokens.split(1, dim=1):
@@ -44,7 +44,7 @@ def decode(
 
 
 def at(seconds: list[float], position: int) -> float:
-    """Returns the mean over the neighbours of `position`, which counts from 1."""
+    """Return the mean over the neighbours of `position`, which counts from 1."""
     near = seconds[position - 1 - NEIGHBOURS : position + NEIGHBOURS]
     assert len(near) == 2 * NEIGHBOURS + 1
     return statistics.fmean(near)
@@ -53,7 +53,7 @@ def at(seconds: list[float], position: int) -> float:
 def full_seconds(
     decoder: TransformerDecoder, tokens: Tensor, memory: Tensor, rounds: int
 ) -> tuple[dict[int, float], float]:
-    """Times full forwards without a cache.
+    """Time full forwards without a cache.
 
     Returns median seconds at each measured length, and the sum over all lengths.
     """

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def trained(config: Path, source: Path, seed: int, folder: Path) -> tuple[dict[str, Any], float]:
-    """Trains one run; returns its evaluation and its seconds."""
+    """Train one run; return its evaluation and its seconds."""
     run = folder / f"seed-{seed}"
     train = [sys.executable, "-m", "launch", "train", str(config), f"train.seed={seed}"]
     command = [*train, f"data.source={source}", "--run-dir", str(run)]
@@ -34,7 +34,7 @@ def trained(config: Path, source: Path, seed: int, folder: Path) -> tuple[dict[s
 
 
 def without_attention(config: Path, source: Path, folder: Path) -> dict[str, Any]:
-    """Trains a network whose attention returns zero; returns its evaluation."""
+    """Train a network whose attention returns zero; return its evaluation."""
     from forescale import train
     from model.attention import SelfAttention
 
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def row(name: str, scores: dict[str, float], minutes: str) -> None:
-    """Prints one row of the table."""
+    """Print one row of the table."""
     print(f"| {name} | {scores['mse']:.4f} | {scores['mae']:.4f} | {minutes} |", flush=True)
 
 

@@ -53,7 +53,7 @@ Forward = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 def indexed_linear(x_ND: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
-    """Computes `looped_linear` with weight[i]."""
+    """Compute `looped_linear` with weight[i]."""
     groups = enumerate(x_ND.split(counts_E.tolist()))
     return torch.cat([F.linear(rows, weight_EFD[i]) for i, rows in groups])
 
@@ -80,7 +80,7 @@ class MaskedExperts(nn.Module):
 
 
 def copy_weights(ours: moe.MixtureOfExperts, router: nn.Linear, experts: Iterable[Any]) -> None:
-    """Copies our weights into another router and other experts."""
+    """Copy our weights into another router and other experts."""
     with torch.no_grad():
         router.weight.copy_(ours.router.weight)
         for i, expert in enumerate(experts):
@@ -90,7 +90,7 @@ def copy_weights(ours: moe.MixtureOfExperts, router: nn.Linear, experts: Iterabl
 
 
 def deepspeed_layer(ours: moe.MixtureOfExperts, drop_tokens: bool) -> nn.Module:
-    """Returns DeepSpeed's layer with our weights, on one rank."""
+    """Return DeepSpeed's layer with our weights, on one rank."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -119,7 +119,7 @@ def deepspeed_layer(ours: moe.MixtureOfExperts, drop_tokens: bool) -> nn.Module:
 
 
 def step(forward: Forward, layer: nn.Module, x: Tensor, upstream: Tensor) -> Step:
-    """Returns the work to measure: forward and backward.
+    """Return the work to measure: forward and backward.
 
     The work returns the output, and the gradients of x and of the weights.
     """
@@ -135,7 +135,7 @@ def step(forward: Forward, layer: nn.Module, x: Tensor, upstream: Tensor) -> Ste
 
 
 def distances(work: Step, reference: Step) -> list[float]:
-    """Returns the relative error of each tensor that both have in the same shape."""
+    """Return the relative error of each tensor that both have in the same shape."""
     return [
         float(torch.linalg.norm(actual - right) / torch.linalg.norm(right))
         for actual, right in zip(work(), reference(), strict=False)

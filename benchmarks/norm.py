@@ -44,7 +44,7 @@ class PlainSwiGLU(nn.Module):
 
 
 def step(module: nn.Module, rows: int, d_model: int) -> Work:
-    """Returns the work to measure: forward and backward of [rows, d_model]."""
+    """Return the work to measure: forward and backward of [rows, d_model]."""
     torch.manual_seed(0)
     x = torch.randn(rows, d_model, requires_grad=True)
     upstream = torch.randn(rows, d_model)
@@ -53,7 +53,7 @@ def step(module: nn.Module, rows: int, d_model: int) -> Work:
 
 
 def norm(kind: str, d_model: int) -> nn.Module:
-    """Returns an initialised norm."""
+    """Return an initialised norm."""
     module = NORMS[kind](d_model)
     if isinstance(module, RMSNorm | AdaptiveNorm):
         initialise(module, seed=0)
@@ -61,7 +61,7 @@ def norm(kind: str, d_model: int) -> nn.Module:
 
 
 def norm_rows(shapes: list[tuple[int, int]], rounds: int) -> Iterator[list[str]]:
-    """Yields a row for each shape: the median time of each norm, and its ratio to LayerNorm's."""
+    """Yield a row for each shape: the median time of each norm, and its ratio to LayerNorm's."""
     for rows, d_model in shapes:
         works = {kind: step(norm(kind, d_model), rows, d_model) for kind in NORMS}
         seconds = medians(works, rounds=rounds)
@@ -70,7 +70,7 @@ def norm_rows(shapes: list[tuple[int, int]], rounds: int) -> Iterator[list[str]]
 
 
 def build_swiglu(fused: bool, rows: int, d_model: int, dim_feedforward: int) -> Work:
-    """Returns the work to measure of our SwiGLU, or of three matrices unless `fused`."""
+    """Return the work to measure of our SwiGLU, or of three matrices unless `fused`."""
     config = TransformerConfig(d_model=d_model, dim_feedforward=dim_feedforward)
     if not fused:
         return step(PlainSwiGLU(d_model, config.feedforward_width), rows, d_model)
@@ -80,7 +80,7 @@ def build_swiglu(fused: bool, rows: int, d_model: int, dim_feedforward: int) -> 
 
 
 def swiglu_rows(rows_of: list[int], d_model: int, dim_feedforward: int) -> Iterator[list[str]]:
-    """Yields a row for each number of rows: the peaks of both kinds in MiB, and their ratio."""
+    """Yield a row for each number of rows: the peaks of both kinds in MiB, and their ratio."""
     for rows in rows_of:
         peaks = []
         for fused in (True, False):

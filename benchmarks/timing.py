@@ -41,7 +41,7 @@ Build = Callable[[], Work]
 def medians(
     variants: Mapping[str, Work], *, rounds: int = 9, warm_ups: int = 3, at_least: float = 0.01
 ) -> dict[str, float]:
-    """Returns the median seconds of one call of each variant.
+    """Return the median seconds of one call of each variant.
 
     A sample is as many calls as take about `at_least` seconds, so that short calls are not noise.
     """
@@ -58,7 +58,7 @@ def medians(
 
 
 def _keep_freed_memory() -> None:
-    """Sets glibc's malloc to keep freed memory in the process."""
+    """Set glibc's malloc to keep freed memory in the process."""
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_MAX, 0)
     libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
@@ -66,7 +66,7 @@ def _keep_freed_memory() -> None:
 
 
 def _seconds(work: Work, calls: int) -> float:
-    """Returns the mean seconds of one call."""
+    """Return the mean seconds of one call."""
     start = time.perf_counter()
     for _ in range(calls):
         work()
@@ -74,7 +74,7 @@ def _seconds(work: Work, calls: int) -> float:
 
 
 def peak_mib(build: Build, warm_up: Build) -> float:
-    """Returns the MiB that the work of `build` needs at its peak beyond its inputs.
+    """Return the MiB that the work of `build` needs at its peak beyond its inputs.
 
     `warm_up` builds the same work on tiny inputs: it loads code and starts threads in both
     children, which would be counted otherwise. Its own memory must be less than the inputs'.
@@ -84,7 +84,7 @@ def peak_mib(build: Build, warm_up: Build) -> float:
 
 
 def _peak_of_child(build: Build, warm_up: Build, works: bool) -> int:
-    """Returns the peak RSS, in KiB, of a child that builds inputs, and runs the work if `works`."""
+    """Return the peak RSS, in KiB, of a child that builds inputs, and runs the work if `works`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch"])
     receiver, sender = context.Pipe(duplex=False)
@@ -101,7 +101,7 @@ def _peak_of_child(build: Build, warm_up: Build, works: bool) -> int:
 
 
 def _report_peak(sender: Connection, build: Build, warm_up: Build, works: bool) -> None:
-    """Runs in the child, and sends its peak RSS in KiB."""
+    """Run in the child, and send its peak RSS in KiB."""
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 64 * 1024)
     warm_up()()
     work = build()
@@ -111,7 +111,7 @@ def _report_peak(sender: Connection, build: Build, warm_up: Build, works: bool) 
 
 
 def arguments_of(description: str | None, rounds: int) -> tuple[int, bool]:
-    """Parses the command line; returns the rounds, and whether to use tiny sizes only."""
+    """Parse the command line; return the rounds, and whether to use tiny sizes only."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=description, formatter_class=raw)
     parser.add_argument("--rounds", type=int, default=rounds)
@@ -121,7 +121,7 @@ def arguments_of(description: str | None, rounds: int) -> tuple[int, bool]:
 
 
 def print_header(title: str) -> None:
-    """Prints what is measured and on which machine; the load shows whether it was free."""
+    """Print what is measured and on which machine; the load shows whether it was free."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     print(
@@ -133,7 +133,7 @@ def print_header(title: str) -> None:
 
 
 def _processor() -> str:
-    """Returns the processor's name, and its family and model numbers: clouds hide the name."""
+    """Return the processor's name, and its family and model numbers: clouds hide the name."""
     facts: dict[str, str] = {}
     path = Path("/proc/cpuinfo")
     for line in path.read_text().splitlines() if path.exists() else ():
@@ -145,7 +145,7 @@ def _processor() -> str:
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Prints a table in Markdown, each row as soon as it is known."""
+    """Print a table in Markdown, each row as soon as it is known."""
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head), flush=True)
     for row in rows:
         print("| " + " | ".join(row) + " |", flush=True)

@@ -23,7 +23,7 @@ from model.init import Init
 
 
 def merge_masks(padding: Tensor | None, attention_mask: Tensor | None = None) -> Tensor | None:
-    """Merges users' masks, True where a key is hidden, into a kernel's, True where it is visible.
+    """Merge users' masks, True where a key is hidden, into a kernel's, True where it is visible.
 
     padding [B, S] bool; attention_mask [T, S] or [B, T, S] bool -> [B or 1, 1, T or 1, S].
     Returns None where no mask is given.
@@ -56,7 +56,7 @@ class Attention(nn.Module):
         )
 
     def initial(self) -> Mapping[str, Init]:
-        """Returns how the module's own parameters start, by name."""
+        """Return how the module's own parameters start, by name."""
         std = self.output.shape[0] ** -0.5
         rules = {name: Init(std=std) for name, _ in self.named_parameters(recurse=False)}
         return rules | {"frequency_mix": Init(std=0.02)}
@@ -64,7 +64,7 @@ class Attention(nn.Module):
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool
     ) -> Tensor:
-        """Computes attention and the output projection.
+        """Compute attention and the output projection.
 
         query [B, T, KV, G, D]; key and value [B, S, KV, D] -> [B, T, d_model].
         """
@@ -99,7 +99,7 @@ class SelfAttention(Attention):
         start: int = 0,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Computes self-attention of x [B, T, d_model] at positions start, start + 1, ...
+        """Compute self-attention of x [B, T, d_model] at positions start, start + 1, ...
 
         mask is one that `merge_masks` returned. With a cache, T is 1, and the query attends to
         itself and to all that the cache holds.
@@ -129,7 +129,7 @@ class CrossAttention(Attention):
         *,
         on_one_axis: bool = False,
     ) -> None:
-        """Makes the layer's parameters.
+        """Make the layer's parameters.
 
         `on_one_axis` says that both sequences share one time axis, on which the memory starts at
         0: rotary positions then rotate queries and keys here too.
@@ -149,7 +149,7 @@ class CrossAttention(Attention):
         start: int = 0,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Computes attention of x [B, T, d_model], from position start on, to the memory.
+        """Compute attention of x [B, T, d_model], from position start on, to the memory.
 
         memory [B, S, d_model]; the cache keeps its keys and values, so that they are computed
         once. Returns [B, T, d_model].

@@ -46,7 +46,7 @@ class Choice:
     """Name and reason of each kernel that was not chosen."""
 
     def __str__(self) -> str:
-        """Returns the kernel's name, and in brackets why the ones before it were not chosen."""
+        """Return the kernel's name, and in brackets why the ones before it were not chosen."""
         reasons = f" ({'; '.join(self.refusals)})" if self.refusals else ""
         return f"{self.kernel.name}{reasons}"
 
@@ -61,7 +61,7 @@ def choose_for(
     dropout: float = 0.0,
     strict: bool = False,
 ) -> Choice:
-    """Returns the kernel of `att_type` for these tensors; shapes as in `model.kernels`.
+    """Return the kernel of `att_type` for these tensors; shapes as in `model.kernels`.
 
     With `strict`, raises UserError if the first kernel of the list does not support them.
     """
@@ -88,7 +88,7 @@ def attend(
     is_causal: bool = False,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Returns softmax(query key^T / sqrt(D)) value [B, H, T, D], computed by `kernel`.
+    """Return softmax(query key^T / sqrt(D)) value [B, H, T, D], computed by `kernel`.
 
     A query whose keys are all masked gets zeros.
     """
@@ -101,7 +101,7 @@ def attend(
 
 @lru_cache(maxsize=1024)
 def choose(att_type: str, call: Call, strict: bool = False) -> Choice:
-    """Returns the first kernel of `att_type` that supports `call`, and logs it once.
+    """Return the first kernel of `att_type` that supports `call`, and log it once.
 
     With `strict`, raises UserError if that is not the first of the list.
     """

@@ -216,11 +216,11 @@ class ModelConfig(TransformerConfig):
         return 2 if self.architecture == "encoder_decoder" else 1
 
     def patches(self, context_length: int, prediction_length: int) -> tuple[int, int]:
-        """Returns the numbers of context and of future patches; a partial patch counts as one."""
+        """Return the numbers of context and of future patches; a partial patch counts as one."""
         return -(-context_length // self.patch_length), -(-prediction_length // self.patch_length)
 
     def sequence_length(self, context_length: int, prediction_length: int) -> int:
-        """Returns how many tokens each row holds between two layers.
+        """Return how many tokens each row holds between two layers.
 
         An encoder holds the context's patches, an encoder_decoder those and the future's beside
         them, and a decoder all but the last future patch, which is forecast and never read.
@@ -231,7 +231,7 @@ class ModelConfig(TransformerConfig):
         return context + future - (self.architecture == "decoder")
 
     def unused(self) -> list[str]:
-        """Returns a sentence for each setting that was given but has no effect, with the reason."""
+        """Return a sentence for each setting that was given but has no effect, with the reason."""
         attention = (self.att_type, self.att_type_of_decoder)
         architecture, loss = f"architecture: {self.architecture}", f"loss: {self.loss}"
         rules: tuple[tuple[bool, str, tuple[str, ...]], ...] = (

@@ -25,7 +25,7 @@ class KeyValueCache(dict[str, Tensor]):
     _views: tuple[Tensor, Tensor] | None = None
 
     def __copy__(self) -> KeyValueCache:
-        """Returns a branch that will append to buffers of its own."""
+        """Return a branch that will append to buffers of its own."""
         return KeyValueCache(self)
 
     @property
@@ -34,7 +34,7 @@ class KeyValueCache(dict[str, Tensor]):
         return self["key"].shape[1] if "key" in self else 0
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends key and value [B, t, width]; returns those of all tokens so far."""
+        """Append key and value [B, t, width]; return those of all tokens so far."""
         start, stop = self.length, self.length + key.shape[1]
         if self._buffers is None or not self._is_current() or stop > self._buffers[0].shape[1]:
             self._grow(key, stop)
@@ -46,7 +46,7 @@ class KeyValueCache(dict[str, Tensor]):
         return self._views
 
     def _is_current(self) -> bool:
-        """Returns whether the tensors are still the buffers' own.
+        """Return whether the tensors are still the buffers' own.
 
         A caller may have replaced them, to reorder the batch for example.
         """
@@ -54,7 +54,7 @@ class KeyValueCache(dict[str, Tensor]):
         return views is not None and self.get("key") is views[0] and self.get("value") is views[1]
 
     def _grow(self, like: Tensor, needed: int) -> None:
-        """Replaces the buffers by longer ones, for at least `needed` tokens."""
+        """Replace the buffers by longer ones, for at least `needed` tokens."""
         capacity = max(64, 2 * needed)
         fresh = []
         for name in ("key", "value"):
@@ -66,7 +66,7 @@ class KeyValueCache(dict[str, Tensor]):
 
 
 def layer_caches(state: IncrementalState, layer: int) -> dict[str, KeyValueCache]:
-    """Returns the caches of layer number `layer` by attention, and makes them on first use.
+    """Return the caches of layer number `layer` by attention, and make them on first use.
 
     Plain dicts of tensors in the state are replaced by caches.
     """
@@ -81,13 +81,13 @@ def layer_caches(state: IncrementalState, layer: int) -> dict[str, KeyValueCache
 
 
 def length(state: IncrementalState) -> int:
-    """Returns the number of tokens decoded so far."""
+    """Return the number of tokens decoded so far."""
     layers = state.get("layers") or []
     return int(layers[0]["self_attn"]["key"].shape[1]) if layers else 0
 
 
 def check(state: IncrementalState, layers: int, memory: Tensor) -> None:
-    """Raises UserError if the state is another decoder's or belongs to another memory."""
+    """Raise UserError if the state is another decoder's or belongs to another memory."""
     caches = state.get("layers") or []
     if not caches:
         return
@@ -105,7 +105,7 @@ def check(state: IncrementalState, layers: int, memory: Tensor) -> None:
 
 
 def reorder(state: IncrementalState, order: Tensor) -> IncrementalState:
-    """Returns the state of sequences order[0], order[1], ... of the batch.
+    """Return the state of sequences order[0], order[1], ... of the batch.
 
     It serves beam search, or drops sequences that have ended. order [B'] holds indices; the given
     state stays as it is.

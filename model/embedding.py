@@ -15,7 +15,7 @@ from model.patches import Align, to_patches
 
 
 def sinusoidal(start: int, stop: int, d_model: int, device: torch.device) -> Tensor:
-    """Returns the encodings of positions start to stop - 1 (Vaswani et al. 2017, section 3.5).
+    """Return the encodings of positions start to stop - 1 (Vaswani et al. 2017, section 3.5).
 
     fp32 [stop - start, d_model].
     """
@@ -26,7 +26,7 @@ def sinusoidal(start: int, stop: int, d_model: int, device: torch.device) -> Ten
 
 
 def rotate(x: Tensor, start: int) -> Tensor:
-    """Rotates each pair of channels by its position's angle (Su et al. 2021, RoFormer, eq. 34).
+    """Rotate each pair of channels by its position's angle (Su et al. 2021, RoFormer, eq. 34).
 
     x [B, T, ..., D] lies at positions start, start + 1, ...; pairs are (i, i + D/2). Computed in
     fp32, or in fp64 for fp64.
@@ -56,11 +56,11 @@ class Positions(nn.Module):
         )
 
     def initial(self) -> Mapping[str, Init]:
-        """Returns how the module's own parameters start, by name."""
+        """Return how the module's own parameters start, by name."""
         return {"table": Init(std=0.02)}
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """Adds positions start, start + 1, ... to x [B, T, d_model].
+        """Add positions start, start + 1, ... to x [B, T, d_model].
 
         Raises ValueError past max_seq_len.
         """
@@ -85,11 +85,11 @@ class ChannelEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, d_model))
 
     def initial(self) -> Mapping[str, Init]:
-        """Returns how the module's own parameters start, by name."""
+        """Return how the module's own parameters start, by name."""
         return {"weight": Init(std=0.02)}
 
     def forward(self, rows: int) -> Tensor:
-        """Returns the channels' vectors, repeated for each sample: [rows, 1, d_model]."""
+        """Return the channels' vectors, repeated for each sample: [rows, 1, d_model]."""
         return self.weight.repeat(rows // self.weight.shape[0], 1).unsqueeze(1)
 
 
@@ -102,11 +102,11 @@ class CalendarEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(sum(sizes), d_model))
 
     def initial(self) -> Mapping[str, Init]:
-        """Returns how the module's own parameters start, by name."""
+        """Return how the module's own parameters start, by name."""
         return {"weight": Init(std=0.02)}
 
     def forward(self, values: Tensor, patch_length: int, *, align: Align) -> Tensor:
-        """Returns the mean over each patch's points of the sum of their features' vectors.
+        """Return the mean over each patch's points of the sum of their features' vectors.
 
         values [B, T, len(sizes)], whole numbers from 0 -> [B, patches, d_model].
         """

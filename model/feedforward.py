@@ -48,7 +48,7 @@ BLOCK = 512
 
 
 def gated_swish(gate_value: Tensor) -> Tensor:
-    """Returns swish(gate) * value [..., F] of [..., 2 F], in which the gates come first."""
+    """Return swish(gate) * value [..., F] of [..., 2 F], in which the gates come first."""
     result: Tensor = _GatedSwish.apply(gate_value)
     return result
 
@@ -64,7 +64,7 @@ class MLP(nn.Module):
         self.output = nn.Parameter(torch.empty(d, width))
 
     def initial(self) -> Mapping[str, Init]:
-        """Returns how the module's own parameters start, by name."""
+        """Return how the module's own parameters start, by name."""
         return {"input": Init(std=self.d_model**-0.5), "output": Init(std=self.width**-0.5)}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class SwiGLU(nn.Module):
         self.output = nn.Parameter(torch.empty(d, width))
 
     def initial(self) -> Mapping[str, Init]:
-        """Returns how the module's own parameters start, by name."""
+        """Return how the module's own parameters start, by name."""
         return {"gate_value": Init(std=self.d_model**-0.5), "output": Init(std=self.width**-0.5)}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,5 +93,5 @@ class SwiGLU(nn.Module):
 
 
 def make_feed_forward(config: TransformerConfig) -> nn.Module:
-    """Returns the feed-forward that `config` names."""
+    """Return the feed-forward that `config` names."""
     return SwiGLU(config) if config.use_swiglu else MLP(config)

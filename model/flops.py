@@ -16,7 +16,7 @@ from model.sequential import Layer
 
 
 def forward_flops(network: TimeSeriesTransformer, layer: Layer) -> float:
-    """Returns the operations of one sample's forward pass through `layer`.
+    """Return the operations of one sample's forward pass through `layer`.
 
     The network may be on the meta device.
     """
@@ -28,7 +28,7 @@ def forward_flops(network: TimeSeriesTransformer, layer: Layer) -> float:
 
 
 def _module(module: nn.Module, tokens: int, memory: int) -> float:
-    """Returns the operations of one row of `tokens` tokens."""
+    """Return the operations of one row of `tokens` tokens."""
     if isinstance(module, EncoderLayer):
         return _self_attention(module.self_attention, tokens) + _feed_forward(module, tokens)
     if isinstance(module, DecoderLayer):
@@ -39,30 +39,30 @@ def _module(module: nn.Module, tokens: int, memory: int) -> float:
 
 
 def _matrices(module: nn.Module) -> int:
-    """Returns the number of elements of the module's matrices."""
+    """Return the number of elements of the module's matrices."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.ndim > 1)
 
 
 def _self_attention(module: SelfAttention, tokens: int) -> float:
-    """Returns the operations of one row of `tokens` tokens."""
+    """Return the operations of one row of `tokens` tokens."""
     weights = module.query_key_value.numel() + module.output.numel()
     return 2 * tokens * weights + 4 * tokens * tokens * _width(module)
 
 
 def _cross_attention(module: CrossAttention, tokens: int, memory: int) -> float:
-    """Returns the operations of one row of `tokens` tokens over a memory of `memory` tokens."""
+    """Return the operations of one row of `tokens` tokens over a memory of `memory` tokens."""
     weights = tokens * (module.query.numel() + module.output.numel())
     weights += memory * module.key_value.numel()
     return 2 * weights + 4 * tokens * memory * _width(module)
 
 
 def _width(module: SelfAttention | CrossAttention) -> int:
-    """Returns the number of query heads times the head dimension."""
+    """Return the number of query heads times the head dimension."""
     return module.output[0].numel()
 
 
 def _feed_forward(layer: EncoderLayer | DecoderLayer, tokens: int) -> float:
-    """Returns the operations of one row of `tokens` tokens; of experts only the chosen count."""
+    """Return the operations of one row of `tokens` tokens; of experts only the chosen count."""
     module = layer.feed_forward
     if not isinstance(module, MixtureOfExperts):
         return 2 * tokens * _matrices(module)

@@ -23,7 +23,7 @@ def frequency_attention(
     mask: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Returns softmax(|Q K^H| / sqrt(D)) V * (1 + mix) between modes, transformed back to time.
+    """Return softmax(|Q K^H| / sqrt(D)) V * (1 + mix) between modes, transformed back to time.
 
     It computes in fp32, or in fp64 for fp64. Shapes: query [B, H, T, D]; key and value
     [B, H, S, D]; mix [H, modes, D, 2], real and imaginary part; mask broadcastable to
@@ -52,6 +52,6 @@ def frequency_attention(
 
 
 def _lowest_modes(x: Tensor, modes: int) -> Tensor:
-    """Returns the lowest modes of x along time, complex; torch.fft has no half precision."""
+    """Return the lowest modes of x along time, complex; torch.fft has no half precision."""
     precise = x if x.dtype == torch.float64 else x.float()
     return torch.fft.rfft(precise, dim=2, norm="ortho")[:, :, :modes]

@@ -45,7 +45,7 @@ class Shard:
 
     @classmethod
     def all_of(cls, whole: torch.Size) -> Shard:
-        """Returns the shard of a parameter of shape `whole` that is not split."""
+        """Return the shard of a parameter of shape `whole` that is not split."""
         return cls(tuple(whole), 0, 0, whole[0])
 
 
@@ -53,11 +53,11 @@ class Initialised(Protocol):
     """A module that defines how its own parameters start."""
 
     def initial(self) -> Mapping[str, Init]:
-        """Returns how the module's own parameters and buffers start, by their local names."""
+        """Return how the module's own parameters and buffers start, by their local names."""
 
 
 def _rules(module: nn.Module) -> Mapping[str, Init] | None:
-    """Returns how the module's own parameters start, by their local names.
+    """Return how the module's own parameters start, by their local names.
 
     None stands for a module of the user's (a norm given as a callable), which starts itself.
     """
@@ -71,7 +71,7 @@ def _rules(module: nn.Module) -> Mapping[str, Init] | None:
 
 
 def seed_of(*parts: object) -> int:
-    """Returns a seed for a random generator that depends on all `parts` and on their order.
+    """Return a seed for a random generator that depends on all `parts` and on their order.
 
     Each part counts as its text. The seed has 63 bits, and is the same on every machine.
     """
@@ -81,12 +81,12 @@ def seed_of(*parts: object) -> int:
 
 
 def _generator(*parts: object) -> torch.Generator:
-    """Returns a CPU generator seeded by `seed_of` the parts."""
+    """Return a CPU generator seeded by `seed_of` the parts."""
     return torch.Generator().manual_seed(seed_of(*parts))
 
 
 def draw(name: str, shard: Shard, init: Init, seed: int) -> Tensor:
-    """Returns `shard` of the initial value, in fp32, of the parameter with global name `name`."""
+    """Return `shard` of the initial value, in fp32, of the parameter with global name `name`."""
     if init.std == 0.0:
         return torch.full(shard.shape, init.mean)
     if not init.stacked:
@@ -102,14 +102,14 @@ def draw(name: str, shard: Shard, init: Init, seed: int) -> Tensor:
 
 
 def _normal(shape: tuple[int, ...], init: Init, generator: torch.Generator) -> Tensor:
-    """Draws from the normal distribution of `init`."""
+    """Draw from the normal distribution of `init`."""
     low, high = init.mean - 3 * init.std, init.mean + 3 * init.std
     empty = torch.empty(shape)
     return nn.init.trunc_normal_(empty, init.mean, init.std, low, high, generator=generator)
 
 
 def initialise(network: nn.Module, seed: int, shards: Mapping[str, Shard] | None = None) -> None:
-    """Fills all parameters and buffers of `network` in place.
+    """Fill all parameters and buffers of `network` in place.
 
     `shards` gives, by global name, the shards of those that are not whole.
     """
@@ -127,7 +127,7 @@ def initialise(network: nn.Module, seed: int, shards: Mapping[str, Shard] | None
 
 
 def _start_itself(module: nn.Module, generator: torch.Generator) -> None:
-    """Calls the module's reset_parameters with a seed; without one it stays as it was made."""
+    """Call the module's reset_parameters with a seed; without one it stays as it was made."""
     if hasattr(module, "reset_parameters"):
         with torch.random.fork_rng([]):
             torch.set_rng_state(generator.get_state())

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def instance_statistics(context: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns mean and standard deviation of each window's context [B, L, C], [B, 1, C] each.
+    """Return mean and standard deviation of each window's context [B, L, C], [B, 1, C] each.
 
     Missing points (NaN) are left out. A window without valid points gets 0 and 1, a constant one
     its level and a deviation of 1e-3.

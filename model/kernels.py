@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model.recompute import recomputed
+from model.sentences import first_line
 
 MaskKind = Literal["none", "keys", "full"]
 """Kind of mask: none, keys (one row for all queries), or full (one row for each query)."""
@@ -48,7 +49,7 @@ class Kernel(Protocol):
     name: str
 
     def refusal(self, call: Call) -> str | None:
-        """Returns why the kernel does not support `call`, None if it does."""
+        """Return why the kernel does not support `call`, None if it does."""
 
     def __call__(
         self,
@@ -59,11 +60,11 @@ class Kernel(Protocol):
         is_causal: bool,
         dropout: float,
     ) -> Tensor:
-        """Returns softmax(query key^T / sqrt(D)) value."""
+        """Return softmax(query key^T / sqrt(D)) value."""
 
 
 def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns keys and values repeated for each query head, [B, H, S, D]."""
+    """Return keys and values repeated for each query head, [B, H, S, D]."""
     group = query.shape[1] // key.shape[1]
     if group == 1:
         return key, value
@@ -71,7 +72,7 @@ def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor
 
 
 def _sdpa(backend: SDPBackend, *arguments: Any, grouped: bool = False) -> Tensor:
-    """Computes attention with one backend of torch's scaled_dot_product_attention."""
+    """Compute attention with one backend of torch's scaled_dot_product_attention."""
     query, key, value, mask, is_causal, dropout = arguments
     with sdpa_kernel(backend):
         return F.scaled_dot_product_attention(
@@ -88,7 +89,7 @@ def formula(
     dropout: float,
     first: int = 0,
 ) -> Tensor:
-    """Computes attention by its definition (Vaswani et al. 2017, eq. 1).
+    """Compute attention by its definition (Vaswani et al. 2017, eq. 1).
 
     `first` is the position of the first query.
     """
@@ -162,7 +163,7 @@ class Blockwise:
 
 
 def _directly(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """Calls `function`, as `recomputed` does but without recomputation."""
+    """Call `function`, as `recomputed` does but without recomputation."""
     return function(*arguments)
 
 
@@ -291,17 +292,16 @@ class XformersPackage:
 
 @lru_cache
 def _package(module: str, function: str) -> tuple[Any, str | None]:
-    """Returns a function of an optional package, or the reason why it cannot be imported.
+    """Return a function of an optional package, or the reason why it cannot be imported.
 
     A package may be installed and still fail to load.
     """
     try:
         return getattr(importlib.import_module(module), function), None
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return None, f"not usable: {reason}"
+        return None, f"not usable: {first_line(error)}"
 
 
 def _short(dtype: torch.dtype) -> str:
-    """Returns the name of `dtype` without "torch."."""
+    """Return the name of `dtype` without "torch."."""
     return str(dtype).removeprefix("torch.")

@@ -23,7 +23,7 @@ class DropPath(nn.Module):
         self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:
-        """Sets whole samples of x [B, ...] to zero and scales the others to keep the mean."""
+        """Set whole samples of x [B, ...] to zero and scale the others to keep the mean."""
         if not self.training or self.probability == 0.0:
             return x
         kept = torch.rand(len(x), *(1 for _ in x.shape[1:]), device=x.device) >= self.probability
@@ -44,13 +44,13 @@ class BaseTransformerLayer(nn.Module):
         )
 
     def residual(self, x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        """Returns x + f(norm(x)) with pre-norm, norm(x + f(x)) with post-norm."""
+        """Return x + f(norm(x)) with pre-norm, norm(x + f(x)) with post-norm."""
         if self.pre_norm:
             return x + self.drop_path(self.dropout(sublayer(norm(x))))
         return norm(x + self.drop_path(self.dropout(sublayer(x))))
 
     def feed_forward_block(self, x: Tensor, padding: Tensor | None) -> Tensor:
-        """Applies the feed-forward sub-layer to x [B, T, d_model].
+        """Apply the feed-forward sub-layer to x [B, T, d_model].
 
         Experts leave the padding [B, T] out of their balance loss and statistics.
         """
@@ -78,7 +78,7 @@ class EncoderLayer(BaseTransformerLayer):
     def forward(
         self, x: Tensor, padding: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """Applies the layer to x [B, T, d_model].
+        """Apply the layer to x [B, T, d_model].
 
         padding [B, T] bool is True on padding, attention_mask [T, T] or [B, T, T] bool is True
         where a key is hidden from a query.
@@ -117,7 +117,7 @@ class DecoderLayer(BaseTransformerLayer):
         start: int = 0,
         caches: dict[str, KeyValueCache] | None = None,
     ) -> Tensor:
-        """Applies the layer to x [B, T, d_model] at positions start, start + 1, ...
+        """Apply the layer to x [B, T, d_model] at positions start, start + 1, ...
 
         memory [B, S, d_model]; memory_padding [B, S] and padding [B, T] bool, True on padding;
         attention_mask as for `EncoderLayer`. With the caches of step-by-step decoding, T is 1.

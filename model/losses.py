@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def sample_mean(per_point: Tensor, valid: Tensor) -> Tensor:
-    """Returns the mean over samples of each sample's mean over its valid points.
+    """Return the mean over samples of each sample's mean over its valid points.
 
     A sample without valid points counts as 0. The loss is defined on a sample, so the mean over
     micro-batches of equal size is that of the global batch. Shapes: per_point and valid [B, ...]

@@ -46,14 +46,14 @@ class Permutation:
 
     @classmethod
     def by_expert(cls, chosen_NK: Tensor) -> Permutation:
-        """Returns the permutation that sorts the choices `chosen_NK` by expert, stably."""
+        """Return the permutation that sorts the choices `chosen_NK` by expert, stably."""
         choice_of_row = chosen_NK.flatten().argsort(stable=True)
         rows = torch.arange(len(choice_of_row), device=choice_of_row.device)
         row_of_choice = torch.empty_like(choice_of_row).scatter_(0, choice_of_row, rows)
         return cls(choice_of_row, row_of_choice.view_as(chosen_NK))
 
     def token_of_row(self) -> Tensor:
-        """Returns the token of each sorted row, [N * K]."""
+        """Return the token of each sorted row, [N * K]."""
         choices = self.row_of_choice_NK.shape[1]
         return self.choice_of_row.div(choices, rounding_mode="floor")
 
@@ -125,7 +125,7 @@ class _AttachLoss(torch.autograd.Function):
 
 
 def grouped_linear(x_ND: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
-    """Multiplies consecutive groups of rows, counts_E of them each, with each expert's weight.
+    """Multiply consecutive groups of rows, counts_E of them each, with each expert's weight.
 
     x_ND [rows, D], weight_EFD [E, F, D] -> [rows, F].
     """
@@ -142,7 +142,7 @@ def grouped_linear(x_ND: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor
 
 @cache
 def _warn_once(size: torch.Size, dtype: torch.dtype) -> None:
-    """Warns that experts of this size are slow, once for each size and type."""
+    """Warn that experts of this size are slow, once for each size and type."""
     log.warning(
         "experts of %s x %s in %s are computed one by one: a grouped product takes sizes by 16 "
         "bytes and no fp64",
@@ -152,7 +152,7 @@ def _warn_once(size: torch.Size, dtype: torch.dtype) -> None:
 
 
 def looped_linear(x_ND: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
-    """Computes `grouped_linear` by its definition, one expert after another, for any size."""
+    """Compute `grouped_linear` by its definition, one expert after another, for any size."""
     groups = zip(x_ND.split(counts_E.tolist()), weight_EFD.unbind(0), strict=True)
     return torch.cat([F.linear(rows, weight) for rows, weight in groups])
 
@@ -163,7 +163,7 @@ their outputs in the same order."""
 
 
 def compute_locally(rows: Tensor, counts_E: Tensor, compute: Compute) -> Tensor:
-    """Computes all rows on this rank: the `Experts.exchange` of a rank that holds all experts."""
+    """Compute all rows on this rank: the `Experts.exchange` of a rank that holds all experts."""
     return compute(rows, counts_E)
 
 
@@ -182,7 +182,7 @@ class Experts(nn.Module):
         """Function that sends sorted rows to the ranks of their experts, and returns outputs."""
 
     def initial(self) -> Mapping[str, Init]:
-        """Returns how the module's own parameters start, by name."""
+        """Return how the module's own parameters start, by name."""
         return {
             "input": Init(std=self.d_model**-0.5, stacked=True),
             "output": Init(std=self.width**-0.5, stacked=True),
@@ -191,7 +191,7 @@ class Experts(nn.Module):
     def forward(
         self, x_ND: Tensor, chosen_NK: Tensor, gates_NK: Tensor, complete: bool = True
     ) -> Tensor:
-        """Returns y_n = sum_k gate_nk * expert_{chosen_nk}(x_n), [N, D].
+        """Return y_n = sum_k gate_nk * expert_{chosen_nk}(x_n), [N, D].
 
         Expert number `count` stands for a dropped choice, whose output is zero; `complete` says
         that there is none.
@@ -209,7 +209,7 @@ class Experts(nn.Module):
         return y_ND
 
     def compute(self, rows: Tensor, counts: Tensor) -> Tensor:
-        """Computes rows sorted by expert, `counts` of them for each expert of this rank."""
+        """Compute rows sorted by expert, `counts` of them for each expert of this rank."""
         hidden = grouped_linear(rows, self.input.flatten(1, 2), counts)
         hidden = gated_swish(hidden) if self.gated else self.activation(hidden)
         return grouped_linear(hidden, self.output, counts)
@@ -231,7 +231,7 @@ class MixtureOfExperts(nn.Module):
         """Sums since the last `take_statistics`."""
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Computes x [B, T, D].
+        """Return the gated sum of the chosen experts' outputs for x [B, T, D].
 
         padding [B, T] bool is True on tokens that losses and statistics leave out.
         """
@@ -253,13 +253,13 @@ class MixtureOfExperts(nn.Module):
         return y
 
     def _kept(self, chosen: Tensor, padding: Tensor | None) -> Tensor | None:
-        """Returns which choices are kept, [B, T, K] bool; None if none can be dropped."""
+        """Return which choices are kept, [B, T, K] bool; None if none can be dropped."""
         if self.capacity_factor is None:
             return None
         return within_capacity(chosen, self.experts.count, self.capacity_factor, padding)
 
     def _auxiliary_loss(self, routing: Routing, padding: Tensor | None) -> Tensor:
-        """Returns the weighted sum of the auxiliary losses of each row, [B]."""
+        """Return the weighted sum of the auxiliary losses of each row, [B]."""
         loss = self.balance_weight * balance_loss(routing.scores, routing.chosen, padding)
         if self.z_weight:
             loss = loss + self.z_weight * z_loss(routing.logits, padding)
@@ -269,7 +269,7 @@ class MixtureOfExperts(nn.Module):
     def _count(
         self, routing: Routing, kept: Tensor | None, padding: Tensor | None, loss: Tensor
     ) -> None:
-        """Adds one forward pass to the statistics."""
+        """Add one forward pass to the statistics."""
         valid = torch.ones_like(routing.chosen[..., 0], dtype=torch.float64)
         if padding is not None:
             valid = (~padding).double()
@@ -289,6 +289,6 @@ class MixtureOfExperts(nn.Module):
         self.statistics.add(counted)
 
     def take_statistics(self) -> RouterStatistics | None:
-        """Returns the sums since the last call, None if there are none, and resets them."""
+        """Return the sums since the last call, None if there are none, and resets them."""
         statistics, self.statistics = self.statistics, None
         return statistics

@@ -93,7 +93,7 @@ class TimeSeriesTransformer(nn.Module):
         return self.future_patches if self.config.architecture == "decoder" else 1
 
     def layers(self) -> list[Layer]:
-        """Returns the network as a list: embedding, transformer layers, head."""
+        """Return the network as a list: embedding, transformer layers, head."""
         memory, future = self.memory_patches, self.future_patches
         if self.config.architecture == "encoder":
             return [
@@ -117,7 +117,7 @@ class TimeSeriesTransformer(nn.Module):
         ]
 
     def _embedding(self, run: Callable[[Inputs], LayerState], **stacks: int) -> Layer:
-        """Returns the first layer; `stacks` gives the tokens of each stack by its name."""
+        """Return the first layer; `stacks` gives the tokens of each stack by its name."""
         used = {
             f"{stack}.{part}": tokens
             for stack, tokens in stacks.items()
@@ -135,7 +135,7 @@ class TimeSeriesTransformer(nn.Module):
         tokens: int,
         memory: int,
     ) -> Iterator[Layer]:
-        """Yields the transformer layers of the stack called `name`."""
+        """Yield the transformer layers of the stack called `name`."""
         stack: Stack = getattr(self, name)
         for index, layer in enumerate(stack.layers):
             shared = 0 if self.config.share_layers else index
@@ -149,22 +149,22 @@ class TimeSeriesTransformer(nn.Module):
             )
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """Returns [B, H, C, output size] in instance-normalised units; `forecast` scales it."""
+        """Return [B, H, C, output size] in instance-normalised units; `forecast` scales it."""
         state: LayerState | Tensor | Inputs = inputs
         for layer in self.layers():
             state = layer.run(state)
         return cast(Tensor, state)
 
     def scaled(self, raw: Tensor, context: Tensor) -> Tensor:
-        """Returns what `forward` returned in the units of its context, [B, H, C, output size]."""
+        """Return what `forward` returned in the units of its context, [B, H, C, output size]."""
         return self.output.scaled(raw, *self._statistics(context))
 
     def forecast(self, raw: Tensor, context: Tensor) -> Tensor:
-        """Returns the point forecast [B, H, C] in the units of its context."""
+        """Return the point forecast [B, H, C] in the units of its context."""
         return self.output.point(self.scaled(raw, context))
 
     def loss(self, raw: Tensor, labels: tuple[Tensor, Tensor]) -> Tensor:
-        """Returns the mean over samples of each sample's mean loss, a scalar.
+        """Return the mean over samples of each sample's mean loss, a scalar.
 
         labels: target [B, H, C] with NaN where missing, and the context [B, L, C].
         """
@@ -173,7 +173,7 @@ class TimeSeriesTransformer(nn.Module):
         return sample_mean(per_point, ~target.isnan())
 
     def inputs(self, context: Tensor, covariates: Tensor, future: Tensor) -> Inputs:
-        """Returns what the first layer takes.
+        """Return what the first layer takes.
 
         `future` [B, H, C] holds values as far as they are known, NaN beyond.
         """
@@ -182,18 +182,18 @@ class TimeSeriesTransformer(nn.Module):
         return context, covariates
 
     def with_patch(self, future: Tensor, forecast: Tensor, number: int) -> Tensor:
-        """Returns a copy of `future` with its patch `number` taken from `forecast`."""
+        """Return a copy of `future` with its patch `number` taken from `forecast`."""
         points = slice(number * self.config.patch_length, (number + 1) * self.config.patch_length)
         future = future.clone()
         future[:, points] = forecast[:, points].to(future)
         return future
 
     def mixtures(self) -> dict[str, MixtureOfExperts]:
-        """Returns the mixture-of-experts layers by their global names."""
+        """Return the mixture-of-experts layers by their global names."""
         return {name: m for name, m in self.named_modules() if isinstance(m, MixtureOfExperts)}
 
     def kernels(self) -> dict[str, str]:
-        """Returns the attention kernels of the last forward, and why they were chosen.
+        """Return the attention kernels of the last forward, and why they were chosen.
 
         Keys name att_type and place, such as "flash in decoder.cross_attention": all layers of a
         stack are alike.
@@ -212,19 +212,19 @@ class TimeSeriesTransformer(nn.Module):
     # The computations of the layers, in the order in which data flows.
 
     def _statistics(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the mean and deviation to scale by, [B, 1, C] each; 0 and 1 to leave units."""
+        """Return mean and deviation to normalise by, [B, 1, C]; 0 and 1 without instance_norm."""
         if self.config.instance_norm:
             return instance_statistics(context)
         return torch.zeros_like(context[:, :1]), torch.ones_like(context[:, :1])
 
     def _values(self, x: Tensor, align: Align) -> tuple[Tensor, Tensor]:
-        """Returns patches of x [B, T, C] with flags [R, patches, 2 P c], padding [R, patches]."""
+        """Return patches of x [B, T, C] with flags [R, patches, 2 P c], padding [R, patches]."""
         if self.rows_per_sample > 1:
             x = x.transpose(1, 2).flatten(0, 1).unsqueeze(-1)
         return value_patches(x, self.config.patch_length, align=align)
 
     def _known(self, covariates: Tensor, align: Align) -> tuple[Tensor, Tensor | None]:
-        """Returns what is known in advance of the context's ("end") or the future's patches.
+        """Return what is known in advance of the context's ("end") or the future's patches.
 
         covariates [B, L + H, F] -> numbers [R, patches, P * numbers], and calendar vectors
         [R, patches, d_model] where calendar features are embedded.
@@ -240,7 +240,7 @@ class TimeSeriesTransformer(nn.Module):
     def _tokens(
         self, stack: Stack, features: Tensor, start: int, calendar: Tensor | None
     ) -> Tensor:
-        """Projects features and adds positions from `start` on, calendar and channel."""
+        """Project features and add positions from `start` on, calendar and channel."""
         projection = stack.input_projection
         tokens = stack.positions(projection(features.to(projection.weight.dtype)), start)
         if calendar is not None:
@@ -250,7 +250,7 @@ class TimeSeriesTransformer(nn.Module):
         return tokens
 
     def _embed_context(self, inputs: Inputs) -> LayerState:
-        """Returns the tokens of an encoder: the context's patches."""
+        """Return the tokens of an encoder: the context's patches."""
         context, covariates = inputs
         mean, deviation = self._statistics(context)
         values, padding = self._values((context - mean) / deviation, align="end")
@@ -259,7 +259,7 @@ class TimeSeriesTransformer(nn.Module):
         return self._tokens(self.encoder, torch.cat([values, known], -1), 0, calendar), padding
 
     def _embed_both(self, inputs: Inputs) -> LayerState:
-        """Returns the tokens of an encoder, and beside them the queries of a query decoder."""
+        """Return the tokens of an encoder, and beside them the queries of a query decoder."""
         memory, padding = self._embed_context(inputs)
         known, calendar = self._known(inputs[1], align="start")
         # A query holds its patch's covariates and which of its points are forecast.
@@ -271,7 +271,7 @@ class TimeSeriesTransformer(nn.Module):
         return torch.cat([memory, future], 1), padding
 
     def _embed_sequence(self, inputs: Inputs) -> LayerState:
-        """Returns the tokens of a decoder: patches of the context and of the known future."""
+        """Return the tokens of a decoder: patches of the context and of the known future."""
         context, covariates, future = inputs
         mean, deviation = self._statistics(context)
         past, past_padding = self._values((context - mean) / deviation, align="end")
@@ -292,7 +292,7 @@ class TimeSeriesTransformer(nn.Module):
         return run_layer(layer, *arguments, recompute=self.recompute, **options)
 
     def _mask(self, padding: Tensor) -> Tensor | None:
-        """Returns the padding, or None where no point can be missing: kernels need no mask then."""
+        """Return the padding, or None where no point can be missing: kernels need no mask then."""
         return padding if self.shape.missing else None
 
     def _encode(self, layer: nn.Module, state: LayerState) -> LayerState:
@@ -300,7 +300,7 @@ class TimeSeriesTransformer(nn.Module):
         return self._block(layer, states, self._mask(padding)), padding
 
     def _split(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns memory [R, M, d_model] and the decoder's states [R, N, d_model]."""
+        """Return memory [R, M, d_model] and the decoder's states [R, N, d_model]."""
         return states[:, : self.memory_patches], states[:, self.memory_patches :]
 
     def _encode_memory(self, layer: nn.Module, state: LayerState) -> LayerState:
@@ -319,22 +319,22 @@ class TimeSeriesTransformer(nn.Module):
         return torch.cat([memory, future], 1), state[1]
 
     def _head_at_once(self, state: LayerState) -> Tensor:
-        """Forecasts the whole future from all context tokens (encoder)."""
+        """Forecast the whole future from all context tokens (encoder)."""
         assert self.encoder is not None
         return self._project(self.encoder.final_norm(state[0]).flatten(1).unsqueeze(1))
 
     def _head_next(self, state: LayerState) -> Tensor:
-        """Forecasts each future patch from the token before it (decoder)."""
+        """Forecast each future patch from the token before it (decoder)."""
         assert self.decoder is not None
         return self._project(self.decoder.final_norm(state[0][:, self.memory_patches - 1 :]))
 
     def _head_queries(self, state: LayerState) -> Tensor:
-        """Forecasts each future patch from its query (encoder_decoder)."""
+        """Forecast each future patch from its query (encoder_decoder)."""
         assert self.decoder is not None
         return self._project(self.decoder.final_norm(self._split(state[0])[1]))
 
     def _project(self, states: Tensor) -> Tensor:
-        """Applies the head to states [R, projections, d]; returns [B, H, C, output size]."""
+        """Apply the head to states [R, projections, d]; return [B, H, C, output size]."""
         numbers = self.head(states).float()
         points = numbers.unflatten(-1, (-1, self.row_channels, self.output.size)).flatten(1, 2)
         points = points[:, : self.shape.prediction_length]

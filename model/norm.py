@@ -60,7 +60,7 @@ class _Normalise(torch.autograd.Function):
 
 
 def normalise(x: Tensor, gain: Tensor, removed: Tensor | None = None) -> Tensor:
-    """Returns gain * c / sqrt(mean(c^2) + eps) with c = x - removed * mean(x).
+    """Return gain * c / sqrt(mean(c^2) + eps) with c = x - removed * mean(x).
 
     Means are over the last dimension. x [..., D], gain and removed [D] -> [..., D].
     """
@@ -79,7 +79,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(d_model))
 
     def initial(self) -> Mapping[str, Init]:
-        """Returns how the module's own parameters start, by name."""
+        """Return how the module's own parameters start, by name."""
         return {"weight": Init(mean=1.0)}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,11 +103,11 @@ class AdaptiveNorm(nn.Module):
         )
 
     def initial(self) -> Mapping[str, Init]:
-        """Returns how the module's own parameters start, by name."""
+        """Return how the module's own parameters start, by name."""
         return {"weight": Init(mean=1.0), "removed": Init(mean=0.5), "condition": Init()}
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Normalises x [B, T, d_model].
+        """Normalise x [B, T, d_model].
 
         The condition is [B, T, condition_size], or [B, condition_size] for whole sequences.
         """
@@ -123,7 +123,7 @@ class AdaptiveNorm(nn.Module):
 
 
 def make_norm(config: TransformerConfig) -> nn.Module:
-    """Returns a norm of the kind that `config` names."""
+    """Return a norm of the kind that `config` names."""
     kind = config.use_adaptive_ln
     if callable(kind):
         norm = kind(config.d_model)

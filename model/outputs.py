@@ -25,13 +25,13 @@ class Output(Protocol):
     """Number of numbers per point."""
 
     def scaled(self, raw: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
-        """Returns the head's numbers in the data's units; mean and deviation [B, 1, C]."""
+        """Return the head's numbers in the data's units; mean and deviation [B, 1, C]."""
 
     def loss(self, scaled: Tensor, target: Tensor) -> Tensor:
-        """Returns the loss of each point, [B, H, C]."""
+        """Return the loss of each point, [B, H, C]."""
 
     def point(self, scaled: Tensor) -> Tensor:
-        """Returns the point forecast, [B, H, C]."""
+        """Return the point forecast, [B, H, C]."""
 
 
 class PointOutput:
@@ -116,7 +116,7 @@ class StudentTOutput:
 
 
 def make_output(config: ModelConfig) -> Output:
-    """Returns the output that the loss of `config` scores."""
+    """Return the output that the loss of `config` scores."""
     if config.loss == "quantile":
         return QuantileOutput(config.quantiles)
     if config.loss == "student_t":

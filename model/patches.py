@@ -14,14 +14,14 @@ and "start" for a future, so that they fill its furthest one."""
 
 
 def to_patches(x: Tensor, patch_length: int, *, align: Align) -> Tensor:
-    """Cuts x [B, T, C] into [B, patches, patch_length * C], with zeros in a partial patch."""
+    """Cut x [B, T, C] into [B, patches, patch_length * C], with zeros in a partial patch."""
     missing = -x.shape[1] % patch_length
     x = F.pad(x, (0, 0, missing, 0) if align == "end" else (0, 0, 0, missing))
     return x.unflatten(1, (-1, patch_length)).flatten(2)
 
 
 def value_patches(values: Tensor, patch_length: int, *, align: Align) -> tuple[Tensor, Tensor]:
-    """Cuts values [R, T, C], NaN where missing, into patches with a flag for each valid point.
+    """Cut values [R, T, C], NaN where missing, into patches with a flag for each valid point.
 
     Returns values and flags [R, patches, 2 * patch_length * C], where missing values are 0, and
     padding [R, patches] bool, True where a patch has no valid point.

@@ -21,7 +21,7 @@ _RECOMPUTING: ContextVar[bool] = ContextVar("recomputing", default=False)
 
 
 def is_recomputing() -> bool:
-    """Returns whether a block's forward pass is being repeated.
+    """Return whether a block's forward pass is being repeated.
 
     Statistics were counted in the first pass and must not be counted again.
     """
@@ -30,7 +30,7 @@ def is_recomputing() -> bool:
 
 @contextmanager
 def _recomputation() -> Iterator[None]:
-    """Marks what runs inside as a repetition."""
+    """Mark what runs inside as a repetition."""
     token = _RECOMPUTING.set(True)
     try:
         yield
@@ -51,7 +51,7 @@ KEPT = (
 
 
 def _keep(context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:
-    """Returns the policy for the result of one operator."""
+    """Return the policy for the result of one operator."""
     name = operator.name().removeprefix("aten::").partition(".")[0]
     if name in KEPT:
         return CheckpointPolicy.MUST_SAVE
@@ -59,19 +59,19 @@ def _keep(context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:
 
 
 def _whole_block() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """Returns the contexts of the first pass and of a repetition of everything."""
+    """Return the contexts of the first pass and of a repetition of everything."""
     return nullcontext(), _recomputation()
 
 
 def _selective() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """Returns the contexts of the first pass and of a repetition of cheap operations only."""
+    """Return the contexts of the first pass and of a repetition of cheap operations only."""
     first, again = create_selective_checkpoint_contexts(_keep)
     return first, _both(again)
 
 
 @contextmanager
 def _both(context: AbstractContextManager[Any]) -> Iterator[None]:
-    """Enters `context` and marks what runs inside as a repetition."""
+    """Enter `context` and mark what runs inside as a repetition."""
     with _recomputation(), context:
         yield
 
@@ -79,7 +79,7 @@ def _both(context: AbstractContextManager[Any]) -> Iterator[None]:
 def recomputed(
     block: Callable[..., Any], *arguments: Any, selective: bool = False, **options: Any
 ) -> Any:
-    """Calls `block` and keeps only its inputs for the backward pass (Chen et al. 2016).
+    """Call `block` and keep only its inputs for the backward pass (Chen et al. 2016).
 
     With `selective` the results of matrix products and attention are kept too (Korthikanti et al.
     2022).

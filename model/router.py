@@ -38,21 +38,21 @@ class RouterStatistics:
 
     @classmethod
     def zeros(cls, experts: int, device: torch.device) -> RouterStatistics:
-        """Returns statistics whose sums are all zero."""
+        """Return statistics whose sums are all zero."""
         sizes = (experts, 1, 1, 1, 1, 1)
         return cls(*(torch.zeros(n, dtype=torch.float64, device=device) for n in sizes))
 
     def flat(self) -> Tensor:
-        """Returns all sums as one vector [E + 5], so that one collective sums over ranks."""
+        """Return all sums as one vector [E + 5], so that one collective sums over ranks."""
         return torch.cat([getattr(self, field.name) for field in fields(self)])
 
     @classmethod
     def of_flat(cls, values: Tensor) -> RouterStatistics:
-        """Returns the statistics that `flat` made a vector of."""
+        """Return the statistics that `flat` made a vector of."""
         return cls(*values.split([len(values) - 5, 1, 1, 1, 1, 1]))
 
     def add(self, other: RouterStatistics) -> None:
-        """Adds the sums of `other` in place."""
+        """Add the sums of `other` in place."""
         for field in fields(self):
             getattr(self, field.name).add_(getattr(other, field.name))
 
@@ -86,11 +86,11 @@ class Router(nn.Module):
         self.register_buffer("bias", bias if config.balance_rate else None)
 
     def initial(self) -> Mapping[str, Init]:
-        """Returns how the module's own parameters start, by name."""
+        """Return how the module's own parameters start, by name."""
         return {"weight": Init(std=self.weight.shape[1] ** -0.5), "bias": Init()}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Router:
-        """Applies `fn` as usual, but keeps the bias in fp32 where weights become bf16.
+        """Apply `fn` as usual, but keep the bias in fp32 where weights become bf16.
 
         Its steps are smaller than bf16 can represent.
         """
@@ -100,7 +100,7 @@ class Router(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Routing:
-        """Routes the tokens x [B, T, D]."""
+        """Route the tokens x [B, T, D]."""
         precise = x.double() if x.dtype == torch.float64 else x.float()
         with torch.autocast(x.device.type, enabled=False):
             logits = F.linear(precise, self.weight.to(precise.dtype))
@@ -116,7 +116,7 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def rebalance(self, counts_E: Tensor) -> None:
-        """Moves the bias towards balance (Wang et al. 2024, algorithm 1).
+        """Move the bias towards balance (Wang et al. 2024, algorithm 1).
 
         It is called once per optimizer step with the global batch's counts.
         """
@@ -126,12 +126,12 @@ class Router(nn.Module):
 
 
 def normalised(scores: Tensor) -> Tensor:
-    """Returns scores divided by their sum over the last dimension; zeros where all underflowed."""
+    """Return scores divided by their sum over the last dimension; zeros where all underflowed."""
     return scores / scores.sum(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
 
 
 def token_weights(like: Tensor, padding: Tensor | None) -> Tensor:
-    """Returns weights [B, T] for the mean over each row's valid tokens.
+    """Return weights [B, T] for the mean over each row's valid tokens.
 
     Those of a row sum to one, or are all zero if it is all padding.
     """
@@ -140,7 +140,7 @@ def token_weights(like: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def balance_loss(scores: Tensor, chosen: Tensor, padding: Tensor | None) -> Tensor:
-    """Returns the load-balancing loss of each row (Fedus et al. 2021, eq. 4, over one sequence).
+    """Return the load-balancing loss of each row (Fedus et al. 2021, eq. 4, over one sequence).
 
     It is E * sum_e f_e P_e, with f_e the share of choices that fell on expert e and P_e its mean
     share of the scores: 1 when balanced, up to E when one expert is always chosen.
@@ -157,7 +157,7 @@ def balance_loss(scores: Tensor, chosen: Tensor, padding: Tensor | None) -> Tens
 
 
 def z_loss(logits: Tensor, padding: Tensor | None) -> Tensor:
-    """Returns the mean squared log-partition of each row (Zoph et al. 2022, eq. 5).
+    """Return the mean squared log-partition of each row (Zoph et al. 2022, eq. 5).
 
     Shapes: logits [B, T, E], padding [B, T] -> [B].
     """
@@ -165,7 +165,7 @@ def z_loss(logits: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def within_capacity(chosen: Tensor, experts: int, factor: float, padding: Tensor | None) -> Tensor:
-    """Returns which choices fit into their experts' capacity, [B, T, K] bool.
+    """Return which choices fit into their experts' capacity, [B, T, K] bool.
 
     In each row an expert accepts choices in the order of the tokens, up to `factor` times an even
     share of the row's valid tokens. Choices of padding are not accepted and do not count.

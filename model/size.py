@@ -6,7 +6,7 @@ from model.config import AttentionType, ModelConfig, SeriesShape, TransformerCon
 
 
 def network_parameters(config: ModelConfig, shape: SeriesShape) -> int:
-    """Returns the number of parameters of `TimeSeriesTransformer(config, shape)`."""
+    """Return the number of parameters of `TimeSeriesTransformer(config, shape)`."""
     memory, _ = config.patches(shape.context_length, shape.prediction_length)
     channels = 1 if config.channels == "independent" else shape.channels
     values = 2 * config.patch_length * channels
@@ -30,7 +30,7 @@ def network_parameters(config: ModelConfig, shape: SeriesShape) -> int:
 
 
 def active_parameters(config: ModelConfig, shape: SeriesShape) -> int:
-    """Returns how many of the parameters of `TimeSeriesTransformer(config, shape)` a token uses."""
+    """Return how many of the parameters of `TimeSeriesTransformer(config, shape)` a token uses."""
     if not config.use_moe:
         return network_parameters(config, shape)
     chosen = config.model_copy(update={"num_experts": config.top_k})
@@ -41,7 +41,7 @@ def active_parameters(config: ModelConfig, shape: SeriesShape) -> int:
 def stack_parameters(
     config: TransformerConfig, input_size: int, layer: int, layers: int | None = None
 ) -> int:
-    """Returns the parameters of a stack: input projection, positions, layers and final norm.
+    """Return the parameters of a stack: input projection, positions, layers and final norm.
 
     `layer` is the number of parameters of one layer; `layers` defaults to num_layers.
     """
@@ -52,18 +52,18 @@ def stack_parameters(
 
 
 def encoder_layer(config: TransformerConfig, att_type: AttentionType) -> int:
-    """Returns the parameters of an encoder layer."""
+    """Return the parameters of an encoder layer."""
     return attention(config, att_type) + feed_forward(config) + 2 * norm(config)
 
 
 def decoder_layer(config: TransformerConfig) -> int:
-    """Returns the parameters of a decoder layer: an encoder layer and cross-attention."""
+    """Return the parameters of a decoder layer: an encoder layer and cross-attention."""
     att_type = config.att_type_of_decoder
     return encoder_layer(config, att_type) + attention(config, att_type) + norm(config)
 
 
 def attention(config: TransformerConfig, att_type: AttentionType) -> int:
-    """Returns the parameters of an attention.
+    """Return the parameters of an attention.
 
     Queries and output have d_model^2 each, keys and values by their heads; frequency attention
     adds a complex number per mode and channel.
@@ -74,7 +74,7 @@ def attention(config: TransformerConfig, att_type: AttentionType) -> int:
 
 
 def feed_forward(config: TransformerConfig) -> int:
-    """Returns the parameters of a feed-forward or of a mixture of experts."""
+    """Return the parameters of a feed-forward or of a mixture of experts."""
     matrices = 3 if config.use_swiglu else 2
     one = matrices * config.feedforward_width * config.d_model
     if not config.use_moe:
@@ -84,12 +84,12 @@ def feed_forward(config: TransformerConfig) -> int:
 
 
 def norm(config: TransformerConfig) -> int:
-    """Returns the parameters of a norm: a gain, and a shift or the adaptive norm's `removed`."""
+    """Return the parameters of a norm: a gain, and a shift or the adaptive norm's `removed`."""
     if callable(config.use_adaptive_ln):
         raise ValueError("use_adaptive_ln: a callable's norms cannot be counted by formula")
     return config.d_model * (1 if config.use_adaptive_ln == "rms" else 2)
 
 
 def output_size(config: ModelConfig) -> int:
-    """Returns how many numbers the head returns per forecast point."""
+    """Return how many numbers the head returns per forecast point."""
     return {"quantile": len(config.quantiles), "student_t": 3}.get(config.loss, 1)

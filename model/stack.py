@@ -17,7 +17,7 @@ from model.recompute import Recompute, recomputed
 def make_layers(
     config: TransformerConfig, count: int, make: Callable[[], nn.Module]
 ) -> nn.ModuleList:
-    """Returns `count` layers, or one layer that many times with `share_layers`.
+    """Return `count` layers, or one layer that many times with `share_layers`.
 
     A shared layer has the first layer's parameter names.
     """
@@ -39,7 +39,7 @@ class Stack(nn.Module):
 
 
 def run_layer(layer: nn.Module, *arguments: Any, recompute: Recompute, **options: Any) -> Tensor:
-    """Runs one layer, part of which the backward pass repeats as `recompute` says."""
+    """Run one layer, part of which the backward pass repeats as `recompute` says."""
     if recompute == "none" or not torch.is_grad_enabled():
         return layer(*arguments, **options)
     return recomputed(layer, *arguments, selective=recompute == "selective", **options)

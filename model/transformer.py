@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from model.errors import UserError
 from model.init import initialise
 from model.layers import DecoderLayer, EncoderLayer
 from model.recompute import Recompute
+from model.sentences import nearest
 from model.stack import Stack, make_layers, run_layer
 from model.validation import mistake
 
@@ -90,7 +90,7 @@ class TransformerEncoder(Stack):
         mask: Tensor | None = None,
         time_features: Tensor | None = None,
     ) -> Tensor:
-        """Encodes src [B, T, input_size] into [B, T, d_model].
+        """Encode src [B, T, input_size] into [B, T, d_model].
 
         src_key_padding_mask [B, T] bool is True on padding, mask [T, T] bool is True where a key
         is hidden from a query; time_features [B, T, features] are whole numbers from 0.
@@ -183,7 +183,7 @@ class TransformerDecoder(Stack):
         tgt_key_padding_mask: Tensor | None = None,
         memory_key_padding_mask: Tensor | None = None,
     ) -> Tensor:
-        """Decodes tgt [B, T, input_size] over memory [B, S, d_model] into [B, T, output_size].
+        """Decode tgt [B, T, input_size] over memory [B, S, d_model] into [B, T, output_size].
 
         tgt_key_padding_mask [B, T] and memory_key_padding_mask [B, S] bool are True on padding;
         tgt_mask [T, T] bool is True where a key is hidden from a query, and is applied together
@@ -208,7 +208,7 @@ class TransformerDecoder(Stack):
         incremental_state: dict[str, Any] | None = None,
         memory_key_padding_mask: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Decodes the next token tgt [B, 1, input_size] over memory [B, S, d_model].
+        """Decode the next token tgt [B, 1, input_size] over memory [B, S, d_model].
 
         Returns its output [B, 1, output_size] and the state for the next step; None or an empty
         dict starts. The output equals that of the same position in a full forward. No gradient is
@@ -231,7 +231,7 @@ class TransformerDecoder(Stack):
         return self.output_projection(self.final_norm(x)), state
 
     def _check_memory(self, memory: Tensor, padding: Tensor | None, batch: int) -> None:
-        """Raises UserError if memory or its mask has the wrong shape."""
+        """Raise UserError if memory or its mask has the wrong shape."""
         if memory.ndim != 3 or len(memory) != batch or memory.shape[2] != self.config.d_model:
             raise UserError(
                 f"memory: expected [{batch}, S, d_model={self.config.d_model}], "
@@ -241,7 +241,7 @@ class TransformerDecoder(Stack):
 
 
 def _configuration(**fields: Any) -> TransformerConfig:
-    """Returns the configuration with these fields.
+    """Return the configuration with these fields.
 
     Raises UserError for a wrong one, with its name and what it can be.
     """
@@ -250,15 +250,15 @@ def _configuration(**fields: Any) -> TransformerConfig:
     except ValidationError as error:
         path, sentence = mistake(error)
         if sentence is None:
-            near = difflib.get_close_matches(path[-1], TransformerConfig.model_fields, 1)
-            names = near or TransformerConfig.model_fields
-            sentence = "no such argument; " + ("did you mean " if near else "there are ")
-            sentence += ", ".join(names) + ("?" if near else "")
+            near = nearest(path[-1], TransformerConfig.model_fields)
+            known = ", ".join(TransformerConfig.model_fields)
+            sentence = "no such argument; "
+            sentence += f"did you mean {near}?" if near else f"there are {known}"
         raise UserError(f"{'.'.join(path)}: {sentence}") from None
 
 
 def _seed() -> int:
-    """Draws a seed from torch's generator.
+    """Draw a seed from torch's generator.
 
     So torch.manual_seed makes weights repeatable, and no two modules start alike.
     """
@@ -266,7 +266,7 @@ def _seed() -> int:
 
 
 def _check_mask(mask: Tensor | None, name: str, shape: tuple[int, ...], meaning: str) -> None:
-    """Raises UserError if the argument `name` is no bool mask of this shape."""
+    """Raise UserError if the argument `name` is no bool mask of this shape."""
     if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != shape):
         raise UserError(
             f"{name}: expected bool {list(shape)}, True {meaning}; "
@@ -275,14 +275,14 @@ def _check_mask(mask: Tensor | None, name: str, shape: tuple[int, ...], meaning:
 
 
 def _check_input(x: Tensor, name: str, size: int) -> tuple[int, int]:
-    """Returns batch size and length of x; raises UserError if it is not [B, T, size]."""
+    """Return batch size and length of x; raise UserError if it is not [B, T, size]."""
     if x.ndim != 3 or x.shape[2] != size:
         raise UserError(f"{name}: expected [B, T, input_size={size}], got {list(x.shape)}")
     return x.shape[0], x.shape[1]
 
 
 def _check_calendar(values: Tensor, sizes: Sequence[int], shape: tuple[int, int]) -> None:
-    """Raises UserError if `values` are no calendar features of these sizes."""
+    """Raise UserError if `values` are no calendar features of these sizes."""
     if tuple(values.shape) != (*shape, len(sizes)):
         raise UserError(
             f"time_features: expected [B, T, features] = {[*shape, len(sizes)]}, "
@@ -297,5 +297,5 @@ def _check_calendar(values: Tensor, sizes: Sequence[int], shape: tuple[int, int]
 
 
 def _without_padding(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Returns x with zeros under the padding, where users may have anything, even NaN."""
+    """Return x with zeros under the padding, where users may have anything, even NaN."""
     return x if padding is None else x.masked_fill(padding.unsqueeze(-1), 0.0)

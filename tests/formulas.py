@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-    """Returns softmax(q k^T / sqrt(D)) v in fp64, zeros for a query without visible keys."""
+    """Return softmax(q k^T / sqrt(D)) v in fp64, zeros for a query without visible keys."""
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1).double(), v.repeat_interleave(group, 1).double()
     allowed = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
@@ -21,6 +21,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: b
 
 
 def normalised(x: Tensor, gain: Tensor, removed: Tensor | None) -> Tensor:
-    """Returns gain * c / sqrt(mean(c^2) + 1e-5) with c = x - removed * mean(x)."""
+    """Return gain * c / sqrt(mean(c^2) + 1e-5) with c = x - removed * mean(x)."""
     centred = x if removed is None else x - removed * x.mean(-1, keepdim=True)
     return gain * centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()

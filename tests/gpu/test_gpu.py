@@ -36,12 +36,12 @@ LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
 def relative(ours: Tensor, exact: Tensor) -> float:
-    """Returns the relative error of `ours`."""
+    """Return the relative error of `ours`."""
     return float((ours.detach().double() - exact.detach()).norm() / exact.detach().norm())
 
 
 def heads(dtype: torch.dtype, kv_heads: int, length: int = 256) -> list[Tensor]:
-    """Returns query [2, 8, length, 64], key and value [2, kv_heads, length, 64]."""
+    """Return query [2, 8, length, 64], key and value [2, kv_heads, length, 64]."""
     shapes = [(2, 8, length, 64), *[(2, kv_heads, length, 64)] * 2]
     return [torch.randn(s, device="cuda", dtype=dtype).requires_grad_() for s in shapes]
 
@@ -128,7 +128,7 @@ def test_a_mixture_repeats_bit_for_bit() -> None:
 
 
 def peak_bytes(att_type: str, length: int, masked: bool) -> int:
-    """Returns the memory that forward and backward of one attention take at their peak."""
+    """Return the memory that forward and backward of one attention take at their peak."""
     q, k, v = heads(torch.bfloat16, 8, length)
     mask = torch.rand(2, 1, 1, length, device="cuda") > 0.3 if masked else None
     call = Call("cuda", torch.bfloat16, 64, False, "keys" if masked else "none", not masked, False)
@@ -166,7 +166,7 @@ def test_swiglu_is_the_formula_in_bf16() -> None:
 
 
 def run(command: Sequence[str | Path]) -> None:
-    """Runs `command` in the repository; fails with what it printed."""
+    """Run `command` in the repository; fail with what it printed."""
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
 

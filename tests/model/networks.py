@@ -22,14 +22,14 @@ CONFIG = {
 
 
 def network(shape: SeriesShape = SHAPE, **changes: object) -> TimeSeriesTransformer:
-    """Returns an initialised network in evaluation mode, with `changes` to CONFIG."""
+    """Return an initialised network in evaluation mode, with `changes` to CONFIG."""
     result = TimeSeriesTransformer(ModelConfig.model_validate({**CONFIG, **changes}), shape)
     initialise(result, 0)
     return result.eval()
 
 
 def inputs(shape: SeriesShape = SHAPE, batch: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns a context [B, L, C] and covariates [B, L + H, F]."""
+    """Return a context [B, L, C] and covariates [B, L + H, F]."""
     length = shape.context_length + shape.prediction_length
     context = torch.randn(batch, shape.context_length, shape.channels) * 3 + 5
     return context, torch.randn(batch, length, shape.covariates)

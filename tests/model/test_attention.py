@@ -12,12 +12,12 @@ from model.init import initialise
 
 
 def config(**changes: object) -> TransformerConfig:
-    """Returns the configuration of a small attention."""
+    """Return the configuration of a small attention."""
     return TransformerConfig.model_validate({"d_model": 24, "nhead": 6, "num_layers": 1, **changes})
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
-    """Returns softmax(q k^T / sqrt(D)) v by its definition.
+    """Return softmax(q k^T / sqrt(D)) v by its definition.
 
     q [B, T, H, D], k and v [B, S, H, D] -> [B, T, H, D].
     """
@@ -29,7 +29,7 @@ def formula(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
 def by_hand(
     attention: SelfAttention | CrossAttention, x: Tensor, memory: Tensor, allowed: Tensor
 ) -> Tensor:
-    """Computes the attention head by head from its stored weights, in fp64."""
+    """Compute the attention head by head from its stored weights, in fp64."""
     x, memory = x.double(), memory.double()
     if isinstance(attention, SelfAttention):
         weight = attention.query_key_value.double()

@@ -12,7 +12,7 @@ from model.init import initialise
 
 
 def config(**changes: object) -> TransformerConfig:
-    """Returns the configuration of a small feed-forward."""
+    """Return the configuration of a small feed-forward."""
     return TransformerConfig.model_validate({"d_model": 16, "dim_feedforward": 96, **changes})
 
 

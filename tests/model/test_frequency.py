@@ -10,7 +10,7 @@ from model.frequency import frequency_attention
 
 
 def dft(x: Tensor, modes: int) -> Tensor:
-    """Returns the lowest modes along time by the definition of the unitary transform."""
+    """Return the lowest modes along time by the definition of the unitary transform."""
     length = x.shape[2]
     time, mode = torch.arange(length, dtype=torch.float64), torch.arange(modes, dtype=torch.float64)
     basis = torch.exp(-2j * torch.pi * mode[:, None] * time / length) / length**0.5

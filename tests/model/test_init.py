@@ -24,7 +24,7 @@ CONFIG = {
 
 
 def network(**changes: object) -> TimeSeriesTransformer:
-    """Returns an initialised network, with `changes` to CONFIG."""
+    """Return an initialised network, with `changes` to CONFIG."""
     result = TimeSeriesTransformer(ModelConfig.model_validate({**CONFIG, **changes}), SHAPE)
     initialise(result, 7)
     return result

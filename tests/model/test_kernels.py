@@ -18,7 +18,7 @@ TYPES = ["standard", "xformer", "flash"]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, att_type: str, **options: Any) -> Tensor:
-    """Computes attention by the kernel that is chosen for the call."""
+    """Compute attention by the kernel that is chosen for the call."""
     choice = choose_for(q, k, att_type=att_type, **options)
     return backends.attend(choice.kernel, q, k, v, **options)
 
@@ -26,14 +26,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, att_type: str, **options: Any) ->
 def tensors(
     length: int = 200, kv_heads: int = 4, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns query [2, 4, length, 16], key and value [2, kv_heads, length, 16]."""
+    """Return query [2, 4, length, 16], key and value [2, kv_heads, length, 16]."""
     q = torch.randn(2, 4, length, 16, dtype=dtype)
     k, v = (torch.randn(2, kv_heads, length, 16, dtype=dtype) for _ in range(2))
     return q, k, v
 
 
 def masks(length: int) -> dict[str, Tensor | None]:
-    """Returns masks of two sequences by name: True where a key is visible."""
+    """Return masks of two sequences by name: True where a key is visible."""
     padded = torch.ones(2, 1, 1, length, dtype=torch.bool)
     padded[0, ..., length // 2 :] = False
     left = torch.ones(2, 1, 1, length, dtype=torch.bool)

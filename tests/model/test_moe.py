@@ -17,14 +17,14 @@ CONFIG = {"d_model": 16, "nhead": 2, "dim_feedforward": 96, "use_moe": True, "nu
 
 
 def mixture(**changes: object) -> MixtureOfExperts:
-    """Returns a small mixture of experts, top 2 unless `changes` say otherwise."""
+    """Return a small mixture of experts, top 2 unless `changes` say otherwise."""
     result = MixtureOfExperts(TransformerConfig.model_validate({**CONFIG, **changes}))
     initialise(result, 0)
     return result
 
 
 def token_by_token(moe: MixtureOfExperts, x: Tensor, gated: bool) -> Tensor:
-    """Returns sum_k gate_k * expert_k(x), computed for each token and expert, in fp64."""
+    """Return sum_k gate_k * expert_k(x), computed for each token and expert, in fp64."""
     moe, x = moe.double(), x.double()
     result = torch.zeros_like(x)
     for b in range(x.shape[0]):

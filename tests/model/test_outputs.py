@@ -11,7 +11,7 @@ from model.outputs import PointOutput, QuantileOutput, StudentTOutput, make_outp
 
 
 def statistics() -> tuple[Tensor, Tensor]:
-    """Returns a mean and a deviation, [2, 1, 3] each."""
+    """Return a mean and a deviation, [2, 1, 3] each."""
     return torch.randn(2, 1, 3), torch.rand(2, 1, 3) + 0.5
 
 

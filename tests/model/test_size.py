@@ -13,7 +13,7 @@ from model.size import active_parameters, network_parameters
 
 
 def random_configuration(seed: int) -> tuple[ModelConfig, SeriesShape]:
-    """Returns a configuration and sizes drawn from `seed`."""
+    """Return a configuration and sizes drawn from `seed`."""
     draw = random.Random(seed)
     heads = draw.choice([2, 4])
     swiglu = draw.random() < 0.5
