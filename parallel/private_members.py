@@ -60,7 +60,10 @@ DEEPSPEED: dict[str, tuple[str, ...]] = {
     ),
     # engine.py: tests/trainer/forecast/test_evaluate.py, tests/launch/test_demo.py
     "deepspeed.runtime.pipe.engine": ("total_loss",),
+    # and what it leaves out of the import, which costs time only
     "deepspeed.ops": ("__compatible_ops__",),
+    "deepspeed.runtime.compiler": ("compile", "dummy_decorator"),
+    "deepspeed.runtime.zero.muon.original_muon": ("compiler",),
 }
 """Module of DeepSpeed -> names that are used of it, of its objects, or as its marks."""
 

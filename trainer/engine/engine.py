@@ -76,7 +76,8 @@ class Engine:
         mesh: Mesh,
         instrument: Callable[[TimeSeriesTransformer], None] | None = None,
     ) -> None:
-        deepspeed = _import_deepspeed(mesh.device)
+        deepspeed = import_deepspeed(mesh.device)
+        deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
         self.settings, self.mesh = settings, mesh
         layout, train = mesh.layout, settings.train
         self.accumulation = train.accumulation(layout.data)
@@ -270,14 +271,20 @@ class Engine:
         )
 
 
-def _import_deepspeed(device: torch.device) -> Any:
-    """Import DeepSpeed, quiet and without its builds of native code for the CPU."""
+def import_deepspeed(device: torch.device) -> Any:
+    """Import DeepSpeed, without what costs each rank a second at its start and is not used here."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     # DeepSpeed calls collectives by names that torch has renamed.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     import deepspeed
+    from deepspeed.runtime import compiler
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Without its own native code for the CPU; to find out what could be built it runs a compiler.
+    deepspeed.ops.__compatible_ops__ = {}
+    # Its ZeRO imports its Muon, whose functions are compiled: that loads torch's compiler.
+    compile_, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
+    import deepspeed.runtime.zero.muon.original_muon
+
+    compiler.compile = compile_
     logging.getLogger("DeepSpeed").setLevel(os.environ.get("FORESCALE_DEEPSPEED_LOG", "ERROR"))
-    deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
     return deepspeed
