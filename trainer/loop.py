@@ -173,9 +173,9 @@ class Trainer:
 
     def _step(self, step: int) -> Row:
         train, shape = self.settings.train, self.dataset.shape
-        self.on_step(step)
         if self.watchdog is not None:
             self.watchdog.beat(step)
+        self.on_step(step)
         began = time.perf_counter()
         limit = self.skipped_steps.limit()
         result = self.engine.train_step(step, self._micro_batches(step), limit)
