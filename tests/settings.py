@@ -2,32 +2,79 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from model.errors import RunFailedError
 from trainer.config import Configuration, load
 from trainer.logs.metrics import Row, read_metrics
+from trainer.prepare import Plan, prepare
+
+if TYPE_CHECKING:
+    from trainer.loop import Trainer
 
 TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny.yaml"
 
 
 def tiny(**overrides: Any) -> Configuration:
-    """configs/tiny.yaml; a keyword a__b sets a.b."""
+    """Return configs/tiny.yaml; a keyword a__b sets a.b."""
     return load(TINY, {key.replace("__", "."): value for key, value in overrides.items()})
 
 
-def train_rank(
-    rank: int, world: int, run: Path, overrides: dict[str, Any], **hooks: Any
-) -> list[Row]:
-    """Train tiny on this rank, for tests.ranks.run; return the run's rows.
+def planned(run: Path, overrides: Mapping[str, Any], world: int = 1) -> Plan:
+    """Return the plan of a tiny run; the key `resume` of `overrides` is the command's."""
+    settings = dict(overrides)
+    resume = settings.pop("resume", "auto")
+    return prepare(load(TINY, settings), run_dir=run, resume=resume, world=world)
 
-    `hooks` are those of trainer.job.Hooks.
-    """
+
+def train_plan(plan: Plan, rank: int, **hooks: Any) -> str:
+    """Train on this rank, and return how the run ended; `hooks` are those of trainer.job.Hooks."""
     from trainer.job import Hooks, train
-    from trainer.prepare import prepare
 
-    resume = overrides.pop("resume", "auto")
-    configuration = load(TINY, overrides)
-    plan = prepare(configuration, run_dir=run, resume=resume, world=world)
-    train(plan, rank, rank, world, hooks=Hooks(**hooks))
+    return str(train(plan, rank, rank, plan.layout.world, hooks=Hooks(**hooks)))
+
+
+def train_rank(
+    rank: int, world: int, run: Path, overrides: Mapping[str, Any], **hooks: Any
+) -> list[Row]:
+    """Train tiny on this rank, for tests.ranks.run; return the run's rows on rank 0."""
+    train_plan(planned(run, overrides, world), rank, **hooks)
     return read_metrics(run / "metrics.jsonl") if rank == 0 else []
+
+
+def words_of(rank: int, world: int, run: Path, overrides: Mapping[str, Any], **hooks: Any) -> str:
+    """Train tiny on this rank; return what it prints, and last the failure that ends the run."""
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        try:
+            train_rank(rank, world, run, overrides, **hooks)
+        except RunFailedError as error:
+            print(f"{type(error).__name__}: {error}")
+    return text.getvalue()
+
+
+@contextmanager
+def made_trainer(plan: Plan, rank: int, **hooks: Any) -> Iterator[Trainer]:
+    """Within, this rank holds a run's lease and its trainer, before the first step."""
+    import torch.distributed as dist
+
+    from parallel.mesh import init_mesh
+    from trainer.faults.signals import StopRequest
+    from trainer.job import Hooks, make_trainer
+    from trainer.logs.log import Warnings
+    from trainer.run.lease import Attempt, acquire
+
+    world = plan.layout.world
+    dist.init_process_group("gloo")
+    mesh = init_mesh(plan.layout, rank, rank, world, None)
+    with ExitStack() as stack:
+        lease = None
+        if rank == 0:
+            plan.run.path.mkdir(exist_ok=True)
+            lease = stack.enter_context(acquire(plan.run.path, Attempt("", ())))
+        stop, warnings = StopRequest(), Warnings()
+        yield make_trainer(plan, mesh, stop, lease, warnings, hooks=Hooks(**hooks))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ import torch
 
 from model.errors import DivergedError, NonFiniteError
 from tests import ranks
-from tests.settings import train_rank
+from tests.settings import planned, train_plan, train_rank
 from trainer.checkpoint.storage import read, tensor_shapes
-from trainer.config.settings import FaultsConfig
+from trainer.config.settings import DataConfig, FaultsConfig
+from trainer.data import Dataset, Split
+from trainer.data.dataset import WindowBatch
 from trainer.faults.skipped_steps import MIN_NORMS, SkippedSteps
 from trainer.logs.metrics import Row, read_metrics
 from trainer.run.folder import RunFolder
@@ -44,26 +48,36 @@ LAYOUTS: list[tuple[int, dict[str, Any]]] = [
 ]
 
 
+class SpoiltData(Dataset):
+    """Its training targets of some steps are multiplied: step -> factor."""
+
+    step = 0
+
+    def __init__(self, config: DataConfig, factors: dict[int, float]) -> None:
+        super().__init__(config)
+        self._factors = factors
+
+    def begin(self, step: int) -> None:
+        self.step = step
+
+    def batch(self, split: Split, *which: Any, **options: Any) -> WindowBatch:
+        batch = super().batch(split, *which, **options)
+        if split is Split.TRAIN and self.step in self._factors:
+            batch.target[:] = batch.target * np.float32(self._factors[self.step])
+        return batch
+
+
 def _train_on(
     rank: int, world: int, run: Path, changes: dict[str, Any], bad: dict[int, float]
 ) -> str:
-    """Train with the last replica's targets of some steps multiplied; how it ends."""
-    from trainer.loop import Trainer
-
-    def batches(self: Trainer, step: int) -> Any:
-        here = self.mesh
-        for batch in original(self, step):
-            if step in bad and here.coordinates.data == here.layout.data - 1:
-                batch.target[:] = batch.target * np.float32(bad[step])
-            yield batch
-
-    original = Trainer._micro_batches
-    Trainer._micro_batches = batches  # type: ignore[method-assign]
+    """Train with the last replica's targets of some steps multiplied; return how it ends."""
+    plan = planned(run, changes, world)
+    is_last = plan.layout.coordinates(rank).data == plan.layout.data - 1
+    dataset = SpoiltData(plan.configuration.settings.data, bad if is_last else {})
     try:
-        train_rank(rank, world, run, dict(changes))
+        return train_plan(replace(plan, dataset=dataset), rank, on_step=dataset.begin)
     except (DivergedError, NonFiniteError) as error:
         return f"{type(error).__name__}: {error}"
-    return "done"
 
 
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
@@ -116,8 +130,6 @@ def test_a_spike_is_skipped_and_the_run_resumes_bit_for_bit(
     assert skipped[-1] == 3 and skipped[MIN_NORMS + 1] == 1 and skipped[MIN_NORMS + 2] == 2
     assert straight[MIN_NORMS + 2]["grad_norm"] > 20 * straight[MIN_NORMS + 1]["grad_norm"]
     (run / "done").unlink()
-    import shutil
-
     shutil.rmtree(run / "checkpoints" / f"step-{steps:08d}")
     assert ranks.run(_train_on, world, run, changes, bad) == ["done"] * world
     resumed = read_metrics(run / "metrics.jsonl")
@@ -144,7 +156,7 @@ def test_too_many_end_the_run_with_a_checkpoint_from_before(
     rows = read_metrics(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert rows[-1]["skipped_steps"] == 0
-    straight: list[Row] = ranks.run(train_rank, 2, tmp_path / "straight", dict(changes))[0]
+    straight: list[Row] = ranks.run(train_rank, 2, tmp_path / "straight", changes)[0]
     assert [row["loss"] for row in rows] == [row["loss"] for row in straight]
 
 

@@ -15,8 +15,9 @@ import pytest
 
 from tests import ranks
 from tests.settings import train_rank
+from trainer.checkpoint.storage import Storage
 from trainer.faults.watchdog import Report, in_words
-from trainer.logs.metrics import read_metrics
+from trainer.logs.metrics import Row, read_metrics
 
 SETTINGS: dict[str, Any] = {
     "data.rows": 600,
@@ -29,18 +30,13 @@ SETTINGS: dict[str, Any] = {
 
 
 def _hang(rank: int, world: int, run: Path, changes: dict[str, Any]) -> None:
-    """Rank 1 sleeps in step 12, as if it waited for data."""
-    from trainer.engine.engine import Engine
+    """Train; rank 1 sleeps in step 12, as if it waited for data."""
 
-    steps = Engine.train_step
-
-    def step(self: Engine, number: int, *batches: Any) -> Any:
+    def step(number: int) -> None:
         if rank == 1 and number == 12:
             time.sleep(1000)
-        return steps(self, number, *batches)
 
-    Engine.train_step = step  # type: ignore[method-assign]
-    train_rank(rank, world, run, dict(changes))
+    train_rank(rank, world, run, changes, on_step=step)
 
 
 def run_until_it_ends(
@@ -145,25 +141,22 @@ def test_words_for_a_pipeline_that_waits_in_a_row() -> None:
     ]
 
 
+class SlowDisk(Storage):
+    def write(self, *arguments: Any) -> None:
+        time.sleep(3)
+        super().write(*arguments)
+
+
+def _train_on_a_slow_disk(rank: int, world: int, run: Path, changes: dict[str, Any]) -> list[Row]:
+    return train_rank(rank, world, run, changes, storage=SlowDisk())
+
+
 def test_a_slow_disk_is_no_hang(tmp_path: Path) -> None:
     """Saves take longer than the watchdog's patience."""
     rows = ranks.run(
-        _slowly,
+        _train_on_a_slow_disk,
         2,
         tmp_path / "run",
         {**SETTINGS, "train.steps": 4, "checkpoint.every": 2, "faults.hang_seconds": 1.0},
     )[0]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
-
-
-def _slowly(rank: int, world: int, run: Path, changes: dict[str, Any]) -> Any:
-    import trainer.checkpoint.saver as saver
-
-    original = saver.write
-
-    def write(*arguments: Any) -> None:
-        time.sleep(3)
-        original(*arguments)
-
-    saver.write = write
-    return train_rank(rank, world, run, dict(changes))
