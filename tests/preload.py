@@ -2,23 +2,31 @@
 
 import gc
 import os
+from contextlib import suppress
+from importlib import import_module
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import matplotlib.pyplot
 import torch
-import torch._dynamo
-import tsdata  # noqa: F401
 
-import trainer.engine.pretrained
-import trainer.job
+import trainer.job  # noqa: F401
 from trainer.engine.engine import import_deepspeed
 
+LATER = (
+    "deepspeed.comm.mori",
+    "deepspeed.module_inject.auto_ep_layer",
+    "matplotlib.pyplot",
+    "torch._dynamo",
+    "trainer.engine.pretrained",
+    "tsdata",
+)
+"""Modules that a rank imports while it trains."""
+
 import_deepspeed(torch.device("cpu"))
+for module in LATER:
+    with suppress(ImportError):
+        import_module(module)
 
-import deepspeed.comm.mori
-import deepspeed.module_inject.auto_ep_layer
-import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
-
-gc.freeze()  # or each rank's first collection copies every page of what was imported
+# Objects that a rank's garbage collector looked at would be copied to the rank, page by page.
+gc.freeze()

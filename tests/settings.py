@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny.yaml"
 
+QUICK: dict[str, Any] = {
+    "data.rows": 800,
+    "logging.tensorboard": False,
+    "train.steps": 8,
+    "model.dropout": 0.1,
+}
+"""Changes to tiny: a run of seconds that interruptions could change."""
+
 
 def tiny(**overrides: Any) -> Configuration:
     """Return configs/tiny.yaml; a keyword a__b sets a.b."""
@@ -45,6 +53,12 @@ def train_rank(
     """Train tiny on this rank, for tests.ranks.run; return the run's rows on rank 0."""
     train_plan(planned(run, overrides, world), rank, **hooks)
     return read_metrics(run / "metrics.jsonl") if rank == 0 else []
+
+
+def told(rows: list[Row]) -> list[tuple[float, ...]]:
+    """Return what must not depend on interruptions of a run."""
+    keys = ("step", "loss", "aux_loss", "grad_norm", "learning_rate", "samples")
+    return [tuple(row[key] for key in keys) for row in rows]
 
 
 def words_of(rank: int, world: int, run: Path, overrides: Mapping[str, Any], **hooks: Any) -> str:

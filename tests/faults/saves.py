@@ -6,21 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.manifest import verify
-from trainer.logs.metrics import Row
 from trainer.run.folder import RunFolder
 
 SETTINGS: dict[str, Any] = {
     "data.rows": 800,
+    "data.split": [0.9, 0.1, 0.0],
     "logging.tensorboard": False,
     "train.steps": 8,
     "checkpoint.every": 2,
     "parallel.pipeline": 2,
 }
-
-
-def told(rows: list[Row]) -> list[tuple[float, ...]]:
-    """Return the numbers of each step that a fault must not change."""
-    return [(row["step"], row["loss"], row["grad_norm"]) for row in rows]
 
 
 def committed(run: Path) -> list[int]:

@@ -13,8 +13,8 @@ import pytest
 from torch.distributed.checkpoint import FileSystemWriter
 
 from tests import ranks
-from tests.faults.saves import SETTINGS, committed, told
-from tests.settings import train_rank, words_of
+from tests.faults.saves import SETTINGS, committed
+from tests.settings import told, train_rank, words_of
 from trainer.checkpoint.storage import Storage, Writer
 from trainer.logs.metrics import Row, read_metrics
 

@@ -19,9 +19,8 @@ from parallel.layout import Layout
 from tests import ranks
 from tests.layouts.conftest import BYTES
 from tests.layouts.layouts import BIAS, CAPACITY, DECODER, DENSE, TIED, case
-from tests.settings import tiny, train_rank
+from tests.settings import made_trainer, planned, tiny
 from trainer.data import Dataset
-from trainer.engine.engine import Engine
 
 KINDS = {
     "all_reduce": (0, "tensor"),
@@ -39,6 +38,7 @@ SETTINGS: dict[str, Any] = {
     "train.warmup_steps": 1,
     "logging.tensorboard": False,
     "data.rows": 600,
+    "data.split": [0.9, 0.1, 0.0],
     # As if the network were large: ZeRO 3 keeps no weight from one pass to the next.
     "deepspeed.zero_optimization.stage3_param_persistence_threshold": 0,
     "deepspeed.zero_optimization.stage3_max_live_parameters": 0,
@@ -49,10 +49,12 @@ SETTINGS: dict[str, Any] = {
 def _counted(
     rank: int, world: int, run: Path, changes: dict[str, Any]
 ) -> tuple[dict[str, int], int]:
-    """Bytes of step 2 by collective, and the rank's parameters. Scalars (norms, flags), fp64
-    (statistics), masks and counts are left out, and groups of one rank, where nothing travels."""
+    """Return the bytes of step 2 by collective, and the number of the rank's parameters.
+
+    Scalars (norms, flags), fp64 (statistics), masks and counts are left out, and groups of one
+    rank, where nothing travels.
+    """
     sent: Counter[str] = Counter()
-    step, steps = Engine.train_step, []
 
     def counting(kind: str, place: int, word: str) -> Callable[..., Any]:
         function = getattr(dist, kind)
@@ -66,19 +68,17 @@ def _counted(
 
         return call
 
-    def counted(engine: Engine, number: int, *batches: Any) -> Any:
+    def on_step(step: int) -> None:
         sent.clear()
-        result = step(engine, number, *batches)
-        held = sum(shard.shape.numel() for shard in engine._parallel.shards.values())
-        steps.append((dict(sent), held))
-        return result
 
     with ExitStack() as stack:
         for kind, (place, word) in KINDS.items():
             stack.enter_context(patch.object(dist, kind, counting(kind, place, word)))
-        stack.enter_context(patch.object(Engine, "train_step", counted))
-        train_rank(rank, world, run, SETTINGS | changes)
-    return steps[-1]
+        plan = planned(run, SETTINGS | changes, world)
+        trainer = stack.enter_context(made_trainer(plan, rank, on_step=on_step))
+        trainer.run()  # the last step is the second one, and no window is scored after it
+        held = sum(shard.shape.numel() for shard in trainer.engine._parallel.shards.values())
+    return dict(sent), held
 
 
 @pytest.mark.parametrize(

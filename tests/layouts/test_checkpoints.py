@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,9 +15,11 @@ import torch
 from tests import ranks
 from tests.layouts.conftest import note
 from tests.layouts.layouts import AXES, BIAS, TIED
-from tests.settings import tiny, train_rank
+from tests.settings import made_trainer, planned, train_rank
+from trainer.checkpoint.saver import Saver
 from trainer.checkpoint.storage import read, tensor_shapes
-from trainer.logs.metrics import Row
+from trainer.checkpoint.store import Checkpoint, Store
+from trainer.logs.metrics import Row, read_metrics
 
 SAVED, STEPS = 2, 4
 
@@ -109,41 +113,17 @@ def saved(folder: Path, layout: str, model: tuple[tuple[str, Any], ...]) -> tupl
 
 
 def _load(rank: int, world: int, settings: dict[str, Any], source: Path, run: Path) -> list[Row]:
-    """Load `source`, write what has been loaded to `run/again`, go on to the last step."""
-    from parallel.mesh import init_mesh
-    from trainer.checkpoint.store import Checkpoint
-    from trainer.faults.signals import StopRequest
-    from trainer.job import make_trainer
-    from trainer.logs.log import Warnings
-    from trainer.logs.metrics import read_metrics
-    from trainer.prepare import prepare
-    from trainer.run.lease import Attempt, acquire
-
-    configuration = tiny(**{key.replace(".", "__"): value for key, value in settings.items()})
-    plan = prepare(configuration, run_dir=run, resume="never", world=world)
+    """Load `source`, write what has been loaded to `run/again`, and train to the last step."""
+    plan = planned(run, {**settings, "resume": "never"}, world)
     # Whatever settings it is of.
     plan = replace(plan, start=replace(plan.start, checkpoint=Checkpoint(source)))
-    torch.distributed.init_process_group("gloo")
-    mesh = init_mesh(plan.layout, rank, rank, world, None)
-    if rank > 0:
-        return _go_on(make_trainer(plan, mesh, StopRequest(), None, Warnings()))
-    run.mkdir()
-    with acquire(run, Attempt("", ())) as lease:
-        _go_on(make_trainer(plan, mesh, StopRequest(), lease, Warnings()))
-        return read_metrics(run / "metrics.jsonl")
-
-
-def _go_on(trainer: Any) -> list[Row]:
-    from trainer.checkpoint.saver import Saver
-    from trainer.checkpoint.store import Store
-
-    store = Store(trainer.plan.run.path / "again")
-    engine, config = trainer.engine, trainer.settings.checkpoint
-    again = Saver(store, trainer.mesh, config, engine.shapes, lambda: True)
-    again.save(SAVED, engine.state(), {})
-    assert again.wait()
-    trainer.run()
-    return []
+    with made_trainer(plan, rank) as trainer:
+        config, engine = trainer.settings.checkpoint, trainer.engine
+        again = Saver(Store(run / "again"), trainer.mesh, config, engine.shapes, lambda: True)
+        again.save(SAVED, engine.state(), {})
+        assert again.wait()
+        trainer.run()
+    return read_metrics(run / "metrics.jsonl") if rank == 0 else []
 
 
 def everything(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -213,20 +193,13 @@ def test_weights_of_either_precision_load_into_the_other(
 
 
 def _die_at(rank: int, world: int, run: Path, settings: dict[str, Any], step: int) -> None:
-    import os
-    import signal
+    """Train; every rank is killed when it comes to `step`."""
 
-    from trainer.engine.engine import Engine
-
-    steps = Engine.train_step
-
-    def until(self: Engine, number: int, *batches: Any) -> Any:
+    def on_step(number: int) -> None:
         if number == step:
             os.kill(os.getpid(), signal.SIGKILL)
-        return steps(self, number, *batches)
 
-    Engine.train_step = until  # type: ignore[method-assign]
-    train_rank(rank, world, run, settings)
+    train_rank(rank, world, run, settings, on_step=on_step)
 
 
 @pytest.mark.parametrize(

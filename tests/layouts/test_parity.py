@@ -34,6 +34,7 @@ SETTINGS: dict[str, Any] = {
     "train.learning_rate": 1e-3,
     "logging.tensorboard": False,
     "data.rows": 600,
+    "data.split": [420, 60, 0],
 }
 
 
