@@ -17,11 +17,12 @@ LATER = (
     "deepspeed.comm.mori",
     "deepspeed.module_inject.auto_ep_layer",
     "matplotlib.pyplot",
+    "pytest",
     "torch._dynamo",
     "trainer.engine.pretrained",
     "tsdata",
 )
-"""Modules that a rank imports while it trains."""
+"""Modules that a rank imports with its test, or while it trains."""
 
 import_deepspeed(torch.device("cpu"))
 for module in LATER:
