@@ -1,4 +1,4 @@
-"""One YAML file to checked settings."""
+"""The configuration: one YAML file, read into checked settings."""
 
 from trainer.config.load import Configuration, load
 from trainer.config.settings import Settings

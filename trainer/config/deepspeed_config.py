@@ -1,6 +1,6 @@
-"""DeepSpeed's own configuration: what Forescale sets of it, and what a user may add.
+"""DeepSpeed's own configuration: the keys that Forescale sets, and those that a user may add.
 
-Imports neither torch nor DeepSpeed: what cannot be is refused before a rank starts.
+This module imports neither torch nor DeepSpeed, so that a bad key is refused before a rank starts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OWNED_BY_FORESCALE = {
     "tensorboard": "logging.tensorboard",
     "steps_per_print": "logging.every",
 }
-"""Key of DeepSpeed's configuration -> what sets it."""
+"""Keys of DeepSpeed's configuration that Forescale owns -> the setting that decides each."""
 
 PASSED_TO_DEEPSPEED: dict[str, type] = {
     "comms_logger": dict,
@@ -55,9 +55,10 @@ PASSED_TO_DEEPSPEED: dict[str, type] = {
     "zero_optimization.stage3_prefetch_bucket_size": int,
     "zero_optimization.use_multi_rank_bucket_allreduce": bool,
 }
-"""Key that a configuration may add -> its type. None of them changes a result."""
+"""Keys that a configuration may add -> their types. None of them changes a result."""
 
 _IN_WORDS = {dict: "keys below it", bool: "true or false", int: "a whole number"}
+"""Types -> what an error calls a value of them."""
 
 
 def deepspeed_config(settings: Settings, accumulation: int) -> dict[str, Any]:
@@ -71,13 +72,13 @@ def deepspeed_config(settings: Settings, accumulation: int) -> dict[str, Any]:
         "steps_per_print": sys.maxsize,
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {"stage": parallel.zero_stage},
-        # One tensor travels whole: DeepSpeed's partitioned way asserts on the mask beside it.
+        # Stages send their tensor whole: partitioned sending fails an assertion on the mask.
         "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
     }
     if train.precision == "bf16":
         own["bf16"] = {"enabled": True}
         own["data_types"] = {"grad_accum_dtype": "fp32"}
-        own["communication_data_type"] = "fp32"  # of gradients
+        own["communication_data_type"] = "fp32"  # for sums of gradients
     if parallel.offload_optimizer == "cpu":
         own["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
         own["zero_force_ds_cpu_optimizer"] = False  # torch's AdamW needs no build

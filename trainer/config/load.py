@@ -1,8 +1,7 @@
-"""Reads a configuration and says in one sentence what is wrong with it."""
+"""Reading a configuration, with one sentence about the first thing that is wrong with it."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,34 +10,40 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from model.errors import UserError
+from model.sentences import nearest
 from model.validation import mistake
 from trainer.config import yaml_text
 from trainer.config.settings import Settings
+from trainer.config.yaml_text import KeyPath
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """Checked settings, and where each key was set."""
+    """Checked settings, and the place where each key was set."""
 
     settings: Settings
     file: Path
-    lines: dict[yaml_text.Path, int]
-    overrides: frozenset[yaml_text.Path]
+    lines: dict[KeyPath, int]
+    """Line of each key that the file sets."""
+    overrides: frozenset[KeyPath]
+    """Keys that are set outside the file."""
 
     @property
     def name(self) -> str:
+        """The configuration's name: its file's, without the suffix."""
         return self.file.stem
 
     def error(self, key: str, sentence: str) -> UserError:
-        """The mistake `sentence` about the dotted `key`, with its place."""
+        """Return the error of `sentence` about the dotted `key`, with the key's place."""
         return UserError(f"{self._place(tuple(key.split('.')))}{key}: {sentence}")
 
     def locate(self, error: UserError) -> UserError:
-        """`error` with its place, where its sentence begins with a key of this configuration."""
+        """Return `error` with its place, where its sentence begins with a key."""
         key, _, sentence = str(error).partition(": ")
-        return self.error(key, sentence) if key in _fields(Settings) else error
+        return self.error(key, sentence) if key in _known_keys() else error
 
-    def _place(self, path: yaml_text.Path) -> str:
+    def _place(self, path: KeyPath) -> str:
+        """Return the file and line that set a key or its section; nothing for an override."""
         while path:
             if any(key[: len(path)] == path for key in self.overrides):
                 return ""
@@ -49,7 +54,7 @@ class Configuration:
 
 
 def load(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Configuration:
-    """Read `file`, lay overrides by dotted key over it, check all that needs no other file.
+    """Read `file`, apply overrides by dotted key, and check all that needs no other file.
 
     Raises UserError naming key, line, what was expected and the nearest valid name.
     """
@@ -62,9 +67,7 @@ def load(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Config
     if not text.strip():
         raise UserError(f"{file}: the configuration is empty; configs/tiny.yaml is an example")
     content, lines = yaml_text.parse(text, str(file))
-    overridden = frozenset(
-        _lay_over(content, key, value) for key, value in (overrides or {}).items()
-    )
+    overridden = frozenset(_set(content, key, value) for key, value in (overrides or {}).items())
     draft = Configuration(Settings(), file, lines, overridden)
     try:
         settings = Settings.model_validate(content)
@@ -74,7 +77,10 @@ def load(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Config
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """`key=value` arguments of a command line, the values read as YAML."""
+    """Return the `key=value` arguments of a command line by dotted key, the values read as YAML.
+
+    Raises UserError for an argument of another form.
+    """
     overrides: dict[str, Any] = {}
     for argument in arguments:
         key, equals, text = argument.partition("=")
@@ -88,7 +94,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key."""
+    """Return nested settings by dotted key."""
     result: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, dict) and value:
@@ -98,7 +104,8 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def _lay_over(content: dict[str, Any], key: str, value: Any) -> yaml_text.Path:
+def _set(content: dict[str, Any], key: str, value: Any) -> KeyPath:
+    """Set the dotted `key` in nested `content`, and return it split."""
     path = tuple(key.split("."))
     section = content
     for part in path[:-1]:
@@ -112,34 +119,33 @@ def _lay_over(content: dict[str, Any], key: str, value: Any) -> yaml_text.Path:
 
 
 def _mistake(draft: Configuration, error: ValidationError) -> UserError:
+    """Return pydantic's error as a sentence about a key, with the key's place."""
     path, sentence = mistake(error)
     return draft.error(".".join(path), sentence or f"unknown key{_suggestion(path)}")
 
 
-def _suggestion(path: yaml_text.Path) -> str:
-    """; did you mean ...? - among the keys of the section, then those of all sections."""
-    known = _fields(Settings)
+def _suggestion(path: KeyPath) -> str:
+    """Return the end of a sentence about an unknown key: the key meant, or the keys there are.
+
+    A similar key of the same section is preferred to a key of the same name in another one.
+    """
+    known = _known_keys()
+    elsewhere = next((name for name in known if name.endswith(f".{path[-1]}")), None)
     if path[0] in known and len(path) > 1:
         siblings = [name.split(".")[1] for name in known if name.startswith(f"{path[0]}.")]
-        elsewhere = [name for name in known if name.endswith(f".{path[-1]}")]
-        near = difflib.get_close_matches(path[-1], siblings, 1)
-        if near:
-            return f"; did you mean {path[0]}.{near[0]}?"
-        if elsewhere:
-            return f"; did you mean {elsewhere[0]}?"
-        return f"; {path[0]} has {', '.join(siblings)}"
-    sections = list(Settings.model_fields)
-    elsewhere = [name for name in known if name.endswith(f".{path[-1]}")]
-    near = difflib.get_close_matches(path[0], sections, 1)
-    if elsewhere:
-        return f"; did you mean {elsewhere[0]}?"
-    return f"; did you mean {near[0]}?" if near else f"; the sections are {', '.join(sections)}"
+        sibling = nearest(path[-1], siblings)
+        meant = f"{path[0]}.{sibling}" if sibling else elsewhere
+        otherwise = f"{path[0]} has {', '.join(siblings)}"
+    else:
+        meant = elsewhere or nearest(path[0], Settings.model_fields)
+        otherwise = f"the sections are {', '.join(Settings.model_fields)}"
+    return f"; did you mean {meant}?" if meant else f"; {otherwise}"
 
 
-def _fields(settings: type[Settings]) -> list[str]:
-    """All dotted keys: sections first, then section.key."""
-    keys = list(settings.model_fields)
-    for name, field in settings.model_fields.items():
+def _known_keys() -> list[str]:
+    """Return all dotted keys: the sections, and section.key."""
+    keys = list(Settings.model_fields)
+    for name, field in Settings.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += [f"{name}.{leaf}" for leaf in field.annotation.model_fields]
     return keys

@@ -1,4 +1,4 @@
-"""What the sections of a configuration demand of each other and of the world."""
+"""Rules between the sections of a configuration, and between it and the number of ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer.config.load import Configuration
 
 
 def check(configuration: Configuration, world: int) -> Layout:
-    """The layout of `world` ranks. Raises UserError for whatever cannot run on it."""
+    """Return the layout of `world` ranks. Raises UserError for whatever cannot run on it."""
     layout = _layout(configuration, world)
     _check_stages(configuration)
     _check_zero(configuration)
@@ -56,7 +56,10 @@ def _layout(configuration: Configuration, world: int) -> Layout:
 
 
 def _heads_and_width(model: ModelConfig, expert: int) -> int:
-    """What tensor ranks must divide."""
+    """Return the number that the tensor axis must divide, to split heads and hidden units evenly.
+
+    Experts that the expert axis spreads stay whole: their hidden units do not count.
+    """
     only_experts = model.use_moe and expert > 1 and not model.shared_expert
     return model.kv_heads if only_experts else gcd(model.kv_heads, model.feedforward_width)
 
@@ -66,6 +69,7 @@ def _or(numbers: list[int]) -> str:
 
 
 def divisors(number: int) -> list[int]:
+    """Return the divisors of `number`, ascending."""
     return [n for n in range(1, number + 1) if number % n == 0]
 
 

@@ -1,4 +1,7 @@
-"""The sections of a configuration, every key documented where it is declared."""
+"""The sections of a configuration, every key documented where it is declared.
+
+Those of `model` are in model/config.py, but for init_from.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +14,29 @@ from model.config import CALENDAR_SIZES, ModelConfig, PositiveInt, Section
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 OffIsNone = BeforeValidator(lambda value: "none" if value is False else value)
-"""YAML reads a bare `off` as false."""
+"""Validator that takes false for none: YAML reads a bare `off` as false."""
 
 
 class NetworkConfig(ModelConfig):
-    """The network, and where its first weights come from."""
+    """The network, and the source of its first weights."""
 
     init_from: str | None = None
-    """A run folder, a checkpoint or an export whose weights a new run starts from, as far as
-    names and shapes are the same; what is not taken over is told. Default: drawn by train.seed."""
+    """Run folder, checkpoint or export whose weights a new run starts from, as far as names and
+    shapes are the same; the log names what is not taken over. Default: weights drawn by
+    train.seed."""
 
 
 class DataConfig(Section):
-    """What is forecast, from what, and how the series are cut."""
+    """The series: their source, the columns that are forecast, and the windows and parts."""
 
     source: str = "vic_elec"
     """`vic_elec` (half-hourly electricity demand, extra `demo`) or a CSV or Parquet file: wide
-    (a column per channel) or long (id_column names the series). A path is relative to where the
-    command runs."""
+    (a column per channel) or long (id_column names the series). A path is relative to the folder
+    that the command runs in."""
     targets: Annotated[list[str], Field(min_length=1)] | None = None
-    """Columns to forecast. Default: every numeric column that has no other part."""
+    """Columns to forecast. Default: every numeric column that has no other role."""
     covariates: list[str] = []
-    """Columns known in advance (holidays, prices): the network sees their future too."""
+    """Columns known in advance (holidays, prices): the network sees their future, too."""
     time_column: str | None = None
     """Column of timestamps, or `none`. Default: the first of time, date, timestamp, datetime
     and ds."""
@@ -43,13 +47,14 @@ class DataConfig(Section):
             "time_of_day", "day_of_week", "day_of_year", "minute", "hour", "day_of_month", "month"
         ]
     ] = []
-    """What the network knows of each moment's place in the calendar."""
+    """Calendar features of each timestamp that the network gets as covariates."""
     calendar_encoding: Literal["waves", "embedding"] = "waves"
-    """How it is told: the sine and cosine of each phase, or the value (minute, hour, day_of_week,
-    day_of_month or month) looked up in a learned table."""
+    """Encoding of the calendar features: the sine and cosine of each phase, or the value (minute,
+    hour, day_of_week, day_of_month or month) looked up in a learned table."""
     timezone: str | None = None
-    """Where the calendar is read, e.g. Australia/Melbourne. Timestamps that carry an offset are
-    converted; others are taken as local already. Default: as they stand in the file."""
+    """Time zone of the calendar, e.g. Australia/Melbourne. Timestamps that carry an offset are
+    converted to it; others are taken as local already. Default: timestamps as they stand in the
+    file."""
     context_length: PositiveInt = 336
     """Points that a forecast is made from."""
     prediction_length: PositiveInt = 48
@@ -58,12 +63,13 @@ class DataConfig(Section):
     """Training, validation and test part of each series in time order: fractions that add to 1,
     or numbers of rows. A validation or test window's context may reach into the part before."""
     rows: PositiveInt | None = None
-    """Use only the first rows of each series."""
+    """Number of first rows of each series to use. Default: all."""
     scaling: Literal["train", "none"] = "train"
-    """Standardise each channel by the mean and deviation of its training part, or leave it."""
+    """Scaling of each channel: standardised by the mean and deviation of its training part, or
+    none."""
     season_lengths: list[PositiveInt] | None = None
     """Periods in points, shortest first: each gives a seasonal-naive baseline, the first scales
-    MASE. Default: the day and the week where the sampling interval tells them."""
+    MASE. Default: the day and the week, where the sampling interval has them."""
 
     @model_validator(mode="after")
     def _columns_have_one_part(self) -> DataConfig:
@@ -131,18 +137,19 @@ class ParallelConfig(Section):
     expert: PositiveInt = 1
     """Ranks that share a layer's experts."""
     zero_stage: Literal[1, 2, 3] = 1
-    """What ZeRO spreads over the data-parallel ranks: 1 the optimizer's states, 2 the gradients
-    too, 3 the weights too. With 3, activation_checkpointing: block lets go of a layer's gathered
-    weights after its forward pass; without it they stay until its backward pass."""
+    """ZeRO's stage: 1 partitions the optimizer's states over the data-parallel ranks, 2 the
+    gradients too, 3 the weights too. With 3, activation_checkpointing: block frees a layer's
+    gathered weights after its forward pass; without it they stay until its backward pass."""
     offload_optimizer: Annotated[Literal["none", "cpu"], OffIsNone] = "none"
-    """Where the optimizer's states live and are updated; cpu frees the device of them."""
+    """Device that holds and updates the optimizer's states: the network's (none), or the cpu,
+    which frees the device of them."""
     activation_checkpointing: Annotated[Literal["none", "block", "selective"], OffIsNone] = "none"
-    """What the backward pass recomputes to save memory: each transformer layer (block), or of it
-    all but the matrix products and attention (selective)."""
+    """Recomputation in the backward pass to save memory: of each transformer layer (block), or of
+    all in it but the matrix products and attention (selective)."""
 
 
 class TrainConfig(Section):
-    """The optimization. Nothing here depends on the layout but micro_batch_size."""
+    """The optimization. No key but micro_batch_size depends on the layout."""
 
     steps: PositiveInt = 1000
     """Optimizer steps of the whole run."""
@@ -153,7 +160,7 @@ class TrainConfig(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """AdamW's peak learning rate."""
     final_learning_rate: Fraction = 0.0
-    """What the cosine ends at, as a share of learning_rate."""
+    """Learning rate at the cosine's end, as a share of learning_rate."""
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     """Steps of linear warm-up before the cosine."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
@@ -167,9 +174,10 @@ class TrainConfig(Section):
     gradient_clipping: Annotated[float, Field(ge=0)] = 1.0
     """Largest global gradient norm; 0 leaves gradients as they are."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of weights and activations; master weights, moments and gradient sums are always fp32."""
+    """Precision of weights and activations; master weights, moments and gradient sums are always
+    fp32."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of initial weights, order of samples and dropout."""
+    """Seed of initial weights, order of samples and dropout."""
 
     def accumulation(self, replicas: int) -> int:
         """Return the micro-batches that each of `replicas` data-parallel replicas adds up."""
@@ -177,42 +185,46 @@ class TrainConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """What is kept to go on from."""
+    """When checkpoints are written, how, and which of them stay."""
 
     every: PositiveInt = 200
     """Steps between checkpoints; the last step always has one."""
     keep: PositiveInt = 3
-    """Newest checkpoints that stay."""
+    """Number of newest checkpoints that stay."""
     keep_every: Annotated[int, Field(ge=0)] = 0
-    """Those at multiples of so many steps stay for good; 0: none does."""
+    """Number of steps at whose multiples checkpoints stay for good; 0: none does."""
     asynchronous: bool = True
-    """Write while training goes on, from a copy of the state in the host's memory."""
+    """Whether checkpoints are written while training continues, from a copy of the state in the
+    host's memory."""
 
 
 class FaultsConfig(Section):
-    """What becomes of a run when something goes wrong."""
+    """Detection of faults, and their consequences."""
 
     hang_seconds: Annotated[float, Field(ge=0)] = 300.0
-    """A run in which some rank makes no progress for so long says who waits for whom, and ends,
-    to be started again; 0: never."""
+    """Seconds without progress of some rank after which a run reports which ranks wait for which,
+    and ends, to be started again; 0: never."""
     max_skipped_steps: PositiveInt = 10
     """Steps in a row that may be skipped, weights left as they are, because their loss or gradient
     is no number or a spike; the next one ends the run."""
     spike_factor: Annotated[float, Field(ge=0)] = 0.0
-    """A gradient norm of so many times the median of the last 64 is a spike; 0: none is."""
+    """Multiple of the median of the last 64 gradient norms above which a norm is a spike; 0: none
+    is."""
     slow_factor: Annotated[float, Field(ge=1)] = 1.5
-    """A rank whose attention takes so many times as long as the median of its stage is named."""
+    """Multiple of the median of its stage above which a rank's attention time makes the log name
+    the rank as slow."""
 
 
 class LoggingConfig(Section):
-    """What is told on the way; metrics.jsonl has every step regardless."""
+    """Output while a run trains; metrics.jsonl has every step regardless."""
 
     every: PositiveInt = 10
-    """Steps between lines where the output is no terminal."""
+    """Steps between progress lines where the output is no terminal, and between comparisons of
+    the ranks' attention times."""
     validate_every: Annotated[int, Field(ge=0)] = 0
     """Steps between passes over the validation windows; 0: never."""
     tensorboard: bool = True
-    """Write TensorBoard event files into the run folder."""
+    """Whether TensorBoard event files are written into the run folder."""
 
 
 class Settings(Section):
@@ -226,4 +238,4 @@ class Settings(Section):
     faults: FaultsConfig = FaultsConfig()
     logging: LoggingConfig = LoggingConfig()
     deepspeed: dict[str, Any] = {}
-    """Merged last into the engine's own configuration; keys that Forescale owns are refused."""
+    """Keys merged last into DeepSpeed's configuration; those that Forescale owns are refused."""

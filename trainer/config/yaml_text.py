@@ -1,4 +1,4 @@
-"""YAML that remembers the line of each key and reads plain words as YAML 1.2 does."""
+"""A YAML reader that keeps the line of each key and reads plain words as YAML 1.2 does."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from typing import Any, ClassVar
 import yaml
 
 from model.errors import UserError
+from model.sentences import first_line
 
-Path = tuple[str, ...]
+KeyPath = tuple[str, ...]
+"""A dotted key, split."""
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader without YAML 1.1's traps: 1e-3 is a number, 010 is no octal, 1:30 no minutes,
-    2024-01-31 no date."""
+    """A SafeLoader without YAML 1.1's traps.
+
+    1e-3 is a number, 010 is no octal, 1:30 no minutes, 2024-01-31 no date.
+    """
 
     yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc]
         first: [
@@ -26,8 +30,8 @@ class _Loader(yaml.SafeLoader):
     }
 
 
-def _whole_or_not(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
-    """1e3 is a whole number, 1.0e3 is not."""
+def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
+    """Return a number written with an exponent or a point: 1e3 is an int, 1.0e3 a float."""
     value = float(node.value)
     return int(value) if value.is_integer() and "." not in node.value else value
 
@@ -41,19 +45,22 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
     _DIGITS,
 )
-_Loader.add_constructor("tag:forescale/number", _whole_or_not)
+_Loader.add_constructor("tag:forescale/number", _number)
 
 
 def parse_value(text: str) -> Any:
-    """The value of a `key=value` argument. Raises UserError."""
+    """Return the value of a `key=value` argument. Raises UserError where it is not valid YAML."""
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError):
         raise UserError(f"{text} is not a valid YAML value") from None
 
 
-def parse(text: str, file: str) -> tuple[dict[str, Any], dict[Path, int]]:
-    """A mapping of sections, and the line of each key in it."""
+def parse(text: str, file: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    """Return the mapping of sections that `text` holds, and the line of each key in it.
+
+    Raises UserError naming `file` and line.
+    """
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -61,19 +68,21 @@ def parse(text: str, file: str) -> tuple[dict[str, Any], dict[Path, int]]:
             return {}, {}
         if not isinstance(node, yaml.MappingNode):
             raise UserError(f"{file}:1: expected sections such as `model:` with keys below them")
-        lines: dict[Path, int] = {}
-        _collect(node, (), lines, file)
+        lines: dict[KeyPath, int] = {}
+        _collect_lines(node, (), lines, file)
         return loader.construct_document(node), lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise UserError(f"{file}:{line}: not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{file}: not valid YAML: {reason}") from None
+        raise UserError(f"{file}: not valid YAML: {first_line(error)}") from None
 
 
-def _collect(node: yaml.MappingNode, path: Path, lines: dict[Path, int], file: str) -> None:
+def _collect_lines(
+    node: yaml.MappingNode, path: KeyPath, lines: dict[KeyPath, int], file: str
+) -> None:
+    """Add the lines of all keys below `node`. Raises UserError for a key that stands twice."""
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         if key_node.tag != "tag:yaml.org,2002:str":
@@ -85,4 +94,4 @@ def _collect(node: yaml.MappingNode, path: Path, lines: dict[Path, int], file: s
             raise UserError(f"{file}:{line}: {name} stands on line {lines[here]} too; keep one")
         lines[here] = line
         if isinstance(value_node, yaml.MappingNode):
-            _collect(value_node, here, lines, file)
+            _collect_lines(value_node, here, lines, file)
