@@ -1,4 +1,4 @@
-"""Calendar features: what a clock and a calendar know of a moment in advance."""
+"""Calendar features: numbers that a clock and a calendar give for any timestamp in advance."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PERIODIC: dict[str, Callable[[Times], npt.NDArray[np.float64]]] = {
     "day_of_month": lambda t: (t.day.to_numpy() - 1) / 31,
     "month": lambda t: (t.month.to_numpy() - 1) / 12,
 }
-"""Each feature as a share of its period, 0 to 1."""
+"""Feature -> its values as shares of its period, 0 to 1."""
 
 VALUES: dict[str, Callable[[Times], npt.NDArray[np.int64]]] = {
     "minute": lambda t: t.minute.to_numpy(),
@@ -28,23 +28,25 @@ VALUES: dict[str, Callable[[Times], npt.NDArray[np.int64]]] = {
     "day_of_month": lambda t: t.day.to_numpy() - 1,
     "month": lambda t: t.month.to_numpy() - 1,
 }
-"""Each feature as a whole number from 0; `model.config.CALENDAR_SIZES` says how many there are."""
+"""Feature -> its values as whole numbers from 0 to less than `model.config.CALENDAR_SIZES`."""
 
 
 def _day_share(times: Times) -> npt.NDArray[np.float64]:
+    """Return the share of its day that has passed at each time."""
     seconds = times.hour * 3600 + times.minute * 60 + times.second
     return np.asarray(seconds, np.float64) / 86_400
 
 
-def _read_in(times: Times, timezone: str | None) -> Times:
+def _local(times: Times, timezone: str | None) -> Times:
+    """Return times that carry an offset in `timezone`, others as they are."""
     return times.tz_convert(timezone) if timezone is not None and times.tz is not None else times
 
 
 def calendar_waves(
     times: Times, names: Sequence[str], timezone: str | None
 ) -> npt.NDArray[np.float32]:
-    """[T, 2 * len(names)]: sine and cosine of each feature's phase, read in `timezone`."""
-    times = _read_in(times, timezone)
+    """Return [T, 2 * len(names)]: sine and cosine of each feature's phase in `timezone`."""
+    times = _local(times, timezone)
     phases = [2 * np.pi * PERIODIC[name](times) for name in names]
     waves = [wave(phase) for phase in phases for wave in (np.sin, np.cos)]
     return np.stack([np.empty(len(times)), *waves], axis=1)[:, 1:].astype(np.float32)
@@ -53,7 +55,7 @@ def calendar_waves(
 def calendar_values(
     times: Times, names: Sequence[str], timezone: str | None
 ) -> npt.NDArray[np.float32]:
-    """[T, len(names)]: each feature as a whole number, read in `timezone`."""
-    times = _read_in(times, timezone)
+    """Return [T, len(names)]: each feature in `timezone` as a whole number."""
+    times = _local(times, timezone)
     values = [VALUES[name](times) for name in names]
     return np.stack([np.zeros(len(times)), *values], axis=1)[:, 1:].astype(np.float32)

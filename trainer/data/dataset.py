@@ -1,4 +1,4 @@
-"""Windows of series: which there are, which a run sees in what order, and their contents."""
+"""The dataset: windows of series, the order in which a run sees them, and their contents."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ Indices = npt.NDArray[np.int64]
 
 
 class Split(StrEnum):
+    """A part of the series in time."""
+
     TRAIN = "train"
     VALIDATION = "validation"
     TEST = "test"
@@ -31,18 +33,18 @@ class Windows:
     """All stride-1 windows of a split, numbered through series after series."""
 
     first: Indices
-    """Per series, the row at which its first window's context starts."""
+    """Row at which the context of each series' first window starts."""
     ends: Indices
-    """Per series, the number of windows up to and with it."""
+    """Number of windows in each series and all before it."""
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def locate(self, index: Indices) -> tuple[Indices, Indices]:
-        """Window numbers -> (series, row at which the context starts)."""
-        series = np.searchsorted(self.ends, index, side="right")
-        before = np.where(series > 0, self.ends[series - 1], 0)
-        return series, self.first[series] + index - before
+    def locate(self, index: int) -> tuple[int, int]:
+        """Return the series that window `index` is of, and the row at which its context starts."""
+        series = int(np.searchsorted(self.ends, index, side="right"))
+        before = int(self.ends[series - 1]) if series > 0 else 0
+        return series, int(self.first[series]) + index - before
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,13 @@ class WindowBatch:
     """Windows in standardised units; a window of weight 0 is padding."""
 
     context: Floats
-    """[B, L, C], NaN where missing."""
+    """Past values [B, L, C], NaN where missing."""
     target: Floats
-    """[B, H, C], NaN where missing."""
+    """Future values [B, H, C], NaN where missing."""
     covariates: Floats
-    """[B, L + H, F]."""
+    """Covariates [B, L + H, F] of past and future."""
     weight: Floats
-    """[B]."""
+    """Weights [B]: 1, or 0 for padding."""
 
 
 class Dataset:
@@ -68,17 +70,17 @@ class Dataset:
         self.channels = table.channels
         self.notes = table.notes
         self.season_lengths = _season_lengths(config, table)
-        self._bounds = [_bounds(len(series.values), config, series) for series in table.series]
-        self._windows = {split: self._count(split) for split in Split}
+        self._bounds = [_bounds(series, config) for series in table.series]
+        self._windows = {split: self._windows_of(split) for split in Split}
         if len(self._windows[Split.TRAIN]) == 0:
             raise UserError(self._too_short())
         self.mean, self.deviation = self._statistics(table)
         self.series = table.series
-        # fp32 only now: a small deviation around a large mean would be lost before.
+        # Cast to fp32 only here: before, a small deviation around a large mean would be lost.
         self.values = [
             ((one.values - self.mean) / self.deviation).astype(np.float32) for one in table.series
         ]
-        self.notes += self._imprecise() + self._unscored()
+        self.notes += self._imprecise_channels() + self._missing_tests()
         embedded = config.calendar if config.calendar_encoding == "embedding" else []
         self.shape = SeriesShape(
             config.context_length,
@@ -90,15 +92,14 @@ class Dataset:
         )
 
     def _statistics(self, table: Table) -> tuple[Doubles, Doubles]:
-        """Mean and deviation (ddof 0) of each channel over all series' training parts."""
+        """Return mean and deviation (ddof 0) of each channel over all series' training parts.
+
+        Raises UserError for a channel that has no value there.
+        """
         if self.config.scaling == "none":
             return np.zeros(len(table.channels)), np.ones(len(table.channels))
-        training = np.concatenate(
-            [
-                one.values[: bounds[0]]
-                for one, bounds in zip(table.series, self._bounds, strict=True)
-            ]
-        )
+        pairs = zip(table.series, self._bounds, strict=True)
+        training = np.concatenate([one.values[: bounds[0]] for one, bounds in pairs])
         counts = (~np.isnan(training)).sum(0)
         for channel, count in zip(table.channels, counts, strict=True):
             if not count:
@@ -109,8 +110,8 @@ class Dataset:
         deviation = np.nanstd(training, axis=0)
         return np.nanmean(training, axis=0), np.where(deviation > 0, deviation, 1.0)
 
-    def _imprecise(self) -> list[str]:
-        """Channels whose variation fp32 cannot hold as they stand."""
+    def _imprecise_channels(self) -> list[str]:
+        """Return a sentence about each channel whose variation fp32 cannot hold unscaled."""
         notes = []
         for index, channel in enumerate(self.channels):
             column = np.concatenate([values[:, index] for values in self.values])
@@ -118,21 +119,22 @@ class Dataset:
                 notes.append(f"{channel}: fp32 loses much of its variation; use data.scaling=train")
         return notes
 
-    def _unscored(self) -> list[str]:
+    def _missing_tests(self) -> list[str]:
+        """Return a sentence about a test part without windows."""
         if self.windows(Split.TEST):
             return []
         return ["data.split leaves no test window: the run will not be scored"]
 
     @property
     def units(self) -> str:
-        """What errors are measured in."""
+        """The units that errors are measured in."""
         if self.config.scaling == "none":
             return "the source's units"
         return "units of the training part's deviation"
 
     @cached_property
     def digest(self) -> str:
-        """Changes with any value, timestamp, channel or window of the data."""
+        """A hash that changes with any value, timestamp, channel or window of the data."""
         total = hashlib.sha256(repr((self.channels, self._bounds, self.shape)).encode())
         for one, values in zip(self.series, self.values, strict=True):
             total.update(values.tobytes())
@@ -143,6 +145,7 @@ class Dataset:
 
     @property
     def facts(self) -> SeriesFacts:
+        """The facts that a forecaster keeps of the series."""
         return SeriesFacts(
             self.shape,
             tuple(self.channels),
@@ -150,7 +153,8 @@ class Dataset:
             tuple(self.deviation.tolist()),
         )
 
-    def _count(self, split: Split) -> Windows:
+    def _windows_of(self, split: Split) -> Windows:
+        """Return the windows whose future lies in `split` and whose context the series has."""
         length, horizon = self.config.context_length, self.config.prediction_length
         first, counts = [], []
         for train_end, validation_end, test_end in self._bounds:
@@ -164,6 +168,7 @@ class Dataset:
         return Windows(np.array(first), np.cumsum(counts))
 
     def _too_short(self) -> str:
+        """Return the sentence that no series has a training window."""
         needed = self.config.context_length + self.config.prediction_length
         longest = max(bounds[0] for bounds in self._bounds)
         return (
@@ -172,11 +177,11 @@ class Dataset:
         )
 
     def windows(self, split: Split) -> int:
-        """Number of windows in `split`."""
+        """Return the number of windows in `split`."""
         return len(self._windows[split])
 
     def draw(self, seed: int, start: int, stop: int) -> Indices:
-        """Training windows of the run's samples start..stop-1.
+        """Return the numbers of the training windows that are the run's samples start..stop-1.
 
         Sample i is a pure function of (seed, i): block i of the counter-based generator
         Philox4x64-10 (Salmon et al. 2011). So the order depends neither on the world nor on the
@@ -187,7 +192,7 @@ class Dataset:
         return np.asarray(blocks.reshape(-1, 4)[:, 0] % np.uint64(total), np.int64)
 
     def batch(self, split: Split, index: Indices, size: int | None = None) -> WindowBatch:
-        """The windows numbered `index`; up to `size` with repetitions of weight 0."""
+        """Return the windows numbered `index`, padded to `size` with a window of weight 0."""
         real = len(index)
         size = size or real
         if real < size:
@@ -203,38 +208,42 @@ class Dataset:
         )
 
     def _window(self, split: Split, index: int) -> tuple[Floats, Floats]:
-        series, row = (int(x[0]) for x in self._windows[split].locate(np.array([index])))
-        rows = slice(row, row + self.config.context_length + self.config.prediction_length)
+        """Return a window's values [L + H, C] and covariates [L + H, F]."""
+        series, rows = self._rows(split, index)
         return self.values[series][rows], self.series[series].covariates[rows]
 
     def window_times(self, split: Split, index: int) -> pd.DatetimeIndex | None:
-        """Timestamps of a window's context and future, where the source has them."""
-        series, row = (int(x[0]) for x in self._windows[split].locate(np.array([index])))
+        """Return the timestamps of a window's context and future, where the source has them."""
+        series, rows = self._rows(split, index)
         times = self.series[series].times
-        if times is None:
-            return None
-        return times[row : row + self.config.context_length + self.config.prediction_length]
+        return None if times is None else times[rows]
+
+    def _rows(self, split: Split, index: int) -> tuple[int, slice]:
+        """Return the series that a window is of, and the rows of its context and future."""
+        series, first = self._windows[split].locate(index)
+        length = self.config.context_length + self.config.prediction_length
+        return series, slice(first, first + length)
 
     def seasonal_scale(self) -> npt.NDArray[np.float64]:
-        """[C]: the training part's mean absolute seasonal difference, by which MASE divides."""
+        """Return [C]: the training part's mean absolute seasonal difference, MASE's divisor."""
         season = self.season_lengths[0] if self.season_lengths else 1
+        training = [v[: b[0]] for v, b in zip(self.values, self._bounds, strict=True)]
         differences = np.concatenate(
-            [
-                np.abs(values[season : bounds[0]] - values[: max(0, bounds[0] - season)])
-                for values, bounds in zip(self.values, self._bounds, strict=True)
-            ]
+            [np.abs(v[season:] - v[: max(0, len(v) - season)]) for v in training]
         )
         scale = np.nanmean(differences.astype(np.float64), axis=0)
         return np.where(scale > 0, scale, 1.0)
 
 
-def _bounds(rows: int, config: DataConfig, series: Series) -> tuple[int, int, int]:
-    """Ends of the training, validation and test part, in rows."""
+def _bounds(series: Series, config: DataConfig) -> tuple[int, int, int]:
+    """Return the rows at which a series' training, validation and test part end.
+
+    Raises UserError where the series has fewer rows than the parts.
+    """
+    rows = len(series.values)
     train, validation, test = config.split
     if max(config.split) <= 1:
-        test_rows = int(rows * test)
-        train_end = int(rows * train)
-        return train_end, rows - test_rows, rows
+        return int(rows * train), rows - int(rows * test), rows
     ends = (int(train), int(train + validation), int(train + validation + test))
     if ends[2] > rows:
         raise UserError(
@@ -244,6 +253,7 @@ def _bounds(rows: int, config: DataConfig, series: Series) -> tuple[int, int, in
 
 
 def _season_lengths(config: DataConfig, table: Table) -> list[int]:
+    """Return the configured seasons, else the day and the week in points that fit the context."""
     if config.season_lengths is not None:
         return config.season_lengths
     if table.interval is None:

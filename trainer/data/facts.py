@@ -1,4 +1,4 @@
-"""What a forecaster must know of the series that it was trained on, without having them."""
+"""Facts about the series that a forecaster was trained on, for use without these series."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from model.config import SeriesShape
 
 @dataclass(frozen=True)
 class SeriesFacts:
-    """Kept beside weights, as JSON."""
+    """The series' shape, channels and scaling. Checkpoints and exports keep them as JSON."""
 
     shape: SeriesShape
     channels: tuple[str, ...]
     mean: tuple[FiniteFloat, ...]
-    """Of each channel's training part; what the network sees is (value - mean) / deviation."""
+    """Mean of each channel's training part; the network sees (value - mean) / deviation."""
     deviation: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
+    """Standard deviation of each channel's training part."""
 
     def __post_init__(self) -> None:
         for name in ("channels", "mean", "deviation"):
@@ -27,11 +28,15 @@ class SeriesFacts:
                 raise ValueError(f"{name}: expected {self.shape.channels}, one for each channel")
 
     def content(self) -> dict[str, Any]:
+        """Return the facts for a JSON file."""
         return asdict(self)
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> SeriesFacts:
-        """Raises pydantic's ValidationError where `content` is something else."""
+        """Return the facts of a JSON file's content.
+
+        Raises pydantic's ValidationError where it is something else.
+        """
         return _FACTS.validate_json(json.dumps(content))
 
 

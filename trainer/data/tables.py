@@ -1,4 +1,4 @@
-"""Reads a table of series and refuses what cannot be trusted, naming file, row and column."""
+"""Reading a table of series. What cannot be trusted is refused, naming file, row and column."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from model.errors import UserError
+from model.sentences import first_line
 from trainer.config.settings import DataConfig
 from trainer.data.calendars import calendar_values, calendar_waves
 
 TIME_NAMES = ("time", "date", "timestamp", "datetime", "ds")
 
 NO_TIME = "none"
-"""data.time_column of a source whose rows are only numbered."""
+"""Value of data.time_column for a source whose rows are only numbered."""
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -30,11 +31,11 @@ class Series:
 
     item_id: str
     values: Doubles
-    """[T, C] as they stand in the file, NaN where missing."""
+    """Values [T, C] as they stand in the file, NaN where missing."""
     covariates: Floats
-    """[T, F], known in advance."""
+    """Covariates [T, F], known in advance."""
     times: pd.DatetimeIndex | None
-    """[T], as they stand in the file."""
+    """Timestamps [T] as they stand in the file."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,14 @@ class Table:
     interval: pd.Timedelta | None
     """Sampling interval, where there are timestamps."""
     notes: list[str]
-    """What a user should know of the data, one sentence each."""
+    """Sentences about the data for the user."""
 
 
 def read_table(config: DataConfig) -> Table:
-    """Raises UserError for anything that would train on nonsense."""
+    """Return the series of `data.source`.
+
+    Raises UserError for anything that would make the network train on nonsense.
+    """
     frame, name = _frame(config)
     time_column = _time_column(frame, config, name)
     targets = _targets(frame, config, name, time_column)
@@ -68,7 +72,7 @@ def read_table(config: DataConfig) -> Table:
             f"data.calendar: {name} has no column of timestamps; "
             "name it as data.time_column or set data.calendar=[]"
         )
-    features = known(config, times, covariates.astype(np.float32))
+    features = known_features(config, times, covariates.astype(np.float32))
     notes = _columns_left_out(frame, config, time_column, targets)
     series = []
     for item_id, rows in _groups(frame, config, name):
@@ -81,8 +85,8 @@ def read_table(config: DataConfig) -> Table:
     return Table(series, targets, _interval(series), notes + _missing(series, targets))
 
 
-def known(config: DataConfig, times: pd.DatetimeIndex | None, columns: Floats) -> Floats:
-    """[T, F]: waves of the calendar, columns, then the calendar's values to embed."""
+def known_features(config: DataConfig, times: pd.DatetimeIndex | None, columns: Floats) -> Floats:
+    """Return [T, F]: waves of the calendar, columns, then the calendar's values to embed."""
     if times is None or not config.calendar:
         return columns
     arguments = (times, config.calendar, config.timezone)
@@ -92,6 +96,7 @@ def known(config: DataConfig, times: pd.DatetimeIndex | None, columns: Floats) -
 
 
 def _frame(config: DataConfig) -> tuple[pd.DataFrame, str]:
+    """Return the source as a frame, and its name in sentences."""
     if config.source == "vic_elec":
         return _vic_elec(), "vic_elec"
     path = Path(config.source)
@@ -106,7 +111,7 @@ def _frame(config: DataConfig) -> tuple[pd.DataFrame, str]:
     except pd.errors.ParserWarning:
         raise UserError(f"data.source: {path} has rows longer than its header") from None
     except Exception as error:  # whatever a broken file makes its reader raise
-        raise UserError(f"data.source: cannot read {path}: {_first_line(error)}") from None
+        raise UserError(f"data.source: cannot read {path}: {first_line(error)}") from None
     if frame.empty:
         raise UserError(f"data.source: {path} has no rows")
     for column in frame.columns:
@@ -143,6 +148,7 @@ def _vic_elec() -> pd.DataFrame:
 
 
 def _time_column(frame: pd.DataFrame, config: DataConfig, name: str) -> str | None:
+    """Return the column of timestamps: the configured one, else the first with a usual name."""
     if config.time_column == NO_TIME:
         return None
     if config.time_column is not None:
@@ -155,6 +161,7 @@ def _time_column(frame: pd.DataFrame, config: DataConfig, name: str) -> str | No
 
 
 def _require(frame: pd.DataFrame, columns: list[str], name: str, key: str) -> None:
+    """Raise UserError for a column that the frame does not have."""
     for column in columns:
         if column not in frame.columns:
             has = ", ".join(str(c) for c in frame.columns[:12])
@@ -164,6 +171,7 @@ def _require(frame: pd.DataFrame, columns: list[str], name: str, key: str) -> No
 def _targets(
     frame: pd.DataFrame, config: DataConfig, name: str, time_column: str | None
 ) -> list[str]:
+    """Return the columns to forecast: the configured ones, else all numeric ones that are free."""
     if config.targets is not None:
         _require(frame, config.targets, name, "targets")
         return config.targets
@@ -180,14 +188,14 @@ def _targets(
 
 
 def _is_index(column: str) -> bool:
-    """What pandas calls a row number that was written without a name."""
+    """Return whether a column is a row number that pandas wrote without a name."""
     return column.startswith("Unnamed: ")
 
 
 def _columns_left_out(
     frame: pd.DataFrame, config: DataConfig, time_column: str | None, targets: list[str]
 ) -> list[str]:
-    """Where the targets were not named, which columns play no part."""
+    """Return a sentence about the columns that have no role, where the targets were not named."""
     taken = {time_column, config.id_column, *config.covariates, *targets}
     others = [str(column) for column in frame.columns if str(column) not in taken]
     if config.targets is not None or not others:
@@ -196,11 +204,12 @@ def _columns_left_out(
 
 
 def _mostly_numbers(column: pd.Series) -> bool:
-    """A column of numbers that a few words have turned to text."""
+    """Return whether a column of text holds numbers but for a few words."""
     return bool(pd.to_numeric(column, errors="coerce").notna().mean() > 0.5)
 
 
 def _numbers(frame: pd.DataFrame, columns: list[str], name: str, key: str) -> Doubles:
+    """Return columns [T, len(columns)], NaN where missing; raise UserError for other contents."""
     _require(frame, columns, name, key)
     result = np.empty((len(frame), len(columns)), np.float64)
     for index, column in enumerate(columns):
@@ -219,6 +228,7 @@ def _numbers(frame: pd.DataFrame, columns: list[str], name: str, key: str) -> Do
 
 
 def _times(column: pd.Series, name: str) -> pd.DatetimeIndex:
+    """Return a column of timestamps; raise UserError for other contents."""
     if pd.api.types.is_numeric_dtype(column):
         raise UserError(
             f"data.time_column: {name}, column {column.name} holds numbers, not timestamps "
@@ -242,7 +252,7 @@ def _times(column: pd.Series, name: str) -> pd.DatetimeIndex:
 def _groups(
     frame: pd.DataFrame, config: DataConfig, name: str
 ) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
-    """The rows of each series, in the file's order."""
+    """Yield each series' name and its rows, in the file's order."""
     if config.id_column is None:
         yield name, np.arange(len(frame))
         return
@@ -264,6 +274,7 @@ def _check_order(
     name: str,
     notes: list[str],
 ) -> None:
+    """Raise UserError where a series' times do not ascend; add a sentence about gaps to `notes`."""
     steps = np.diff(times.asi8)
     wrong = np.flatnonzero(steps <= 0)
     if len(wrong):
@@ -281,6 +292,7 @@ def _check_order(
 
 
 def _interval(series: list[Series]) -> pd.Timedelta | None:
+    """Return the median interval between the first series' timestamps."""
     times = series[0].times
     if times is None or len(times) < 2:
         return None
@@ -288,6 +300,7 @@ def _interval(series: list[Series]) -> pd.Timedelta | None:
 
 
 def _missing(series: list[Series], channels: list[str]) -> list[str]:
+    """Return a sentence about each channel that has missing values."""
     missing = sum(np.isnan(one.values).sum(0) for one in series)
     total = sum(len(one.values) for one in series)
     return [
@@ -295,7 +308,3 @@ def _missing(series: list[Series], channels: list[str]) -> list[str]:
         for channel, count in zip(channels, np.atleast_1d(missing), strict=True)
         if count
     ]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
