@@ -1,1 +1,1 @@
-"""What can go wrong in a run, noticed."""
+"""Detection of faults in a run: signals, skipped steps, slow ranks and hangs."""

@@ -1,4 +1,4 @@
-"""Signals that ask a run to save and stop."""
+"""Signals that request a run to save and stop."""
 
 from __future__ import annotations
 
@@ -11,34 +11,39 @@ from contextlib import contextmanager
 from types import FrameType
 
 LASTING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-"""What a scheduler sends once: kept in mind from the first moment on."""
+"""Signals that a scheduler sends only once, so that one that comes while a run starts must last."""
+
 SIGNALS = (signal.SIGINT, *LASTING)
+"""All signals that request a stop."""
+
 PARENT = "FORESCALE_PARENT"
 """Environment variable with the process that started the ranks and passes signals on to them."""
 
 
 class StopRequest:
-    """Set by a signal, or by the loss of the process that would pass signals on.
+    """A request to stop: true after a signal, or once the process that passes signals on is gone.
 
-    Launchers send one signal after another: that is one request. A second Ctrl-C, a second or
-    more after the first, ends the process at once.
+    An instance is a signal handler. Launchers send several signals in a row: that is one request. A
+    second Ctrl-C, a second or more after the first, ends the process at once.
     """
 
     def __init__(self) -> None:
-        self._asked_at: float | None = None
+        self._requested_at: float | None = None
         self._parent = int(os.environ.get(PARENT, "0"))
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if number == signal.SIGINT and self._asked_at is not None and now - self._asked_at > 1.0:
+        """Handle a signal."""
+        now, before = time.monotonic(), self._requested_at
+        if number == signal.SIGINT and before is not None and now - before > 1.0:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self._asked_at = self._asked_at or now
+        self._requested_at = before or now
 
     def __bool__(self) -> bool:
-        return self._asked_at is not None or self._is_orphan()
+        return self._requested_at is not None or self._is_orphan()
 
     def _is_orphan(self) -> bool:
+        """Return whether the process that would pass signals on has ended."""
         if not self._parent:
             return False
         try:
@@ -52,9 +57,9 @@ class StopRequest:
 def stop_on_signal(
     request: StopRequest | None = None, signals: Sequence[signal.Signals] = SIGNALS
 ) -> Iterator[StopRequest]:
-    """Within, `signals` set the request instead of ending the process.
+    """Yield the request, which `signals` make within the context instead of ending the process.
 
-    Python handles signals in the main thread only: elsewhere none is caught.
+    Python handles signals in the main thread only: in another thread none is handled.
     """
     request = request or StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -70,7 +75,7 @@ def stop_on_signal(
 
 @contextmanager
 def ended_by_signal() -> Iterator[None]:
-    """Within, Ctrl-C ends the process at once, also while it waits in native code."""
+    """Let Ctrl-C end the process at once within the context, even while it waits in native code."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

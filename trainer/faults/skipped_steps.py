@@ -1,6 +1,6 @@
-"""Steps whose numbers go wrong: skipped by one rule on all ranks, and counted.
+"""Skipped steps: those whose loss or gradient is no number or a spike.
 
-Too many of them in a row end the run.
+All ranks skip them by one rule and count them. Too many of them in a row end the run.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from model.errors import DivergedError, NonFiniteError
 from trainer.config.settings import FaultsConfig
 
 MIN_NORMS, MAX_NORMS = 16, 64
-"""How many gradient norms of the past a spike is measured by."""
+"""Fewest and most gradient norms of past steps whose median a spike is measured by."""
 
 
 class SkippedSteps:
     """The record of a run's steps, of which some were skipped.
 
-    It depends on numbers that are equal on all ranks, and is kept in checkpoints.
+    It depends only on numbers that are equal on all ranks. Checkpoints keep it.
     """
 
     def __init__(self, config: FaultsConfig, content: dict[str, Any] | None = None) -> None:
@@ -52,8 +52,8 @@ class SkippedSteps:
     def record(self, step: int, loss: float, norm: float, applied: bool) -> str | None:
         """Record a step that was made; return a sentence about it where it was skipped.
 
-        Raises DivergedError where there are too many, and NonFiniteError where a loss that is no
-        number has been applied.
+        Raises DivergedError where too many in a row were skipped, and NonFiniteError where a step
+        was applied though its loss is no number.
         """
         if applied and not math.isfinite(loss):
             raise NonFiniteError(f"step {step}: the loss is {loss}, and so are the weights by now")

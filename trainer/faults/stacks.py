@@ -28,20 +28,17 @@ COLLECTIVES = {
     "recv",
     "batch_isend_irecv",
 }
-"""Functions of torch.distributed that do not return before other ranks have come."""
+"""Functions of torch.distributed that return only after other ranks have called them, too."""
 
 
 @dataclass(frozen=True)
 class ThreadState:
-    """What a thread is doing."""
+    """The state of a thread: the collective or the line that it is in."""
 
     words: str
+    """The state in words."""
     awaited: tuple[int, ...] = ()
     """Ranks of the collective that it waits in; () outside collectives."""
-
-    @property
-    def waits(self) -> bool:
-        return bool(self.awaited)
 
 
 def main_thread() -> FrameType | None:
@@ -50,7 +47,7 @@ def main_thread() -> FrameType | None:
 
 
 def thread_state(frame: FrameType | None) -> ThreadState:
-    """Describe a thread by its innermost frame, from outside, while it runs or waits."""
+    """Return the state of a thread by its innermost frame; the thread may be another, running."""
     here = frame
     while frame is not None:
         file = Path(frame.f_code.co_filename)
@@ -65,20 +62,21 @@ def thread_state(frame: FrameType | None) -> ThreadState:
 
 
 def _collective(frame: FrameType) -> ThreadState:
-    name, held = frame.f_code.co_name, frame.f_locals
-    group = held.get("group")
+    """Return the state of a thread that is in a collective, whose function has `frame`."""
+    name, variables = frame.f_code.co_name, frame.f_locals
+    group = variables.get("group")
     ranks = tuple(dist.get_process_group_ranks(group or dist.group.WORLD))
-    for key in ("dst", "src"):
-        if name in ("send", "recv") and isinstance(held.get(key), int):
-            return ThreadState(
-                f"{name} {'to' if key == 'dst' else 'from'} rank {held[key]}{_size(held)}",
-                (held[key],),
-            )
-    return ThreadState(f"{name}{_size(held)}", ranks)
+    size = _size(variables)
+    for key, direction in (("dst", "to"), ("src", "from")):
+        peer = variables.get(key)
+        if name in ("send", "recv") and isinstance(peer, int):
+            return ThreadState(f"{name} {direction} rank {peer}{size}", (peer,))
+    return ThreadState(f"{name}{size}", ranks)
 
 
-def _size(held: dict[str, Any]) -> str:
+def _size(variables: dict[str, Any]) -> str:
+    """Return the size of a collective's tensor in words, by the local variables of its frame."""
     for key in ("tensor", "output", "input", "output_tensor"):
-        if isinstance(held.get(key), Tensor):
-            return f" of {held[key].numel():,} elements"
+        if isinstance(variables.get(key), Tensor):
+            return f" of {variables[key].numel():,} elements"
     return ""

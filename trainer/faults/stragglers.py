@@ -1,9 +1,9 @@
-"""Which rank is slow: the others wait for it, so that all steps take as long as its own.
+"""Stragglers: ranks that are slow, so that the others wait for them at each step.
 
-What tells ranks apart is the time that they compute alone. Attention is in each layer of each
+Ranks differ only in the time that they compute alone. Attention is in each layer of each
 architecture, costs the ranks of a stage the same, and no collective interrupts it: tensor
-parallelism's sums come after it, ZeRO 3 gathers its weights before. So each rank's clock runs while
-it computes forward, and slow is who needs much longer than the median of its stage.
+parallelism's sums come after it, ZeRO 3 gathers its weights before. So each rank times its
+attention in forward passes, and a rank is slow that takes much longer than its stage's median.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from parallel.layout import Layout
 from parallel.mesh import Mesh
 
 MIN_COMPARISONS = 3
-"""Comparisons in a row that a rank must be slow in to be named."""
+"""Comparisons in a row in which a rank must be slow to be named."""
 
 MIN_SECONDS = 0.01
-"""Median of a stage, in seconds a step, from which on ranks can be told apart.
+"""Smallest median of a stage, in seconds a step, at which ranks can be compared.
 
-Below, the operating system's own pauses make any rank slow now and then."""
+Below it the operating system's own pauses make any rank slow now and then."""
 
 
 class AttentionClock:
@@ -38,7 +38,7 @@ class AttentionClock:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._timed: list[tuple[Any, Any]] = []
-        """When each attention began and ended."""
+        """Begin and end of each attention since the last `take`."""
 
     def attach(self, network: nn.Module) -> None:
         """Time the attention of `network`, before tensor parallelism wraps its modules."""
@@ -47,6 +47,8 @@ class AttentionClock:
                 module.forward = self._clocked(module, module.forward)
 
     def _clocked(self, module: nn.Module, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Return `forward` with its time taken where the module is in training."""
+
         def clocked(*inputs: Any, **options: Any) -> Tensor:
             if not module.training:
                 return forward(*inputs, **options)
@@ -58,6 +60,7 @@ class AttentionClock:
         return clocked
 
     def _now(self) -> Any:
+        """Return this moment: seconds on a CPU, an event on a GPU."""
         if self._device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -65,7 +68,7 @@ class AttentionClock:
         return event
 
     def take(self) -> float:
-        """Return the seconds since the last call."""
+        """Return the seconds spent in attention since the last call."""
         timed, self._timed = self._timed, []
         if self._device.type != "cuda" or not timed:
             return float(sum(ended - began for began, ended in timed))
@@ -74,7 +77,7 @@ class AttentionClock:
 
 
 class Stragglers:
-    """Compares the ranks of a run every `every` steps; made by all ranks together."""
+    """Compares the ranks of a run every `every` steps. All ranks make theirs together."""
 
     def __init__(self, mesh: Mesh, factor: float, every: int) -> None:
         self._mesh, self._factor, self._every = mesh, factor, every
@@ -85,10 +88,10 @@ class Stragglers:
         self._named: set[int] = set()
 
     def compare(self, step: int, seconds_here: float) -> tuple[list[float] | None, list[str]]:
-        """Take in this rank's seconds of a step; all ranks call it after each step.
+        """Add this rank's seconds of a step; all ranks call it after each step.
 
-        Returns, every so many steps, each rank's seconds a step, and sentences about the ranks
-        that are slow, or no longer are.
+        Every so many steps it returns each rank's seconds a step, and sentences about the ranks
+        that are slow, or no longer are; otherwise None, and no sentence.
         """
         self._seconds += seconds_here
         self._steps += 1
@@ -99,6 +102,7 @@ class Stragglers:
         return seconds, list(self._sentences(seconds, f"steps {first}-{step}"))
 
     def _sentences(self, seconds: list[float], when: str) -> list[str]:
+        """Return sentences about the ranks that are slow from now on, or no longer are."""
         slow = slow_ranks(seconds, self._mesh.layout, self._factor)
         self._slow_for = {rank: self._slow_for.get(rank, 0) + 1 for rank in slow}
         lasting = {rank for rank, times in self._slow_for.items() if times >= MIN_COMPARISONS}

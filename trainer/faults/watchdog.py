@@ -1,9 +1,9 @@
-"""The watchdog: notices that training stands still, says which ranks wait for which, and ends the
-run so that whoever started it can start it again.
+"""The watchdog: notices a hang, reports which ranks wait for which, and ends the run.
 
-Each rank's thread tells a key-value store that it lives, and whether its main thread gets on: every
-layer and every step is progress. Where a main thread does not for `seconds`, or a rank is not heard
-of for as long, all ranks write down where they are, and end.
+Whoever started the run can then start it again. Each rank's watchdog is a thread that reports to a
+key-value store that the rank lives, and watches its main thread: every layer and every step is
+progress. Where a main thread makes none for `seconds`, or a rank does not report for as long, all
+ranks write down where they are, and end.
 """
 
 from __future__ import annotations
@@ -31,30 +31,36 @@ from trainer.faults.stacks import main_thread, thread_state
 from trainer.logs.log import log
 
 ALARM = "alarm"
+"""Key in the store of the reason to end the run."""
 
 T = TypeVar("T")
 
 
 @dataclass
 class Report:
-    """Where a rank stands, as it tells the others."""
+    """The state of a rank in a hang, as it reports it to the others."""
 
     step: int
     stage: int
     layer: str
+    """The transformer layer that it was in last; empty before the first."""
     words: str
+    """The state of its main thread in words."""
     awaited: list[int]
+    """Ranks of the collective that it waits in."""
     host: str
 
     def where(self) -> str:
+        """Return step, stage and layer in words."""
         return f"step {self.step}, stage {self.stage}, layer {self.layer or 'none yet'}"
 
 
 class Watchdog:
     """The watchdog of one rank.
 
-    `connect` opens a connection of its own to the ranks' store; `is_excused` says that the main
-    thread waits for something that may take longer, such as a disk.
+    `folder` is where it writes stacks and report in a hang. `connect` opens a connection of its own
+    to the ranks' store; `is_excused` returns whether the main thread waits for something that may
+    take longer, such as a disk.
     """
 
     def __init__(
@@ -68,20 +74,23 @@ class Watchdog:
         self._mesh, self._seconds, self._folder = mesh, seconds, folder
         self._connect, self._is_excused = connect, is_excused
         self._pause = min(5.0, seconds / 5)
-        self._over = threading.Event()
+        self._closed = threading.Event()
         self._beats, self._pulse = 0, 0
-        self._heard: dict[int, tuple[str, float]] = {}
+        self._pulses: dict[int, tuple[str, float]] = {}
+        """On the main rank: rank -> its last pulse, and when it came."""
         self.step, self.layer = 0, ""
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def watch(self, network: nn.Module) -> None:
-        """Begin; each transformer layer's forward pass is progress."""
+        """Begin to watch; each forward pass of one of the network's layers is progress."""
         for name, module in network.named_modules():
             if isinstance(module, BaseTransformerLayer):
                 module.register_forward_pre_hook(self._hook(name))
         self._thread.start()
 
     def _hook(self, name: str) -> Callable[..., None]:
+        """Return a hook that notes progress in the layer `name`."""
+
         def enter(*_: object) -> None:
             self.layer = name
             self._beats += 1
@@ -94,27 +103,29 @@ class Watchdog:
         self._beats += 1
 
     def close(self) -> None:
-        self._over.set()
+        """End the watch."""
+        self._closed.set()
 
     # The thread
 
     def _watch(self) -> None:
-        """Guard; a watchdog that fails ends the rank, which could wait for ever without it."""
+        """Run in the thread; end the rank where that fails: it could wait for ever unwatched."""
         try:
-            self._guard()
+            self._check_until_closed()
         except Exception:
             traceback.print_exc()
             log.error(f"rank {self._mesh.rank}: its watchdog has failed, above; the rank ends")
             os._exit(1)
 
-    def _guard(self) -> None:
+    def _check_until_closed(self) -> None:
+        """Check, every pause, this rank's progress and the others' pulses; end in a hang."""
         try:
             store = self._connect()
         except (RuntimeError, OSError) as error:
             log.error(f"rank {self._mesh.rank} has no watchdog: {first_line(error)}")
             return
         beats, since, reached = -1, time.monotonic(), time.monotonic()
-        while not self._over.wait(self._pause):
+        while not self._closed.wait(self._pause):
             now = time.monotonic()
             if self._beats != beats or self._is_excused():
                 beats, since = self._beats, now
@@ -123,7 +134,7 @@ class Watchdog:
                 reached = now
             except (RuntimeError, TimeoutError):  # rank 0's process keeps the store
                 alarm = None
-            if self._over.is_set():
+            if self._closed.is_set():
                 return
             if time.monotonic() - reached > self._seconds:
                 self._end_alone()
@@ -133,25 +144,25 @@ class Watchdog:
                 self._end_together(store, alarm)
 
     def _exchange(self, store: Store, now: float) -> str | None:
-        """Report that this rank lives, and hear of the others; return why there is an alarm."""
+        """Report that this rank lives; return the alarm, if there is one.
+
+        The main rank returns one of its own where another rank has no new pulse.
+        """
         self._pulse += 1
         store.set(f"pulse {self._mesh.rank}", str(self._pulse))
         if self._mesh.is_main:
             for rank in range(self._mesh.layout.world):
-                told = store.get(f"pulse {rank}").decode() if self._is_known(store, rank) else ""
-                if self._heard.get(rank, ("", 0.0))[0] != told or rank not in self._heard:
-                    self._heard[rank] = told, now
-            silent = [r for r, (_, heard) in self._heard.items() if now - heard > self._seconds]
+                key = f"pulse {rank}"
+                pulse = store.get(key).decode() if store.check([key]) else ""
+                if rank not in self._pulses or self._pulses[rank][0] != pulse:
+                    self._pulses[rank] = pulse, now
+            silent = [r for r, (_, since) in self._pulses.items() if now - since > self._seconds]
             if silent:
                 return f"nothing heard of rank {ranges(silent)} for {self._seconds:g} s"
         return store.get(ALARM).decode() if store.check([ALARM]) else None
 
-    @staticmethod
-    def _is_known(store: Store, rank: int) -> bool:
-        return bool(store.check([f"pulse {rank}"]))
-
     def _end_together(self, store: Store, why: str) -> None:
-        """Write down where all ranks are, and end this one."""
+        """Raise the alarm, write a report about all ranks, and end this one."""
         mine = self._report()
         reports: dict[int, Report] = {self._mesh.rank: mine}
 
@@ -163,14 +174,15 @@ class Watchdog:
                 time.sleep(0.2)
                 reports.update(self._reports(store))
 
-        with suppress(RuntimeError, TimeoutError):  # what has been heard is told
+        with suppress(RuntimeError, TimeoutError):  # the report has those that have come
             within(6 * self._pause + 2, gather)
         if self._mesh.rank == min(reports):
-            self._tell(why, reports)
-        time.sleep(1.0 if self._mesh.is_main else 0.5)  # the store goes last
+            self._write_report(why, reports)
+        time.sleep(1.0 if self._mesh.is_main else 0.5)  # rank 0, which keeps the store, ends last
         os._exit(1)
 
     def _reports(self, store: Store) -> dict[int, Report]:
+        """Return the ranks' reports that are in the store."""
         return {
             rank: Report(**json.loads(store.get(f"report {rank}")))
             for rank in range(self._mesh.layout.world)
@@ -178,6 +190,7 @@ class Watchdog:
         }
 
     def _end_alone(self) -> None:
+        """Log where this rank is, and end it: rank 0, and the store with it, cannot be reached."""
         mine = self._report()
         log.error(
             f"rank {self._mesh.rank}: rank 0, at which the ranks meet, has not answered for "
@@ -186,6 +199,7 @@ class Watchdog:
         os._exit(1)
 
     def _report(self) -> Report:
+        """Write this rank's stacks to a file, and return its state."""
         now = thread_state(main_thread())
         try:
             within(2 * self._pause, self._write_stacks)
@@ -201,6 +215,7 @@ class Watchdog:
         )
 
     def _write_stacks(self) -> None:
+        """Write the stacks of all threads to this rank's file."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with open(self._folder / f"rank-{self._mesh.rank:05d}.txt", "w", encoding="utf-8") as file:
             traceback.print_stack(main_thread(), file=file)
@@ -208,7 +223,8 @@ class Watchdog:
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
 
-    def _tell(self, why: str, reports: dict[int, Report]) -> None:
+    def _write_report(self, why: str, reports: dict[int, Report]) -> None:
+        """Log the report about all ranks, and write it to a file."""
         lines = [f"training stands still: {why}", *in_words(self._mesh.layout.world, reports)]
         lines.append(f"each rank's stack is in {self._folder}; the run ends, to be started again")
         text, file = "\n".join(lines), self._folder / "report.txt"
@@ -220,34 +236,35 @@ class Watchdog:
 def within(seconds: float, action: Callable[[], T]) -> T:
     """Return the action's result; raise TimeoutError where it takes longer than `seconds`.
 
-    A store's process may be stopped, and a disk may hang.
+    The process of a store may be stopped, and a disk may hang.
     """
-    answer: Future[T] = Future()
+    result: Future[T] = Future()
 
     def run() -> None:
         try:
-            answer.set_result(action())
+            result.set_result(action())
         except BaseException as error:
-            answer.set_exception(error)
+            result.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return answer.result(timeout=seconds)
+    return result.result(timeout=seconds)
 
 
 def in_words(world: int, reports: dict[int, Report]) -> Iterable[str]:
     """Yield sentences about which ranks wait for which, ranks of one sentence together."""
-    said: dict[str, list[int]] = {}
+    ranks_of: dict[str, list[int]] = {}
     for rank, report in sorted(reports.items()):
-        said.setdefault(_sentence(rank, report, reports), []).append(rank)
+        ranks_of.setdefault(_sentence(rank, report, reports), []).append(rank)
     silent = sorted(set(range(world)) - set(reports))
     if silent:
-        said["does not answer: stopped, dead or cut off"] = silent
-    for sentence, ranks in said.items():
+        ranks_of["does not answer: stopped, dead or cut off"] = silent
+    for sentence, ranks in ranks_of.items():
         host = f" ({reports[ranks[0]].host})" if ranks[0] in reports else ""
         yield f"rank {ranges(ranks)}{host}: {sentence}"
 
 
 def _sentence(rank: int, report: Report, reports: dict[int, Report]) -> str:
+    """Return a sentence about where a rank is, and for which ranks it waits."""
     if not report.awaited:
         return f"{report.words}; {report.where()}"
     missing = [
@@ -255,11 +272,11 @@ def _sentence(rank: int, report: Report, reports: dict[int, Report]) -> str:
         for other in report.awaited
         if other != rank and (other not in reports or not _is_there(reports[other], report))
     ]
-    whom = f"waits for rank {ranges(missing)}" if missing else "all of its ranks are there"
+    waits = f"waits for rank {ranges(missing)}" if missing else "all of its ranks are there"
     among = f" of rank {ranges(sorted(report.awaited))}" if len(report.awaited) > 1 else ""
-    return f"{report.words}{among}, {whom}; {report.where()}"
+    return f"{report.words}{among}, {waits}; {report.where()}"
 
 
 def _is_there(other: Report, report: Report) -> bool:
-    """Whether the other rank is in the same collective."""
+    """Return whether the other rank is in the same collective."""
     return set(other.awaited) == set(report.awaited) and other.words == report.words
