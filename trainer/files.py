@@ -1,4 +1,4 @@
-"""Small files that are whole or not there."""
+"""Small files, written so that a crash leaves the old or the new content."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 
 def write_synced(path: Path, text: str) -> None:
+    """Write a file and wait until it is on the disk."""
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -15,14 +16,14 @@ def write_synced(path: Path, text: str) -> None:
 
 def replace(path: Path, text: str) -> None:
     """Replace a small file so that a reader sees the old or the new one, never half of it."""
-    beside = path.with_name(f".{path.name}.partial")
-    write_synced(beside, text)
-    os.replace(beside, path)
+    partial = path.with_name(f".{path.name}.partial")
+    write_synced(partial, text)
+    os.replace(partial, path)
     sync(path.parent)
 
 
 def sync(path: Path) -> None:
-    """A file's contents or a folder's names, to the disk."""
+    """Wait until a file's contents, or a folder's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -139,7 +139,7 @@ def make_trainer(
         stop=stop,
         clock=clock,
         warnings=warnings,
-        control_files=ControlFiles(plan.run.path, lease) if lease is not None else None,
+        control_files=ControlFiles(plan.run, lease) if lease is not None else None,
         watchdog=watchdog,
         stragglers=stragglers,
         on_step=hooks.on_step,
@@ -207,7 +207,7 @@ def _watchdog(
     watchdog = Watchdog(
         mesh,
         seconds,
-        plan.run.path / "hang",
+        plan.run.hang_folder,
         lambda: rendezvous.connect(purpose),
         lambda: saver.is_waiting,
     )

@@ -31,14 +31,15 @@ from trainer.logs.metrics import MetricsLog, Row
 from trainer.logs.progress import TrainingProgress
 from trainer.prepare import Plan
 from trainer.run.control_files import ControlFiles, Requests
+from trainer.run.folder import DONE_MARKER, SAVED_MARKER
 
 
 class Outcome(StrEnum):
     """How a run, or a part of it, ended; also the name of the marker in the run folder."""
 
-    DONE = "done"
+    DONE = DONE_MARKER
     """All steps were made and the test windows scored."""
-    SAVED = "saved"
+    SAVED = SAVED_MARKER
     """Stopped by a signal after a checkpoint, to be resumed."""
 
 
@@ -94,8 +95,10 @@ class Trainer:
                 stack.callback(self.watchdog.close)
             metrics = None
             if self.mesh.is_main:
-                path, board = self.plan.run.path, self.settings.logging.tensorboard
-                metrics = stack.enter_context(MetricsLog(path, self.steps_done, tensorboard=board))
+                run = self.plan.run
+                board = run.tensorboard_folder if self.settings.logging.tensorboard else None
+                metrics = MetricsLog(run.metrics_file, self.steps_done, tensorboard=board)
+                stack.enter_context(metrics)
             for part in (self._catch_up, self._train, self._finish):
                 if part(metrics) is Outcome.SAVED:
                     log.info(
@@ -139,7 +142,7 @@ class Trainer:
                 if self._is_checkpoint_due() or requests.stop or requests.save:
                     self._save(metrics)
                 if requests.save and self.control_files is not None:
-                    self.control_files.done()
+                    self.control_files.clear_save()
         if not self.saver.wait():  # the last one failed: once more, or it is said why not
             self._save(metrics)
             self.saver.wait()
@@ -159,14 +162,14 @@ class Trainer:
         return Outcome.DONE
 
     def _keep(self, evaluation: Evaluation) -> None:
-        run = self.plan.run.path
+        run = self.plan.run
         summary = {"step": self.steps_done, **evaluation.summary()}
-        replace(run / "evaluation.json", json.dumps(summary, indent=1))
-        draw(self.dataset, evaluation, run / "forecast.png")
+        replace(run.evaluation_file, json.dumps(summary, indent=1))
+        draw(self.dataset, evaluation, run.picture_file)
         print_table(evaluation)
-        log.info("forecast picture:  %s", run / "forecast.png")
+        log.info("forecast picture:  %s", run.picture_file)
         if self.settings.logging.tensorboard:
-            command = f"{_beside_python('tensorboard')} --logdir {run / 'tensorboard'}"
+            command = f"{_beside_python('tensorboard')} --logdir {run.tensorboard_folder}"
             log.info("loss curves:       %s", command)
 
     # A step
@@ -254,7 +257,7 @@ class Trainer:
             if metrics is not None:
                 metrics.sync()
         except OSError as error:
-            abort_reason = f"metrics.jsonl: {error.strerror}"
+            abort_reason = f"{self.plan.run.metrics_file.name}: {error.strerror}"
         self.saver.save(self.steps_done, self.engine.state(), description, abort_reason)
 
     def _save_last_good(self, metrics: MetricsLog | None) -> None:

@@ -69,7 +69,7 @@ def choose(configuration: Configuration, run: RunFolder, dataset: Dataset, resum
         # A job that is started again goes on with what it has begun itself.
         resume = "auto" if resume == "never" or run.store.newest() else resume
     run.check(configuration, resume)
-    refuse_if_stopped(run.path)
+    refuse_if_stopped(run)
     checkpoint = _named_checkpoint(run, resume)
     weights = None if checkpoint else _pretrained(configuration)
     may_fall_back = resume == "auto"
@@ -86,7 +86,7 @@ def _named_checkpoint(run: RunFolder, resume: str) -> Checkpoint | None:
     newest = run.store.newest()
     if resume == "auto":
         if newest is None and run.store.committed():
-            path, why = next(iter(run.store.damaged().items()))
+            path, why = next(iter(run.store.verify().items()))
             raise UserError(
                 f"{run.path} has no whole checkpoint left: {path.name}: {why}; restore one, "
                 "or choose another --run-dir to start anew"

@@ -87,7 +87,7 @@ def _watched(rank: int, world: int, run: Path, board: Path) -> None:
 
 
 class Ranks:
-    """The ranks of one incarnation, and where they are."""
+    """The ranks of one attempt, and where they are."""
 
     def __init__(self, run: Path, folder: Path) -> None:
         board = folder / "board"
@@ -206,7 +206,7 @@ def test_100_kills_lose_nothing(tmp_path: Path, record_property: Callable[..., N
 
 
 def _newest(run: Path) -> int:
-    """The step that the next incarnation goes on from; 0 where there is no checkpoint yet."""
+    """The step that the next attempt goes on from; 0 where there is no checkpoint yet."""
     store = RunFolder(run).store
     for checkpoint in store.committed():
         assert verify(checkpoint.path) is None, "a committed checkpoint is not whole"
@@ -227,7 +227,7 @@ def _report(kills: list[Kill]) -> None:
     for number, kill in enumerate(kills, start=1):
         print(
             f"kill {number}: rank {kill.rank} after step {kill.step}, {kill}; the next "
-            f"incarnation goes on from {kill.committed}"
+            f"attempt goes on from {kill.committed}"
         )
     for phase, count in Counter(map(str, kills)).most_common():
         print(f"{count:4d}  {phase}")

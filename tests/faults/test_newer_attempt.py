@@ -54,7 +54,7 @@ def _taken_over(rank: int, world: int, run: Path, changes: dict[str, Any]) -> st
     return words_of(rank, world, run, changes, on_step=on_step)
 
 
-def test_an_older_incarnation_cannot_commit(tmp_path: Path) -> None:
+def test_an_older_attempt_cannot_commit(tmp_path: Path) -> None:
     run = tmp_path / "run"
     said = ranks.run(_taken_over, 2, run, SYNCHRONOUS)
     for text in said:

@@ -1,1 +1,1 @@
-"""Checkpoints: what is stored of a tensor, and how a folder of it becomes trusted."""
+"""Checkpoints: which ranges of tensors each rank writes, and how a folder of them is committed."""

@@ -1,8 +1,8 @@
-"""The keys of a state: `kind/global.name`, composed and split here alone.
+"""The keys of a state: `kind/global.name`. Only this module composes and splits them.
 
 weights/encoder.layers.0.attention.query     fp32 master weights
 exp_avg/...  exp_avg_sq/...                  AdamW's moments of the same parameter
-buffers/encoder.positions.table              what is no parameter
+buffers/encoder.positions.table              tensors that are no parameters
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 WEIGHTS, BUFFERS = "weights", "buffers"
 
 PARAMETER_KINDS = (WEIGHTS, "exp_avg", "exp_avg_sq")
-"""What is stored of each parameter."""
+"""Kinds that are stored of each parameter."""
 
 NETWORK_KINDS = (WEIGHTS, BUFFERS)
-"""What a network is made of: all that another run or an export takes."""
+"""Kinds that a network consists of: all that another run or an export takes."""
 
 Value = TypeVar("Value")
 
 
 def make_key(kind: str, name: str) -> str:
-    """Return the key of what `kind` is stored of the global `name`."""
+    """Return the key of the tensor that is `kind` of the parameter or buffer `name`."""
     return f"{kind}/{name}"
 
 

@@ -1,7 +1,7 @@
 """A checkpoint's manifest: every file of it with its size and sha256. Imports no torch.
 
 The first line of `manifest` is the sha256 of the rest, a JSON object from file names to sizes and
-sums: a change to any byte of a checkpoint, the manifest's own included, is seen.
+sums: a change to any byte of a checkpoint, the manifest's own included, is detected.
 """
 
 from __future__ import annotations
@@ -13,34 +13,48 @@ from pathlib import Path
 
 from trainer.files import write_synced
 
-NAME = "manifest"
+MANIFEST = "manifest"
+"""Name of the file with the manifest."""
 
-DESCRIBING = ("checkpoint.json", ".metadata")
-"""Small, and read before anything else is."""
+DESCRIPTION = "checkpoint.json"
+"""Name of the file that describes the checkpoint; see `store.Description`."""
+
+METADATA = ".metadata"
+"""Name of the file in which torch.distributed.checkpoint keeps the places of all chunks."""
+
+DESCRIBING = (DESCRIPTION, METADATA)
+"""Names of the small files that are read before any tensor is."""
 
 Entry = tuple[int, str]
-"""Bytes, and their sha256."""
+"""A file's size in bytes and its sha256."""
 
 
 def entry(file: Path) -> Entry:
+    """Return the manifest's entry for `file`."""
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256")
     return file.stat().st_size, digest.hexdigest()
 
 
 def write_manifest(folder: Path, entries: Mapping[str, Entry]) -> None:
-    """Raises RuntimeError where a file lies in the folder that no rank has told of."""
+    """Write the manifest of a folder's files.
+
+    Raises RuntimeError where these are not the files that the ranks have reported in `entries`.
+    """
     found = {file.name for file in folder.iterdir()}
     if found != set(entries):
         strange = ", ".join(sorted(found ^ set(entries)))
         raise RuntimeError(f"{folder}: written and told files differ: {strange}")
     text = json.dumps({name: list(entries[name]) for name in sorted(entries)}, indent=1)
-    write_synced(folder / NAME, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+    write_synced(folder / MANIFEST, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
 
 
 def read_manifest(folder: Path) -> dict[str, Entry]:
-    """Raises ValueError or OSError where there is no whole one."""
-    digest, _, text = (folder / NAME).read_text(encoding="utf-8").partition("\n")
+    """Return the entries by file name.
+
+    Raises ValueError or OSError where there is no manifest or it is not intact.
+    """
+    digest, _, text = (folder / MANIFEST).read_text(encoding="utf-8").partition("\n")
     if hashlib.sha256(text.encode()).hexdigest() != digest:
         raise ValueError("the manifest does not match its own sum")
     try:
@@ -53,24 +67,24 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
 
 
 def verify(folder: Path, *, contents: bool = True, reader: int = 0, readers: int = 1) -> str | None:
-    """What is wrong with a checkpoint, in words; None if it is whole.
+    """Return what is wrong with a checkpoint, in words, or None if it is intact.
 
-    Compared are the sizes of all files and the contents of the small ones that describe it; with
-    `contents` also those of every `readers`-th file, from `reader` on: ranks share the reading. A
-    file that cannot be read is as bad as one that is missing; what the manifest does not name is
-    nobody's concern.
+    It compares the sizes of all files and the contents of the small ones that describe the
+    checkpoint; with `contents` also those of every `readers`-th file, from `reader` on: ranks share
+    the reading. A file that cannot be read counts as missing. Files that the manifest does not name
+    are ignored.
     """
     try:
         entries = read_manifest(folder)
     except (OSError, ValueError) as error:
-        return f"{NAME}: {error}"
-    read = {*DESCRIBING, *(sorted(entries)[reader::readers] if contents else ())}
+        return f"{MANIFEST}: {error}"
+    summed = {*DESCRIBING, *(sorted(entries)[reader::readers] if contents else ())}
     for name, (size, _) in entries.items():
         try:
-            held = (folder / name).stat().st_size
-            if held != size:
-                return f"{name} has {held} bytes instead of {size}"
-            if name in read and entry(folder / name) != entries[name]:
+            found = (folder / name).stat().st_size
+            if found != size:
+                return f"{name} has {found} bytes instead of {size}"
+            if name in summed and entry(folder / name) != entries[name]:
                 return f"{name} does not match its sum"
         except OSError as error:
             return f"{name}: {error.strerror}"

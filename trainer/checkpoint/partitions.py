@@ -1,10 +1,10 @@
-"""Parts of globally named tensors, as torch.distributed.checkpoint stores them.
+"""ZeRO's partitions of globally named tensors, as torch.distributed.checkpoint stores them.
 
-ZeRO gives a rank a contiguous range of each flattened parameter, or of the part of it that the
-tensor or expert axis has left the rank. In the part's own shape such a range is a few boxes: the
-end of a first row, whole rows, the beginning of a last one. Moved to the part's place in the whole,
-a box is what torch.distributed.checkpoint calls a chunk: each rank writes just what it holds, and
-any other division of the same global tensors reads it back.
+ZeRO leaves a rank a contiguous range of each flattened parameter, or of the shard of it that the
+tensor or expert axis leaves the rank: a partition. In the shard's own shape such a range is a few
+boxes: the end of a first row, whole rows, the beginning of a last one. Moved to the shard's offset
+in the global tensor, a box is what torch.distributed.checkpoint calls a chunk: each rank writes
+just what it holds, and any other division of the same global tensors reads it back.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from model.init import Shard
 
 Chunk = tuple[tuple[int, ...], tuple[int, ...]]
-"""Offsets and sizes."""
+"""A box of a tensor: offsets and sizes along its dims."""
 
 
 def chunks_of(shape: Sequence[int], start: int, stop: int) -> Iterator[Chunk]:
-    """The boxes of the row-major range start..stop-1 of a tensor, in the range's order."""
+    """Yield the boxes of the row-major range start..stop-1 of a tensor, in the range's order.
+
+    Elements 1..6 of a (3, 3) tensor are ((0, 1), (1, 2)), ((1, 0), (1, 3)) and ((2, 0), (1, 1)).
+    """
     if start >= stop:
         return
     if len(shape) <= 1:
@@ -47,6 +50,7 @@ def chunks_of(shape: Sequence[int], start: int, stop: int) -> Iterator[Chunk]:
 
 
 def _in_row(shape: Sequence[int], row: int, start: int, stop: int) -> Iterator[Chunk]:
+    """Yield the boxes of the range start..stop-1 within one row; none if it begins past the row."""
     width = math.prod(shape[1:])
     if start < width:
         for offsets, sizes in chunks_of(shape[1:], start, stop):
@@ -54,16 +58,19 @@ def _in_row(shape: Sequence[int], row: int, start: int, stop: int) -> Iterator[C
 
 
 class Partition(torch.Tensor):
-    """The range of a part of a global tensor that `data` holds, `start` its first element.
+    """The range of a shard that `data` holds, as a tensor of the global shape.
 
-    torch.distributed.checkpoint asks a tensor for its chunks by the three methods below.
+    torch.distributed.checkpoint calls `__create_write_items__`, `__create_chunk_list__` and
+    `__get_tensor_shard__` for its chunks.
     """
 
     shard: Shard
     start: int
+    """Row-major index in the shard of the first element."""
     data_1d: Tensor
+    """The elements."""
     chunks: dict[torch.Size, Tensor]
-    """By their offsets in the whole."""
+    """Views of the elements by the chunks' offsets in the global tensor."""
 
     @staticmethod
     def __new__(cls, shard: Shard, start: int, data: Tensor) -> Partition:
@@ -74,23 +81,24 @@ class Partition(torch.Tensor):
         partition.chunks, position = {}, 0
         for offsets, sizes in chunks_of(shard.shape, start, start + data.numel()):
             count = math.prod(sizes)
-            place = [*offsets]
-            place[shard.dim] += shard.start
-            partition.chunks[torch.Size(place)] = data[position : position + count].view(sizes)
+            offset = [*offsets]
+            offset[shard.dim] += shard.start
+            partition.chunks[torch.Size(offset)] = data[position : position + count].view(sizes)
             position += count
         return partition
 
-    def holding(self, data: Tensor) -> Partition:
-        """The same range, held by other memory."""
+    def with_data(self, data: Tensor) -> Partition:
+        """Return the same range, held by other memory."""
         return Partition(self.shard, self.start, data)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        raise NotImplementedError(f"{func} of a fragment")
+        raise NotImplementedError(f"{func} of a partition")
 
     def __create_write_items__(self, fqn: str, _: object) -> list[WriteItem]:
+        """Return what to write of the global tensor `fqn`: each chunk."""
         return [
             WriteItem(
                 index=MetadataIndex(fqn, offsets, index),
@@ -105,20 +113,25 @@ class Partition(torch.Tensor):
         ]
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        """Return the chunks to read."""
         return [ChunkStorageMetadata(o, chunk.shape) for o, chunk in self.chunks.items()]
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
+        """Return the memory of one chunk."""
         assert index.offset is not None
         return self.chunks[torch.Size(index.offset)]
 
 
-def elements(tensor: Tensor) -> int:
-    """That are held here of a global tensor."""
+def local_numel(tensor: Tensor) -> int:
+    """Return the number of elements that this rank holds of a global tensor."""
     return tensor.data_1d.numel() if isinstance(tensor, Partition) else tensor.numel()
 
 
 def fill(tensor: Tensor, whole: Any) -> None:
-    """From a whole tensor that is read where it is indexed, no more of it than is held here."""
+    """Copy into `tensor` what it holds of `whole`, and read no more of it.
+
+    `whole` is the global tensor as a file has it: an object that is read where it is indexed.
+    """
     if not isinstance(tensor, Partition):
         tensor.copy_(whole[...])
         return

@@ -1,8 +1,8 @@
-"""Saves checkpoints: written beside, synced, summed, and committed by one rename.
+"""Saving checkpoints: written to a hidden folder, synced, summed, and committed by one rename.
 
-This goes on in a thread and on a process group of its own while training goes on. Each phase is
-made by all ranks together: where one fails, on whichever rank, all know it before the next,
-nothing is committed, and nobody waits.
+A save runs in a thread and on a process group of its own while training continues. All ranks go
+through its phases together: where one fails, on whichever rank, all ranks know it before the next
+phase, nothing is committed, and no rank waits for another.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from model.errors import LeaseLostError, SaveFailedError
 from model.sentences import first_line
 from parallel.mesh import Mesh
-from trainer.checkpoint.manifest import Entry, entry, write_manifest
+from trainer.checkpoint.manifest import DESCRIBING, DESCRIPTION, Entry, entry, write_manifest
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.storage import Shapes, Storage
-from trainer.checkpoint.store import FORMAT, Store, name_of
+from trainer.checkpoint.store import FORMAT, LATEST, Store, name_of
 from trainer.config.settings import CheckpointConfig
 from trainer.files import replace, sync, write_synced
 from trainer.logs.log import log
@@ -52,7 +52,7 @@ class Phase(StrEnum):
 
 
 TIMEOUT = timedelta(hours=2)
-"""How long ranks wait for the slowest disk among them."""
+"""Time that ranks wait for the slowest disk among them."""
 
 
 class _FailedError(Exception):
@@ -60,9 +60,9 @@ class _FailedError(Exception):
 
 
 class Saver:
-    """The checkpoints of one run, as its ranks write them. Made by all ranks together.
+    """Saves the checkpoints of one run. All ranks make theirs together.
 
-    `shapes` are those of all tensors of the whole state. `may_commit`, on the main rank, says
+    `shapes` are those of all tensors of the whole state. `may_commit` returns, on the main rank,
     whether the run folder is still this attempt's. `on_phase` is called with each phase of a save
     and the save's step, None at its end; `storage` writes the tensors.
     """
@@ -96,11 +96,12 @@ class Saver:
         description: dict[str, Any],
         abort_reason: str | None = None,
     ) -> None:
-        """Return once the state is copied, or committed where saving is not asynchronous.
+        """Save the checkpoint of `step`; return once `state` may change.
 
-        `abort_reason`: why this rank cannot let the checkpoint be committed. Raises SaveFailedError
-        at the second failure in a row; the first one is only reported. Raises LeaseLostError where
-        the run folder belongs to a newer attempt of the job.
+        That is once it is copied, or committed where saving is not asynchronous. `abort_reason`
+        says why this rank cannot let the checkpoint be committed. Raises SaveFailedError at the
+        second failure in a row; the first one is only reported. Raises LeaseLostError where the run
+        folder belongs to a newer attempt of the job.
         """
         self.wait()
         if self._config.asynchronous:
@@ -127,22 +128,22 @@ class Saver:
             except _FailedError as error:
                 self._failures += 1
                 if self._failures > 1:
-                    raise SaveFailedError(
-                        f"{error}, as did the one before; the run stops"
-                    ) from None
+                    sentence = f"{error}, as did the one before; the run stops"
+                    raise SaveFailedError(sentence) from None
             finally:
                 self.is_waiting = False
         return self._failures == 0
 
     def close(self) -> None:
-        """Wait for what is in flight, whatever comes of it, and leave the group."""
+        """Wait for what is in flight, whether it succeeds or not, and leave the group."""
         self.is_waiting = True
         if self._in_flight is None or self._in_flight.exception() is None:
             dist.destroy_process_group(self._group)
 
     def _run(self, done: Future[None], step: int, *what: Any) -> None:
+        """Make a save in the thread, and set its result."""
         try:
-            self._write(step, *what)
+            self._make(step, *what)
             done.set_result(None)
         except BaseException as error:
             if self._mesh.is_main and isinstance(error, _FailedError):
@@ -151,58 +152,57 @@ class Saver:
         finally:
             self._on_phase(None, step)
 
-    def _write(
+    def _make(
         self,
         step: int,
         state: Mapping[str, Tensor],
         description: dict[str, Any],
         abort_reason: str | None,
     ) -> None:
-        def opened() -> str:
-            if abort_reason is not None:
-                raise OSError(abort_reason)
-            return str(self._store.begin(step)) if self._mesh.is_main else ""
+        """Go through the phases after COPYING; raise where one fails."""
+        opened = self._on_all_ranks(step, Phase.OPENING, lambda: self._open(step, abort_reason))
+        folder = Path(opened[0])
 
-        beside = Path(self._together(step, Phase.OPENING, opened)[0])
+        def write() -> None:
+            self._storage.write(folder, state, self._shapes, self._group)
+
+        def sums_here() -> dict[str, Entry]:
+            return {file.name: entry(file) for file in folder.glob(f"__{self._mesh.rank}_*")}
+
         try:
-            self._together(
-                step,
-                Phase.WRITING,
-                lambda: self._storage.write(beside, state, self._shapes, self._group),
-            )
-            mine = f"__{self._mesh.rank}_*"
-            sums = self._together(
-                step, Phase.SUMMING, lambda: {f.name: entry(f) for f in beside.glob(mine)}
-            )
-            self._together(step, Phase.SEALING, lambda: self._seal(beside, step, description, sums))
-            self._together(step, Phase.RENAMING, lambda: self._commit(beside, step))
+            self._on_all_ranks(step, Phase.WRITING, write)
+            sums = self._on_all_ranks(step, Phase.SUMMING, sums_here)
+            content = {"format": FORMAT, "step": step, **description}
+            self._on_all_ranks(step, Phase.SEALING, lambda: self._seal(folder, content, sums))
+            self._on_all_ranks(step, Phase.RENAMING, lambda: self._commit(folder, step))
         except (_FailedError, LeaseLostError):
             if self._mesh.is_main:
-                shutil.rmtree(beside, ignore_errors=True)  # a full disk needs the room
+                shutil.rmtree(folder, ignore_errors=True)  # a full disk needs the room
             raise
-        self._together(step, Phase.TIDYING, self._tidy)
+        self._on_all_ranks(step, Phase.TIDYING, self._tidy)
 
-    def _write_tensors(self, beside: Path, state: Mapping[str, Tensor]) -> None:
-        self._storage.write(beside, state, self._shapes, self._group)
+    def _open(self, step: int, abort_reason: str | None) -> str:
+        """Make the folder to write in; return its path on the main rank."""
+        if abort_reason is not None:
+            raise OSError(abort_reason)
+        return str(self._store.begin(step)) if self._mesh.is_main else ""
 
-    def _seal(
-        self, beside: Path, step: int, description: dict[str, Any], sums: list[dict[str, Entry]]
-    ) -> None:
+    def _seal(self, folder: Path, content: dict[str, Any], sums: list[dict[str, Entry]]) -> None:
+        """Write the description and the manifest."""
         if not self._mesh.is_main:
             return
-        text = json.dumps({"format": FORMAT, "step": step, **description}, indent=1)
-        write_synced(beside / "checkpoint.json", text)
+        write_synced(folder / DESCRIPTION, json.dumps(content, indent=1))
         entries = {name: one for of_rank in sums for name, one in of_rank.items()}
-        entries |= {name: entry(beside / name) for name in ("checkpoint.json", ".metadata")}
-        write_manifest(beside, entries)
-        sync(beside)
+        entries |= {name: entry(folder / name) for name in DESCRIBING}
+        write_manifest(folder, entries)
+        sync(folder)
 
     @property
     def _run_folder(self) -> Path:
         return self._store.folder.parent
 
-    def _commit(self, beside: Path, step: int) -> None:
-        """Rename the folder: from here on the checkpoint counts."""
+    def _commit(self, folder: Path, step: int) -> None:
+        """Rename the folder to its final name: from here on the checkpoint counts."""
         if not self._mesh.is_main:
             return
         if not self._may_commit():
@@ -211,30 +211,33 @@ class Saver:
         old = None
         if final.exists():
             if step not in self._committed:
-                # Nobody else makes steps that this run has yet to make.
+                # Only a newer attempt makes steps that this run has yet to make.
                 raise LeaseLostError(self._run_folder)
             old = self._store.hide(final)  # the same step again, after an error past its rename
-        os.rename(beside, final)
+        os.rename(folder, final)
         self._committed.add(step)
         sync(self._store.folder)
         if old is not None:
             shutil.rmtree(old)
 
     def _tidy(self) -> None:
-        """Remove older checkpoints; this one is committed, whatever comes of it."""
+        """Point `latest` to the newest checkpoint and remove older ones.
+
+        An error is only logged: the checkpoint is committed.
+        """
         if not self._mesh.is_main:
             return
         if not self._may_commit():
             raise LeaseLostError(self._run_folder)
         try:
             newest = self._store.committed()[-1]
-            replace(self._store.folder / "latest", newest.path.name)
+            replace(self._store.folder / LATEST, newest.path.name)
             self._store.retain(self._config.keep, self._config.keep_every)
         except OSError as error:
             log.warning("older checkpoints cannot be tidied away: %s", error)
 
-    def _together(self, step: int, phase: Phase, action: Callable[[], T]) -> list[T]:
-        """Return the results of all ranks; raise on all of them where one failed."""
+    def _on_all_ranks(self, step: int, phase: Phase, action: Callable[[], T]) -> list[T]:
+        """Return the action's results on all ranks; raise on all of them where one failed."""
         self._on_phase(phase, step)
         mine: tuple[T | None, str | None]
         try:
@@ -254,7 +257,7 @@ class Saver:
 
 
 def _sentence(error: BaseException, rank: int) -> str:
-    """Return the rank on which something went wrong first, and the first line of what."""
+    """Return a sentence about an error: the rank that had it first, and the error's first line."""
     if isinstance(error, CheckpointException) and error.failures:
         rank, (cause, _) = next(iter(error.failures.items()))
         return _sentence(cause, rank)

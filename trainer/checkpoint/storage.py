@@ -1,4 +1,7 @@
-"""Tensors to and from a folder, through torch.distributed.checkpoint, without trusting pickles."""
+"""Writing tensors to a folder and reading them, through torch.distributed.checkpoint.
+
+Its metadata file is a pickle, which is read without running code from it.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +38,11 @@ from torch.futures import Future
 
 from model.errors import UserError
 from model.sentences import shortened
+from trainer.checkpoint.manifest import METADATA
 from trainer.checkpoint.partitions import Partition
 
 Shapes = dict[str, tuple[int, ...]]
-"""Of whole tensors, by their global names."""
+"""Shapes of global tensors, by key."""
 
 _ALLOWED = {
     ("torch.distributed.checkpoint.metadata", name)
@@ -56,13 +60,14 @@ _ALLOWED = {
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
 }
-"""All that a metadata file names besides torch's dtypes."""
+"""Modules and names that a metadata file may have besides torch's dtypes."""
 
 _DTYPES = {"float32", "float64", "bfloat16", "float16", "int64", "int32", "uint8", "bool"}
+"""Names of torch's dtypes that a metadata file may have."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads the metadata of torch.distributed.checkpoint, a pickle, and calls nothing else."""
+    """Unpickles the metadata of torch.distributed.checkpoint, and refuses anything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ALLOWED or (module == "torch" and name in _DTYPES):
@@ -71,6 +76,8 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Reader(FileSystemReader):
+    """Reads a checkpoint's files, the metadata by `read_metadata`."""
+
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         metadata = read_metadata(Path(self.path))
         if metadata.storage_meta is None:
@@ -80,28 +87,30 @@ class _Reader(FileSystemReader):
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """Raises UserError where the folder's metadata is missing or is something else."""
+    """Return a folder's metadata. Raises UserError where it is missing or is something else."""
     try:
-        metadata = _Unpickler(io.BytesIO((folder / ".metadata").read_bytes())).load()
+        metadata = _Unpickler(io.BytesIO((folder / METADATA).read_bytes())).load()
     except Exception as error:  # whatever a broken pickle makes its reader raise
         raise UserError(f"{folder}: cannot read its metadata: {error}") from None
     if not isinstance(metadata, Metadata):
         raise UserError(f"{folder}: its metadata is a {type(metadata).__name__}")
-    for info in (metadata.storage_data or {}).values():
-        if (
-            not isinstance(info, _StorageInfo)
-            or Path(info.relative_path).name != info.relative_path
-        ):
-            raise UserError(f"{folder}: its metadata names a file that is not in the folder")
+    if not all(map(_is_in_folder, (metadata.storage_data or {}).values())):
+        raise UserError(f"{folder}: its metadata names a file that is not in the folder")
     return metadata
 
 
+def _is_in_folder(info: object) -> bool:
+    """Return whether a chunk's place is in a file of the checkpoint's own folder."""
+    return isinstance(info, _StorageInfo) and Path(info.relative_path).name == info.relative_path
+
+
 def tensor_shapes(folder: Path) -> Shapes:
-    """Global names of the tensors in a checkpoint, and their shapes."""
+    """Return the shapes of the tensors in a checkpoint, by key."""
     return {name: tuple(entry.size) for name, entry in _tensors(read_metadata(folder)).items()}
 
 
 def _tensors(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
+    """Return the entries of the tensors, without other objects."""
     return {
         name: entry
         for name, entry in metadata.state_dict_metadata.items()
@@ -110,12 +119,14 @@ def _tensors(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
 
 
 class Writer(FileSystemWriter):
+    """Writes a rank's files of a checkpoint."""
+
     def storage_meta(self) -> StorageMeta | None:
-        """None: a checkpoint need not tell the path it was written at."""
+        """Return None, so that a checkpoint does not hold the path that it was written at."""
         return None
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Raises the disk's error where there is one: torch answers it with another."""
+        """Write this rank's files; raise a disk's error itself instead of torch's about it."""
         try:
             return super().write_data(plan, planner)
         except Exception as error:
@@ -160,6 +171,7 @@ class _LoadPlanner(DefaultLoadPlanner):
 
 
 def _chunks(name: str, tensor: Tensor) -> Iterator[tuple[MetadataIndex, Sequence[int]]]:
+    """Yield the chunks that are held here of a global tensor: the index and shape of each."""
     if isinstance(tensor, Partition):
         for offsets, chunk in tensor.chunks.items():
             yield MetadataIndex(name, offsets), chunk.shape
@@ -190,18 +202,18 @@ class Storage:
         )
 
     def writer(self, folder: Path) -> FileSystemWriter:
-        """Return what writes this rank's files."""
+        """Return the writer of this rank's files."""
         return Writer(folder, sync_files=True)
 
 
 def read(folder: Path, state: Mapping[str, Tensor], *, alone: bool = False) -> None:
-    """Fill `state` in place; `alone` needs no process group.
+    """Fill `state` in place from a checkpoint. A collective, unless `alone`.
 
     Raises UserError naming the tensors that the checkpoint lacks or holds in another shape. Where
     it cannot be read or lacks some elements, it raises UserError too, with `alone`; without, all
     ranks raise CheckpointException.
     """
-    compare(folder, tensor_shapes(folder), {k: tuple(t.shape) for k, t in state.items()})
+    check_shapes(folder, tensor_shapes(folder), {k: tuple(t.shape) for k, t in state.items()})
     with warnings.catch_warnings():
         if alone:
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -214,8 +226,8 @@ def read(folder: Path, state: Mapping[str, Tensor], *, alone: bool = False) -> N
             raise UserError(f"{folder} cannot be read: {cause}") from None
 
 
-def compare(source: Path, held: Shapes, wanted: Shapes) -> None:
-    """Raises UserError naming the tensors that a source lacks or holds in another shape."""
+def check_shapes(source: Path, held: Shapes, wanted: Shapes) -> None:
+    """Raise UserError naming the wanted tensors that a source lacks or holds in another shape."""
     wrong = [
         f"{name} is {held[name]} in it and {shape} here"
         if name in held

@@ -1,15 +1,15 @@
-"""Checkpoints in a run folder: which there are and what they are. Imports no torch.
+"""The checkpoints in a run folder. Imports no torch.
 
     checkpoints/
       latest                      the newest committed checkpoint's name
       step-00000200/
         checkpoint.json           format, step, samples, layout, settings, facts of the series
-        .metadata                 where each part of each global tensor lies
-        __0_0.distcp              what rank 0 held of weights, exp_avg and exp_avg_sq
+        .metadata                 the file and place of each chunk of each global tensor
+        __0_0.distcp              rank 0's chunks of weights, exp_avg and exp_avg_sq
         manifest                  every other file's size and sha256
 
-A reader trusts a folder named step-XXXXXXXX whose manifest holds: a half-written one has another
-name, and one that has been damaged since is put aside as step-XXXXXXXX.damaged.
+Readers trust a folder named step-XXXXXXXX that agrees with its manifest: a half-written one has
+another name, and one that is no longer intact is quarantined as step-XXXXXXXX.damaged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,15 +27,19 @@ from typing_extensions import TypedDict  # pydantic's wish before Python 3.12
 
 from model.errors import UserError
 from model.validation import check_content
-from trainer.checkpoint.manifest import verify
+from trainer.checkpoint.manifest import DESCRIPTION, verify
 
 FORMAT = 3
+"""Version of the format, which checkpoint.json holds."""
+
+LATEST = "latest"
+"""Name of the file with the newest checkpoint's name."""
 
 _NAME = re.compile(r"step-(\d{8,})")
 
 
 class Description(TypedDict):
-    """checkpoint.json."""
+    """The content of checkpoint.json."""
 
     format: int
     step: int
@@ -52,6 +55,7 @@ _DESCRIPTION = TypeAdapter(Description)
 
 
 def name_of(step: int) -> str:
+    """Return the name of the folder with the checkpoint of `step`."""
     return f"step-{step:08d}"
 
 
@@ -61,39 +65,50 @@ class Checkpoint:
 
     path: Path
 
+    def exists(self) -> bool:
+        """Return whether the folder describes a checkpoint, intact or not."""
+        return (self.path / DESCRIPTION).is_file()
+
     @property
     def step(self) -> int:
+        """The number of steps that were made, by the folder's name."""
         match = _NAME.fullmatch(self.path.name)
         assert match is not None
         return int(match[1])
 
     def verify(self, *, contents: bool = True, reader: int = 0, readers: int = 1) -> str | None:
-        """What is wrong with it, in words; None if it is whole. See `manifest.verify`."""
+        """Return what is wrong with it, in words, or None if it is intact; see `manifest.verify`.
+
+        The step that it describes must also be its folder's.
+        """
         wrong = verify(self.path, contents=contents, reader=reader, readers=readers)
         if wrong is None and _NAME.fullmatch(self.path.name):
             try:
-                step = json.loads((self.path / "checkpoint.json").read_text(encoding="utf-8"))[
-                    "step"
-                ]
+                step = self._content()["step"]
             except (OSError, ValueError, TypeError, KeyError) as error:
-                return f"checkpoint.json: {error}"
+                return f"{DESCRIPTION}: {error}"
             if step != self.step:
                 return f"it is of step {step}"
         return wrong
 
     def description(self) -> dict[str, Any]:
-        """checkpoint.json."""
+        """Return the content of checkpoint.json.
+
+        Raises UserError where there is none, or one of something else than this version reads.
+        """
         try:
-            text = (self.path / "checkpoint.json").read_text(encoding="utf-8")
-            content = json.loads(text)
+            content = self._content()
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.path} is no checkpoint: checkpoint.json: {error}") from None
+            raise UserError(f"{self.path} is no checkpoint: {DESCRIPTION}: {error}") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             found = content.get("format") if isinstance(content, dict) else None
             raise UserError(f"{self.path} has format {found}; this version reads {FORMAT}")
-        where = f"{self.path} does not say what it holds: checkpoint.json"
+        where = f"{self.path} does not say what it holds: {DESCRIPTION}"
         check_content(_DESCRIPTION, content, where)
         return content
+
+    def _content(self) -> Any:
+        return json.loads((self.path / DESCRIPTION).read_text(encoding="utf-8"))
 
 
 class Store:
@@ -103,7 +118,7 @@ class Store:
         self.folder = folder
 
     def committed(self) -> list[Checkpoint]:
-        """Oldest first."""
+        """Return the committed checkpoints, oldest first, intact or not."""
         folders = self.folder.iterdir() if self.folder.is_dir() else ()
         found = [
             Checkpoint(folder)
@@ -113,64 +128,64 @@ class Store:
         return sorted(found, key=lambda checkpoint: checkpoint.step)
 
     def has(self, step: int) -> bool:
+        """Return whether the checkpoint of `step` is committed."""
         return (self.folder / name_of(step)).is_dir()
 
     def newest(self, *, contents: bool = False) -> Checkpoint | None:
-        """The newest that is whole by its files' sizes, or by their contents too."""
+        """Return the newest checkpoint that is intact by its files' sizes, or by `contents` too."""
         for checkpoint in reversed(self.committed()):
             if checkpoint.verify(contents=contents) is None:
                 return checkpoint
         return None
 
-    def damaged(self) -> dict[Path, str]:
-        """Those that are not whole by their files' sizes, and why."""
+    def verify(self) -> dict[Path, str]:
+        """Return the checkpoints that are not intact by their files' sizes -> what is wrong."""
         wrong = {c.path: c.verify(contents=False) for c in self.committed()}
         return {path: why for path, why in wrong.items() if why is not None}
 
     def quarantine(self, path: Path) -> Path:
-        """Out of the readers' way, for somebody to look at."""
-        aside = path.with_name(f"{path.name}.damaged")
-        if aside.exists():
-            shutil.rmtree(aside)
-        return path.rename(aside)
+        """Rename a checkpoint so that readers ignore it; return its new path."""
+        quarantined = path.with_name(f"{path.name}.damaged")
+        if quarantined.exists():
+            shutil.rmtree(quarantined)
+        return path.rename(quarantined)
 
     def retain(self, keep: int, keep_every: int) -> None:
-        """Remove all but the newest `keep` checkpoints and every one at a multiple of
-        `keep_every` steps; 0 for none of these."""
+        """Remove all checkpoints but the newest `keep` and those at multiples of `keep_every`.
+
+        With `keep_every` 0 only the newest stay.
+        """
         for checkpoint in self.committed()[:-keep]:
             if not keep_every or checkpoint.step % keep_every:
                 self.remove(checkpoint.path)
 
     def remove(self, path: Path) -> None:
-        """Out of the readers' sight at once: a kill leaves no half of it that looks whole."""
+        """Remove a checkpoint, hidden first: a kill leaves no half of it that looks intact."""
         shutil.rmtree(self.hide(path))
 
     def hide(self, path: Path) -> Path:
-        """Under a name that no reader looks at."""
+        """Rename a checkpoint to a name that readers ignore; return its new path."""
         return path.rename(self._hidden(path.name))
 
     def begin(self, step: int) -> Path:
-        """A folder to write a checkpoint in before it is committed; no other process has it."""
+        """Make a new hidden folder in which to write a checkpoint before it is committed."""
         self.folder.mkdir(exist_ok=True)
-        beside = self._hidden(name_of(step))
-        beside.mkdir()
-        return beside
+        folder = self._hidden(name_of(step))
+        folder.mkdir()
+        return folder
 
     def _hidden(self, name: str) -> Path:
         return self.folder / f".{name}.{uuid.uuid4().hex}.partial"
 
     def remove_unfinished(self) -> list[str]:
-        """What a killed save has left, of the new checkpoint or of old ones; what cannot be
-        removed is told."""
-        return [
-            f"{folder} cannot be removed: {error}"
-            for folder in self.folder.glob(".step-*.partial")
-            for error in _removed(folder)
-        ]
+        """Remove what a killed save has left, of the new checkpoint or of old ones.
 
-
-def _removed(folder: Path) -> Iterator[str]:
-    try:
-        shutil.rmtree(folder)
-    except OSError as error:
-        yield error.strerror or str(error)
+        Returns a sentence about each folder that cannot be removed.
+        """
+        notes = []
+        for folder in self.folder.glob(".step-*.partial"):
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:
+                notes.append(f"{folder} cannot be removed: {error.strerror or error}")
+        return notes

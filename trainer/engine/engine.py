@@ -31,7 +31,7 @@ from parallel.mesh import Mesh
 from parallel.parallelize import parallelize
 from parallel.sharding import is_sharded
 from trainer.checkpoint.keys import buffers_of, global_name
-from trainer.checkpoint.partitions import elements
+from trainer.checkpoint.partitions import local_numel
 from trainer.config.deepspeed_config import deepspeed_config
 from trainer.config.settings import Settings
 from trainer.data.dataset import WindowBatch
@@ -253,7 +253,7 @@ class Engine:
     def _check_coverage(self) -> None:
         """Raise RuntimeError for an element that no rank holds: it would keep its first value."""
         state = self.state()
-        held = [elements(state[key]) if key in state else 0 for key in self.shapes]
+        held = [local_numel(state[key]) if key in state else 0 for key in self.shapes]
         counts = sum_over_ranks(self.mesh, torch.tensor(held, dtype=torch.float64)).tolist()
         for (key, shape), count in zip(self.shapes.items(), counts, strict=True):
             if count != math.prod(shape):

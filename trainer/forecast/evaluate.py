@@ -1,4 +1,4 @@
-"""Scores of a forecaster on every window of a split, beside forecasts that need no training."""
+"""Scores of a network on every window of a split, beside those of forecasts without training."""
 
 from __future__ import annotations
 
@@ -17,31 +17,37 @@ from trainer.data.dataset import Dataset, Split, WindowBatch
 from trainer.data.tables import Floats
 
 Predict = Callable[[Iterable[WindowBatch]], Iterable[tuple[WindowBatch, Tensor]]]
-"""Batches with their forecasts, in standardised units; nothing on ranks that see no output."""
+"""A function from batches to the batches with their forecasts [B, H, C], in standardised units.
+
+It yields nothing on ranks that see no output.
+"""
 
 MODEL = "Forescale"
+"""Name of the network among the forecasters."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Sums over all windows."""
+    """Errors of several forecasters, summed over all windows of a split."""
 
     split: Split
     windows: int
     channels: list[str]
     units: str
-    """What errors are measured in."""
+    """The units that errors are measured in."""
     squared: dict[str, npt.NDArray[np.float64]]
-    """Forecaster -> sum of squared errors per channel."""
+    """Forecaster -> sum of squared errors of each channel [C]."""
     absolute: dict[str, npt.NDArray[np.float64]]
+    """Forecaster -> sum of absolute errors of each channel [C]."""
     points: npt.NDArray[np.float64]
-    """Valid target points per channel."""
+    """Number of valid target points of each channel [C]."""
     seasonal_scale: npt.NDArray[np.float64]
+    """MASE's divisor for each channel [C]."""
     forecasts: dict[int, Floats] = field(default_factory=dict)
-    """The model's forecasts [H, C] of the windows that were asked for."""
+    """Window -> the network's forecast [H, C], of the windows to keep."""
 
     def scores(self) -> dict[str, dict[str, float]]:
-        """Forecaster -> MSE and MAE over all points, and MASE, the mean over channels."""
+        """Return forecaster -> MSE and MAE over all points, and MASE, the mean over channels."""
         return {
             name: {
                 "mse": float(self.squared[name].sum() / max(1.0, self.points.sum())),
@@ -52,13 +58,13 @@ class Evaluation:
         }
 
     def _mase(self, name: str) -> float:
-        """Mean over the channels that have any point."""
+        """Return a forecaster's MASE, the mean over the channels that have any point."""
         scored = self.points > 0
         errors = self.absolute[name][scored] / self.points[scored]
         return float(np.mean(errors / self.seasonal_scale[scored])) if scored.any() else 0.0
 
     def summary(self) -> dict[str, Any]:
-        """The content of evaluation.json."""
+        """Return the content of evaluation.json, but for the step."""
         per_channel = {
             name: {
                 channel: {"mse": float(squared / points), "mae": float(absolute / points)}
@@ -87,13 +93,13 @@ def evaluate(
     mesh: Mesh | None = None,
     keep: Sequence[int] = (),
 ) -> Evaluation:
-    """Every window once, whatever the number of ranks; `mesh` None is one process alone.
+    """Score every window of a split once, on the ranks of `mesh` or in this process alone.
 
-    All replicas bring equally many batches of equal shape; padding has weight 0. Sums are
-    reduced, never means.
+    `keep` are the windows whose forecasts are kept. All replicas compute equally many batches of
+    equal shape; padding has weight 0. Sums are reduced over ranks, never means.
     """
     replicas, replica = (1, 0) if mesh is None else (mesh.layout.data, mesh.coordinates.data)
-    batches = _rounds(dataset.windows(split), batch_size, replicas, replica)
+    batches = _batches_of_replica(dataset.windows(split), batch_size, replicas, replica)
     names = [MODEL, *(seasonal_name(s) for s in dataset.season_lengths), "last value"]
     channels = len(dataset.channels)
     sums = np.zeros((2 * len(names) + 1, channels))
@@ -129,30 +135,33 @@ def evaluate(
     )
 
 
-def _rounds(
+def _batches_of_replica(
     windows: int, batch_size: int, replicas: int, replica: int
 ) -> list[npt.NDArray[np.int64]]:
-    """This replica's windows, round by round; in the last rounds it may have fewer or none."""
-    starts = range(0, windows, replicas * batch_size)
-    firsts = (start + replica * batch_size for start in starts)
-    return [np.arange(min(f, windows), min(f + batch_size, windows)) for f in firsts]
+    """Return the numbers of a replica's windows, batch by batch.
+
+    All replicas have equally many batches; the last one may have fewer windows, or none.
+    """
+    starts = range(replica * batch_size, windows + replica * batch_size, replicas * batch_size)
+    return [np.arange(min(s, windows), min(s + batch_size, windows)) for s in starts]
 
 
 def seasonal_name(season: int) -> str:
+    """Return the name of the baseline that repeats the last `season` points."""
     return f"seasonal naive ({season})"
 
 
 def baselines(context: Floats, dataset: Dataset) -> Iterator[Floats]:
-    """Repeat each season, then the last value: [B, H, C] each, from a context [B, L, C]."""
-    known = _fill_forward(context)
-    length, horizon = known.shape[1], dataset.shape.prediction_length
+    """Yield forecasts [B, H, C] that repeat each season, then the last value, of [B, L, C]."""
+    filled = _fill_forward(context)
+    length, horizon = filled.shape[1], dataset.shape.prediction_length
     for season in dataset.season_lengths:
-        yield known[:, length - season + np.arange(horizon) % season]
-    yield np.repeat(known[:, -1:], horizon, axis=1)
+        yield filled[:, length - season + np.arange(horizon) % season]
+    yield np.repeat(filled[:, -1:], horizon, axis=1)
 
 
 def _fill_forward(context: Floats) -> Floats:
-    """Missing points take the last valid value before them, or the training mean, 0."""
+    """Return a context whose missing points have the value before them, else 0, the mean."""
     valid = ~np.isnan(context)
     if valid.all():
         return context

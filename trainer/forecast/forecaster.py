@@ -1,4 +1,4 @@
-"""A trained network in plain torch, on one device, without DeepSpeed."""
+"""The forecaster: a trained network in plain torch, on one device, without DeepSpeed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from model import rollout
 from model.errors import UserError
 from model.network import Inputs, TimeSeriesTransformer
 from trainer.checkpoint.keys import state_of
-from trainer.checkpoint.storage import compare
+from trainer.checkpoint.storage import check_shapes
 from trainer.config import Settings
 from trainer.data import Dataset
 from trainer.data.dataset import WindowBatch
@@ -24,12 +24,12 @@ from trainer.logs.log import log
 from trainer.run.folder import RunFolder
 from trainer.weights.source import WeightsSource, find
 
-TRIES = 5
-"""A run that is training may remove the checkpoint that is being read."""
+MAX_READ_ATTEMPTS = 5
+"""Number of checkpoints that are tried: a run that is training may remove the one being read."""
 
 
 class Forecaster:
-    """A network with its weights, and what it must know of the series it was trained on."""
+    """A network with its weights, and the facts about the series that it was trained on."""
 
     def __init__(
         self, network: TimeSeriesTransformer, settings: Settings, facts: SeriesFacts, step: int
@@ -39,15 +39,15 @@ class Forecaster:
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Forecaster:
-        """From a run folder's newest whole checkpoint, from a checkpoint, or from an export,
-        whatever layout wrote it.
+        """Load a run folder's newest intact checkpoint, a checkpoint or an export.
 
-        Raises UserError where there are no weights or they are damaged.
+        Any layout may have written it. Raises UserError where there are no weights or they are not
+        intact.
         """
-        for _ in range(TRIES):
-            source = _intact(Path(path))
+        for _ in range(MAX_READ_ATTEMPTS):
+            source = _find_intact(Path(path))
             try:
-                network = _network(source)
+                network = _load_network(source)
                 break
             except UserError:
                 if source.path.exists():
@@ -58,12 +58,12 @@ class Forecaster:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The series that the configuration names; raises UserError where they are not here."""
+        """The series that the configuration names. Raises UserError where they are not here."""
         return Dataset(self.settings.data)
 
     @torch.no_grad()
     def predict(self, batches: Iterable[WindowBatch]) -> Iterator[tuple[WindowBatch, Tensor]]:
-        """Batches with their forecasts [B, H, C], in standardised units and on the CPU."""
+        """Yield batches with their forecasts [B, H, C], in standardised units and on the CPU."""
         device = next(self.network.parameters()).device
         for batch in batches:
             context = torch.from_numpy(batch.context).to(device)
@@ -77,50 +77,54 @@ class Forecaster:
     def forecast(
         self, context: npt.ArrayLike, covariates: npt.ArrayLike | None = None
     ) -> npt.NDArray[np.float64]:
-        """Forecasts [B, H, C] from contexts [B, L, C], both in the series' own units, NaN where a
-        point is missing.
+        """Return forecasts [B, H, C] from contexts [B, L, C], both in the series' own units.
 
-        `covariates` [B, L + H, F] are what is known in advance, as `trainer.data.tables.known`
-        makes them. Raises UserError for other shapes.
+        Missing points of a context are NaN. `covariates` [B, L + H, F] are known in advance, as
+        `trainer.data.tables.known_features` makes them. Raises UserError for other shapes.
         """
         shape = self.facts.shape
         values = np.asarray(context, np.float64)
         length = shape.context_length + shape.prediction_length
         columns = shape.covariates + len(shape.calendar)
-        _expect("context", values, (shape.context_length, shape.channels))
+        _check_shape("context", values, (shape.context_length, shape.channels))
         rows = len(values)
-        told = np.zeros((rows, length, 0)) if covariates is None else np.asarray(covariates)
-        _expect("covariates", told, (length, columns))
+        features = np.zeros((rows, length, 0)) if covariates is None else np.asarray(covariates)
+        _check_shape("covariates", features, (length, columns))
         mean, deviation = np.asarray(self.facts.mean), np.asarray(self.facts.deviation)
         batch = WindowBatch(
             ((values - mean) / deviation).astype(np.float32),
             np.full((rows, shape.prediction_length, shape.channels), np.nan, np.float32),
-            told.astype(np.float32),
+            features.astype(np.float32),
             np.ones(rows, np.float32),
         )
         [(_, forecast)] = self.predict([batch])
         return np.asarray(forecast.double().numpy() * deviation + mean)
 
 
-def _expect(name: str, values: npt.NDArray[np.float64], wanted: tuple[int, int]) -> None:
+def _check_shape(name: str, values: npt.NDArray[np.float64], wanted: tuple[int, int]) -> None:
+    """Raise UserError where values are not of the shape [B, *wanted]."""
     if values.ndim != 3 or values.shape[1:] != wanted:
         raise UserError(f"{name}: expected [B, {wanted[0]}, {wanted[1]}], got {list(values.shape)}")
 
 
-def _network(source: WeightsSource) -> TimeSeriesTransformer:
-    """With its weights; nothing large is made before it is known to fit."""
+def _load_network(source: WeightsSource) -> TimeSeriesTransformer:
+    """Return the network with its weights; allocate nothing large before they are known to fit."""
     settings, shape = source.settings, source.facts.shape
     with torch.device("meta"):
         wanted = TimeSeriesTransformer(settings.model, shape)
-    compare(source.path, source.shapes(), {k: tuple(t.shape) for k, t in state_of(wanted).items()})
+    shapes = {key: tuple(tensor.shape) for key, tensor in state_of(wanted).items()}
+    check_shapes(source.path, source.shapes(), shapes)
     network = TimeSeriesTransformer(settings.model, shape)
     source.read(state_of(network))
     return network.bfloat16() if settings.train.precision == "bf16" else network
 
 
-def _intact(path: Path) -> WeightsSource:
-    """Of a run, the newest checkpoint that is whole to the last byte; it is told where that is
-    not the newest."""
+def _find_intact(path: Path) -> WeightsSource:
+    """Return the weights in `path`, every byte verified.
+
+    Of a run it takes the newest intact checkpoint, with a warning where that is not the newest one.
+    Raises UserError where there is none.
+    """
     source = find(path)
     wrong = source.verify()
     if wrong is None or not source.path.exists():

@@ -1,4 +1,4 @@
-"""What an evaluation looks like: a table and a picture."""
+"""Reports of an evaluation: a table and a picture."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from trainer.forecast.evaluate import MODEL, Evaluation, baselines, seasonal_nam
 
 
 def print_table(evaluation: Evaluation) -> None:
+    """Print the scores of each forecaster."""
     table = Table()
     for column in ("forecast", "MSE", "MAE", "MASE"):
         table.add_column(column, justify="left" if column == "forecast" else "right")
@@ -27,24 +28,26 @@ def print_table(evaluation: Evaluation) -> None:
 
 
 def pictured_windows(dataset: Dataset, split: Split, count: int = 3) -> list[int]:
-    """Windows spread evenly over a split."""
+    """Return the numbers of windows at even distances over a split."""
     return [int(dataset.windows(split) * (i + 0.5) / count) for i in range(count)]
 
 
-MOST_CHANNELS = 6
-"""More would make no picture that a person can read."""
+MAX_CHANNELS = 6
+"""Number of channels in a picture that a person can still read."""
 
 
 def draw(dataset: Dataset, evaluation: Evaluation, path: Path) -> None:
-    """The kept windows' contexts, futures and forecasts of the first channels, in the source's
-    units."""
+    """Draw the kept windows' contexts, futures and forecasts, in the source's units.
+
+    The picture has the first MAX_CHANNELS channels.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     windows = list(evaluation.forecasts)
-    channels = dataset.channels[:MOST_CHANNELS]
+    channels = dataset.channels[:MAX_CHANNELS]
     figure, axes = plt.subplots(
         len(channels),
         len(windows),

@@ -1,1 +1,1 @@
-"""What a run tells."""
+"""The output of a run while it trains: log lines, progress and metrics."""

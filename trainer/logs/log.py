@@ -1,8 +1,8 @@
-"""The one channel to the user: the logger `forescale`, and the handler that shows it.
+"""The log for the user: the logger `forescale`, and the handler that prints it.
 
-A run shows its lines on standard output, as plain sentences. The main rank shows all from a level
-on; other ranks show errors alone, which are about themselves. Warnings are kept, too, so that a run
-records them in environment.json.
+A run prints its lines on standard output, as plain sentences. The main rank prints all from a level
+on; other ranks print only errors, which are about themselves. Warnings are collected, too, so that
+a run records them in environment.json.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from model.errors import UserError
 
 VARIABLE = "FORESCALE_LOG"
-"""Environment variable with the least level that is shown; ranks inherit it."""
+"""Environment variable with the lowest level that is printed; ranks inherit it."""
 
 LEVELS = {
     "debug": logging.DEBUG,
@@ -24,12 +24,14 @@ LEVELS = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
+"""Names of levels in VARIABLE -> logging's levels."""
 
 log = logging.getLogger("forescale")
+"""Logger of all lines for the user."""
 
 
-class _ShowingHandler(logging.Handler):
-    """Prints each message on what is standard output at that moment: a progress bar replaces it."""
+class _PrintHandler(logging.Handler):
+    """Prints each message on the current standard output, which a progress bar replaces."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -39,7 +41,7 @@ class _ShowingHandler(logging.Handler):
 
 
 class Warnings(logging.Handler):
-    """Keeps the message of each warning, once."""
+    """Collects the message of each warning, once."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -61,12 +63,12 @@ def chosen_level(environment: Mapping[str, str] = os.environ) -> int:
 
 @contextmanager
 def shown(*, is_main: bool = True) -> Iterator[Warnings]:
-    """Within, this process shows the log; yields the warnings, as they come."""
-    handler, warnings = _ShowingHandler(), Warnings()
+    """Print the log within the context; yield the collector of its warnings."""
+    handler, warnings = _PrintHandler(), Warnings()
     handler.setLevel(chosen_level() if is_main else logging.ERROR)
     before, propagates = log.level, log.propagate
     log.setLevel(min(handler.level, warnings.level))
-    log.propagate = False  # nothing is said twice where a notebook has its own handlers
+    log.propagate = False  # no line is printed twice where a notebook has its own handlers
     log.addHandler(handler)
     log.addHandler(warnings)
     try:

@@ -1,4 +1,4 @@
-"""metrics.jsonl, one line per optimizer step, and the same numbers for TensorBoard."""
+"""The metrics of a run: a file with a line of JSON per optimizer step, and TensorBoard's files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 Row = dict[str, Any]
-"""A step's numbers; a list holds one number for each expert or rank."""
+"""Numbers of a step by name; a list holds one number for each expert or rank."""
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The rows of a metrics file; a line that was cut off or garbled is left out."""
+    """Return the rows of a metrics file, without lines that were cut off or garbled."""
     rows: list[Row] = []
     if not path.exists():
         return rows
@@ -35,30 +35,31 @@ def read_metrics(path: Path) -> list[Row]:
 
 
 class MetricsLog:
-    """Appends rows; a resumed run goes on with no step missing and none twice.
+    """Appends rows to a metrics file, and writes them to the folder `tensorboard`, if there is one.
 
-    Rows that a full disk does not take wait for it, and no checkpoint is committed before them.
+    A resumed run continues the file with no step missing and none twice. Rows that a full disk does
+    not take are kept in memory until it does, and no checkpoint is committed before them.
     """
 
-    def __init__(self, run: Path, steps_done: int, *, tensorboard: bool) -> None:
-        self._path = run / "metrics.jsonl"
-        kept = [row for row in read_metrics(self._path) if row["step"] <= steps_done]
+    def __init__(self, path: Path, steps_done: int, *, tensorboard: Path | None = None) -> None:
+        self._path = path
+        kept = [row for row in read_metrics(path) if row["step"] <= steps_done]
         self.last: Row | None = kept[-1] if kept else None
         missing = steps_done - len(kept)
-        if missing and self._path.exists():
-            log.warning("%s: %s of %s steps have no row", self._path, missing, steps_done)
-        beside = self._path.with_name(".metrics.jsonl.partial")
-        beside.write_text("".join(map(_line, kept)), encoding="utf-8")
-        os.replace(beside, self._path)
-        sync(run)
-        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
-        self._whole = os.fstat(self._file).st_size
+        if missing and path.exists():
+            log.warning("%s: %s of %s steps have no row", path, missing, steps_done)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(map(_line, kept)), encoding="utf-8")
+        os.replace(partial, path)
+        sync(path.parent)
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self._size = os.fstat(self._file).st_size
         self._waiting: list[Row] = []
         self._board: SummaryWriter | None = None
-        if tensorboard:
+        if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=steps_done + 1)
+            self._board = SummaryWriter(str(tensorboard), purge_step=steps_done + 1)
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -67,17 +68,19 @@ class MetricsLog:
         self.close()
 
     def write(self, row: Row) -> None:
+        """Append a step's row."""
         self._append(row)
-        self._draw(row)
+        self._write_to_board(row)
 
     def complete(self, row: Row) -> None:
-        """Write the last row anew, with more in it."""
+        """Replace the last row by `row`, which has more numbers of the same step."""
         before = read_metrics(self._path)[-1]
         assert before["step"] == row["step"]
-        self._whole -= len(_line(before).encode())
-        os.ftruncate(self._file, self._whole)
+        self._size -= len(_line(before).encode())
+        os.ftruncate(self._file, self._size)
         self._append(row)
-        self._draw({"step": row["step"]} | {k: v for k, v in row.items() if k not in before})
+        added = {name: value for name, value in row.items() if name not in before}
+        self._write_to_board({"step": row["step"], **added})
 
     def _append(self, row: Row) -> None:
         self.last = row
@@ -93,49 +96,55 @@ class MetricsLog:
                 )
 
     def _flush(self) -> None:
-        """Whole lines only: what did not fit is taken back."""
+        """Write the waiting rows. A line that does not fit on the disk is removed again."""
         while self._waiting:
             line = _line(self._waiting[0]).encode()
             try:
                 if os.write(self._file, line) < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError:
-                os.ftruncate(self._file, self._whole)
+                os.ftruncate(self._file, self._size)
                 raise
-            self._whole += len(line)
+            self._size += len(line)
             del self._waiting[0]
 
     def sync(self) -> None:
-        """To disk, before a checkpoint is: a committed step has its row. Raises OSError."""
+        """Wait until all rows are on the disk. Raises OSError.
+
+        Called before a checkpoint is committed, so that every committed step has its row.
+        """
         self._flush()
         os.fsync(self._file)
 
     def close(self) -> None:
+        """Close the files."""
         os.close(self._file)
         if self._board is not None:
-            self._to_board(self._board.close)
+            self._try_on_board(self._board.close)
 
-    def _draw(self, row: Row) -> None:
+    def _write_to_board(self, row: Row) -> None:
+        """Write a row's numbers to TensorBoard, a list's under names of their own."""
         for name, value in row.items():
             parts = {name: value}
             if isinstance(value, list):
                 parts = {f"{name}/{index}": part for index, part in enumerate(value)}
             for part, number in parts.items():
                 if part != "step" and self._board is not None:
-                    self._to_board(self._board.add_scalar, part, number, int(row["step"]))
+                    self._try_on_board(self._board.add_scalar, part, number, int(row["step"]))
 
-    def _to_board(self, action: Any, *arguments: Any) -> None:
+    def _try_on_board(self, action: Any, *arguments: Any) -> None:
+        """Call one of TensorBoard's functions; do without TensorBoard where it cannot write."""
         try:
             action(*arguments)
         except OSError as error:
             log.warning(
                 f"TensorBoard's files cannot be written: {error.strerror}; "
-                "metrics.jsonl has all numbers"
+                f"{self._path.name} has all numbers"
             )
             self._board = None
 
 
 def _line(row: Row) -> str:
-    """JSON has no NaN: such a number is null."""
-    known = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
-    return json.dumps(known) + "\n"
+    """Return a row as a line of JSON, with null for a number that is not finite: JSON has none."""
+    finite = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
+    return json.dumps(finite) + "\n"

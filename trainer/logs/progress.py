@@ -13,7 +13,7 @@ from trainer.logs.metrics import Row
 
 
 class TrainingProgress:
-    """The steps of a run as the user sees them, on the main rank alone."""
+    """Shows the steps of a run to the user, where `shown`: on the main rank."""
 
     def __init__(self, steps: int, done: int, every: int, *, shown: bool) -> None:
         self._steps, self._every, self._shown = steps, every, shown
@@ -44,6 +44,7 @@ class TrainingProgress:
             self._bar.stop()
 
     def step(self, row: Row) -> None:
+        """Show a step by its row of metrics."""
         numbers = (
             f"loss {row['loss']:.4f}  grad norm {row['grad_norm']:.3f}  "
             f"{row['tokens_per_second']:,.0f} tokens/s"

@@ -1,1 +1,1 @@
-"""The run folder."""
+"""The run folder: its files, and who may write in it."""

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, commit, machine."""
+"""The environment that a run was made in: versions, commit, machine."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def versions() -> dict[str, str | None]:
 
 
 def _version(package: str) -> str | None:
+    """Return a package's version, where it is installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -40,7 +41,7 @@ def _version(package: str) -> str | None:
 def commit() -> str | None:
     """Return the project's commit, where it runs from a git checkout."""
     try:
-        answer = subprocess.run(
+        git = subprocess.run(
             ["git", "rev-parse", "HEAD"],
             cwd=Path(__file__).parent,
             capture_output=True,
@@ -50,4 +51,4 @@ def commit() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()
+    return git.stdout.strip()

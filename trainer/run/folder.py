@@ -1,4 +1,4 @@
-"""The run folder: what a run leaves behind, and whether a command may go on in it."""
+"""The run folder: the files of a run, and the check whether a command may continue in it."""
 
 from __future__ import annotations
 
@@ -29,39 +29,88 @@ FREE_TO_CHANGE = (
 """Keys that a resumed run may change. Most leave every step's result as it is; train.steps moves
 the end of the learning rate's cosine, and faults says which steps are skipped."""
 
+DONE_MARKER, SAVED_MARKER = "done", "saved"
+"""Names of the file that says how a run ended: finished, or stopped by a signal, to be resumed."""
 
-BEFORE = ("failures", "save", "stop")
-"""Files that others write into a run folder, perhaps before the run does."""
+SAVE, STOP = "save", "stop"
+"""Names of the control files."""
+
+WRITTEN_BY_OTHERS = ("failures", SAVE, STOP)
+"""Names of files that others write into a run folder, perhaps before the run does."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`runs/<name>`: config.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoints/,
-    forecast.png, evaluation.json, and `done` or `saved`."""
+    """The folder of one run, `runs/<name>`, and the names of the files in it."""
 
     path: Path
 
     @property
+    def config_file(self) -> Path:
+        """The settings, as resolved."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment_file(self) -> Path:
+        """Versions, commit and layout, and what becomes known in the run."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """A line for each optimizer step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard_folder(self) -> Path:
+        """The metrics as TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
     def store(self) -> Store:
+        """The checkpoints."""
         return Store(self.path / "checkpoints")
 
     @property
-    def config_file(self) -> Path:
-        return self.path / "config.yaml"
+    def evaluation_file(self) -> Path:
+        """The scores on the test windows."""
+        return self.path / "evaluation.json"
+
+    @property
+    def picture_file(self) -> Path:
+        """A picture of some forecasts of test windows."""
+        return self.path / "forecast.png"
+
+    @property
+    def hang_folder(self) -> Path:
+        """The watchdog's report about a run that hung, and the stacks of its ranks."""
+        return self.path / "hang"
+
+    @property
+    def save_file(self) -> Path:
+        """The control file that requests a checkpoint."""
+        return self.path / SAVE
+
+    @property
+    def stop_file(self) -> Path:
+        """The control file that requests a stop."""
+        return self.path / STOP
 
     def exists(self) -> bool:
+        """Return whether a run has begun in the folder."""
         return self.config_file.is_file()
 
     def is_done(self) -> bool:
-        return (self.path / "done").exists()
+        """Return whether the run has finished."""
+        return (self.path / DONE_MARKER).exists()
 
     def configuration(self) -> Configuration:
+        """Return the run's configuration. Raises UserError where there is no run."""
         if not self.exists():
-            raise UserError(f"{self.path} is no run folder: it has no config.yaml")
+            raise UserError(f"{self.path} is no run folder: it has no {self.config_file.name}")
         return load(self.config_file)
 
     def check(self, configuration: Configuration, resume: str) -> None:
-        """Refuse a folder that cannot be written or that belongs to something else."""
+        """Raise UserError for a folder that cannot be written or belongs to something else."""
         if self.exists():
             if resume == "never":
                 raise UserError(
@@ -71,19 +120,17 @@ class RunFolder:
             check_same(configuration, stored, f"{self.path} holds a run of another configuration")
         elif self.path.exists() and not self.path.is_dir():
             raise UserError(f"--run-dir: {self.path} is a file; choose a folder")
-        elif self.path.is_dir() and self._foreign():
+        elif self.path.is_dir() and self._has_foreign_files():
             raise UserError(f"--run-dir: {self.path} holds other files; choose an empty folder")
         self._check_writable()
 
-    def _foreign(self) -> bool:
-        """Whether there is more than what may lie there before a run's first start."""
-        return any(
-            file.name not in BEFORE and not file.name.startswith(".")
-            for file in self.path.iterdir()
-        )
+    def _has_foreign_files(self) -> bool:
+        """Return whether there are more files than may be there before a run's first start."""
+        names = [file.name for file in self.path.iterdir()]
+        return any(name not in WRITTEN_BY_OTHERS and not name.startswith(".") for name in names)
 
     def _check_writable(self) -> None:
-        """Try where the first folder would be made; nothing is left behind."""
+        """Raise UserError where no file can be made, trying one that leaves nothing behind."""
         existing = self.path
         while not existing.exists():
             existing = existing.parent
@@ -96,34 +143,40 @@ class RunFolder:
             ) from None
 
     def open(self, configuration: Configuration, layout: Layout, device: str) -> None:
-        """Write what the run is, before its first step."""
+        """Prepare the folder for the first step.
+
+        Write settings and environment, quarantine checkpoints that are not intact, and remove what
+        an earlier start left unfinished and its marker.
+        """
         settings = configuration.settings.model_dump()
         replace(self.config_file, yaml.safe_dump(settings, sort_keys=False))
-        replace(self.path / "environment.json", json.dumps(environment(layout, device), indent=1))
+        replace(self.environment_file, json.dumps(environment(layout, device), indent=1))
         self.store.folder.mkdir(exist_ok=True)
         sync(self.path)
         sync(self.path.parent)
         for note in self.store.remove_unfinished():
             log.warning(note)
-        for path, why in self.store.damaged().items():
-            aside = self.store.quarantine(path)
-            log.warning("%s is damaged: %s; it is now %s", path, why, aside.name)
-        for marker in ("done", "saved"):
+        for path, why in self.store.verify().items():
+            quarantined = self.store.quarantine(path)
+            log.warning("%s is damaged: %s; it is now %s", path, why, quarantined.name)
+        for marker in (DONE_MARKER, SAVED_MARKER):
             (self.path / marker).unlink(missing_ok=True)
 
-    def record(self, **facts: Any) -> None:
-        """Add what became known in the first step to environment.json."""
-        file = self.path / "environment.json"
-        known = json.loads(file.read_text(encoding="utf-8"))
-        replace(file, json.dumps({**known, **facts}, indent=1))
+    def record(self, **entries: Any) -> None:
+        """Add entries to environment.json."""
+        known = json.loads(self.environment_file.read_text(encoding="utf-8"))
+        replace(self.environment_file, json.dumps({**known, **entries}, indent=1))
 
     def mark(self, marker: str, step: int) -> None:
-        """`done` (finished) or `saved` (stopped by a signal, to be resumed)."""
+        """Write DONE_MARKER or SAVED_MARKER, with the last step."""
         replace(self.path / marker, f"step {step}\n")
 
 
 def check_same(configuration: Configuration, stored: dict[str, Any], what: str) -> None:
-    """Refuse `stored` settings that would compute something else, naming each key."""
+    """Raise UserError naming the keys in which `stored` settings would compute something else.
+
+    `what` begins the sentence.
+    """
     ours, theirs = flat(configuration.settings.model_dump()), flat(stored)
     different = [
         f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"

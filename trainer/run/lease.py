@@ -1,8 +1,8 @@
-"""Who may write in a run folder: one run at a time, and of a job only its newest incarnation.
+"""The lease of a run folder: one run at a time may write in it, and of a job its newest attempt.
 
-A job that a scheduler starts again may meet its own old processes, still alive on a node that the
-scheduler has lost. The newer incarnation takes the folder over, and the older one, which looks
-before each commit, can no longer commit. Imports no torch.
+A job that a scheduler starts again may find its own old processes, still alive on a node that the
+scheduler has lost. The newer attempt takes the lease, and the older one, which checks before each
+commit that it still has it, can no longer commit. Imports no torch.
 """
 
 from __future__ import annotations
@@ -23,42 +23,49 @@ from typing import Any
 from model.errors import UserError
 
 NAME = ".owner"
+"""Name of the file that records, in a run folder, who has the lease; that process locks it."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of a job; starts of one job follow each other by their turns."""
+    """One start of a job; the attempts of a job follow each other by their restart counts."""
 
     job: str
-    """Empty outside schedulers, where no start follows another."""
+    """Name of the job; empty outside schedulers, where no attempt follows another."""
     restarts: tuple[int, ...]
+    """Element of a job array and restart counts, compared from left to right."""
 
     @classmethod
     def here(cls, environment: Mapping[str, str] = os.environ) -> Attempt:
-        """Of Slurm (job or job array, element, restart count) and of torchrun (run, restart)."""
+        """Return this process's attempt.
+
+        It is of Slurm (job or job array, element, restart count) and torchrun (run, restart count).
+        """
         slurm = environment.get("SLURM_ARRAY_JOB_ID") or environment.get("SLURM_JOB_ID", "")
         elastic = environment.get("TORCHELASTIC_RUN_ID", "none")
         names = [f"slurm {slurm}"] if slurm else []
         names += [f"torchrun {elastic}"] if elastic != "none" else []
         restarts = ("SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
-        return cls(", ".join(names), tuple(_whole(environment.get(name)) for name in restarts))
+        return cls(", ".join(names), tuple(_count(environment.get(name)) for name in restarts))
 
     def follows(self, other: Attempt) -> bool:
+        """Return whether this is a later attempt of the same job."""
         return bool(self.job) and self.job == other.job and self.restarts > other.restarts
 
 
-def _whole(text: str | None) -> int:
+def _count(text: str | None) -> int:
+    """Return a count that a variable may hold, else 0."""
     return int(text) if text and text.isdigit() else 0
 
 
 class Lease:
-    """The right to write in a folder."""
+    """The right to write in a run folder."""
 
     def __init__(self, folder: Path, token: str) -> None:
         self._file, self._token = folder / NAME, token
 
     def is_held(self) -> bool:
-        """Whether nobody has taken the folder over."""
+        """Return whether no other process has taken the lease since."""
         try:
             return bool(json.loads(self._file.read_text(encoding="utf-8"))["token"] == self._token)
         except (OSError, ValueError, KeyError):
@@ -66,29 +73,29 @@ class Lease:
 
 
 def is_restart(folder: Path, attempt: Attempt) -> bool:
-    """Whether the job of `attempt` has begun the run in `folder` itself, perhaps earlier."""
+    """Return whether `attempt`, or an earlier one of its job, had the last lease of `folder`."""
     try:
-        held = _held(json.loads((folder / NAME).read_text(encoding="utf-8")))
+        last = _attempt_of(json.loads((folder / NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError):
         return False
-    return bool(held.job) and held.job == attempt.job and held.restarts <= attempt.restarts
+    return bool(last.job) and last.job == attempt.job and last.restarts <= attempt.restarts
 
 
 def refuse_if_leased(folder: Path, attempt: Attempt) -> None:
-    """Raises UserError where another run is going on in `folder`."""
+    """Raise UserError where another run has the lease of `folder`."""
     if (folder / NAME).exists():
-        with _taken(folder, attempt):
+        with _exclusive(folder, attempt):
             pass
 
 
 @contextmanager
 def acquire(folder: Path, attempt: Attempt) -> Iterator[Lease]:
-    """Hold `folder` against other runs and against older incarnations of this one.
+    """Yield the lease of `folder`, which excludes other runs and older attempts of this job.
 
-    Raises UserError where another run holds it, or where it cannot be written.
+    Raises UserError where another run has it, or where the folder cannot be written.
     """
     token = uuid.uuid4().hex
-    beside = folder / f"{NAME}.{token}"
+    new_file = folder / f"{NAME}.{token}"
     record = {
         "token": token,
         "job": attempt.job,
@@ -97,19 +104,22 @@ def acquire(folder: Path, attempt: Attempt) -> Iterator[Lease]:
         "process": os.getpid(),
     }
     with ExitStack() as stack:
-        with _taken(folder, attempt):
-            stack.enter_context(_record(beside, record))
-            os.replace(beside, folder / NAME)
+        with _exclusive(folder, attempt):
+            stack.enter_context(_locked_record(new_file, record))
+            os.replace(new_file, folder / NAME)
         yield Lease(folder, token)
 
 
 @contextmanager
-def _record(path: Path, content: dict[str, Any]) -> Iterator[None]:
-    """A locked file, as long as this lasts; none where it cannot be written whole."""
+def _locked_record(path: Path, content: dict[str, Any]) -> Iterator[None]:
+    """Write a record to a new file, and keep the file locked within the context.
+
+    Raises UserError, and leaves no file, where it cannot be written.
+    """
     with ExitStack() as stack:
         try:
             file = stack.enter_context(open(path, "w", encoding="utf-8"))
-            _lock(file)
+            _try_lock(file)
             json.dump(content, file)
             file.flush()
             os.fsync(file.fileno())
@@ -121,59 +131,65 @@ def _record(path: Path, content: dict[str, Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _taken(folder: Path, attempt: Attempt) -> Iterator[None]:
-    """Within, nobody else takes the folder."""
+def _exclusive(folder: Path, attempt: Attempt) -> Iterator[None]:
+    """Keep other processes from taking the lease within the context.
+
+    Raises UserError where `attempt` may not take it.
+    """
     while True:
-        with _opened(folder / NAME) as file:
-            lock = _lock(file)
+        with _open(folder / NAME) as file:
+            lock = _try_lock(file)
             if os.fstat(file.fileno()).st_ino != (folder / NAME).stat().st_ino:
                 continue  # it has been replaced since it was opened
             file.seek(0)
-            _refuse(folder, attempt, _read(file), lock)
+            _check_may_take(folder, attempt, _read_record(file), lock)
             yield
             return
 
 
-def _opened(path: Path) -> TextIOWrapper:
+def _open(path: Path) -> TextIOWrapper:
+    """Open the record, made empty where there is none. Raises UserError."""
     try:
         return open(path, "a+", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--run-dir: {path} cannot be opened: {error.strerror}") from None
 
 
-def _refuse(folder: Path, attempt: Attempt, holder: dict[str, Any], lock: Lock) -> None:
-    held = _held(holder)
-    where = f"process {holder.get('process')} on {holder.get('host')}"
-    if held.follows(attempt) and lock is not Lock.OURS:
+def _check_may_take(folder: Path, attempt: Attempt, record: dict[str, Any], lock: Lock) -> None:
+    """Raise UserError where the lease is a newer attempt's, or another run's that is alive."""
+    holder = _attempt_of(record)
+    where = f"process {record.get('process')} on {record.get('host')}"
+    if holder.follows(attempt) and lock is not Lock.OURS:
         raise UserError(
             f"--run-dir: a newer start of this job ({where}) has taken {folder} over; if it is "
             f"gone, remove {folder / NAME}"
         )
-    if lock is Lock.THEIRS and not attempt.follows(held):
+    if lock is Lock.THEIRS and not attempt.follows(holder):
         raise UserError(
             f"--run-dir: another process is training in {folder} ({where}); "
             "wait for it, stop it, or choose another folder"
         )
 
 
-def _held(holder: dict[str, Any]) -> Attempt:
+def _attempt_of(record: dict[str, Any]) -> Attempt:
+    """Return the attempt that a record names; one without a job where it names none."""
     try:
-        return Attempt(str(holder.get("job", "")), tuple(map(int, holder.get("turn", ()))))
+        return Attempt(str(record.get("job", "")), tuple(map(int, record.get("turn", ()))))
     except (TypeError, ValueError):
         return Attempt("", ())
 
 
 class Lock(Enum):
-    """Whose a file's lock is."""
+    """The process that has a file's lock."""
 
     OURS = 1
     THEIRS = 2
     NOBODYS = 3
-    """A file system without locks: what the file says still fences."""
+    """No process, on a file system without locks: the record alone decides there."""
 
 
-def _lock(file: TextIOWrapper) -> Lock:
-    """Until the file is closed."""
+def _try_lock(file: TextIOWrapper) -> Lock:
+    """Lock a file until it is closed, if no other process has; return whose the lock is."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -183,7 +199,8 @@ def _lock(file: TextIOWrapper) -> Lock:
     return Lock.OURS
 
 
-def _read(file: TextIOWrapper) -> dict[str, Any]:
+def _read_record(file: TextIOWrapper) -> dict[str, Any]:
+    """Return the record in an open file; an empty one where there is none or not all of it."""
     try:
         content = json.load(file)
     except ValueError:  # new, or cut off by a full disk

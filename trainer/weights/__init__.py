@@ -1,1 +1,1 @@
-"""Trained weights, wherever they lie, and exports of them."""
+"""Trained weights: where they are found, and exports of them."""

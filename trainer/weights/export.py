@@ -1,4 +1,4 @@
-"""Writes an export from weights wherever they lie."""
+"""Writing an export of the weights of a run, a checkpoint or another export."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from torch import Tensor
 
 from model.errors import UserError
 from trainer.checkpoint.keys import BUFFERS, NETWORK_KINDS, WEIGHTS, global_name, of_kinds
-from trainer.checkpoint.manifest import NAME as MANIFEST
-from trainer.checkpoint.manifest import Entry, entry
+from trainer.checkpoint.manifest import MANIFEST, Entry, entry
 from trainer.checkpoint.storage import Shapes
 from trainer.files import sync, write_synced
 from trainer.logs.log import log
-from trainer.weights.export_folder import FORMAT, INDEX, MODEL_TYPE, ONE_FILE
+from trainer.weights.export_folder import CONFIG, FORMAT, INDEX, MODEL_CARD, MODEL_TYPE, ONE_FILE
 from trainer.weights.source import WeightsSource
 
-FILE_BYTES = 5 * 10**9
-"""Of one weights file at most, unless one tensor is larger."""
+MAX_FILE_BYTES = 5 * 10**9
+"""Largest size of one weights file, unless one tensor is larger."""
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Precisions of an export -> torch's dtypes."""
 
 
 def export(
@@ -38,12 +38,12 @@ def export(
     out: Path,
     *,
     precision: Literal["fp32", "bf16"] = "fp32",
-    file_bytes: int = FILE_BYTES,
+    file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
-    """Write `out`, a folder that is whole or not there.
+    """Write an export to the folder `out`, which appears once it is complete.
 
-    In memory is one file's weights at a time. Raises UserError where `out` holds something
-    already or the source is damaged.
+    It holds the weights of one file in memory at a time. Raises UserError where `out` holds
+    something already or the source is not intact.
     """
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -53,69 +53,79 @@ def export(
     wrong = source.verify()
     if wrong is not None:
         raise UserError(f"{source.path} is damaged: {wrong}")
-    beside = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
+    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
     try:
-        beside.mkdir(parents=True)
-        _write(source, beside, precision, file_bytes, out.name)
+        partial.mkdir(parents=True)
+        _write(source, partial, precision, file_bytes, out.name)
         if out.exists():
             out.rmdir()
-        os.rename(beside, out)
+        os.rename(partial, out)
         sync(out.parent)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{out}: cannot be written: {reason}") from None
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(
     source: WeightsSource, folder: Path, precision: str, file_bytes: int, title: str
 ) -> None:
-    kept = of_kinds(source.shapes(), *NETWORK_KINDS)
-    width = TYPES[precision].itemsize
-    files = shards({name: width * math.prod(shape) for name, shape in kept.items()}, file_bytes)
-    where: dict[str, str] = {}
+    """Write all files of an export into an empty folder."""
+    dtype = TYPES[precision]
+    shapes = of_kinds(source.shapes(), *NETWORK_KINDS)
+    sizes = {key: dtype.itemsize * math.prod(shape) for key, shape in shapes.items()}
+    files = split_into_files(sizes, file_bytes)
+    file_of: dict[str, str] = {}
     total = 0
-    write_synced(folder / "README.md", _card(source, kept, title))
+    write_synced(folder / MODEL_CARD, _model_card(source, shapes, title))
     sums: dict[str, Entry] = {}
-    for number, names in enumerate(files, start=1):
-        file = (
-            ONE_FILE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        )
-        tensors: dict[str, Tensor] = {name: torch.empty(kept[name]) for name in names}
+    for number, keys in enumerate(files, start=1):
+        name = _file_name(number, len(files))
+        file = folder / name
+        tensors: dict[str, Tensor] = {key: torch.empty(shapes[key]) for key in keys}
         source.read(tensors)
-        cast = {global_name(n): t.to(TYPES[precision]) for n, t in tensors.items()}
-        save_file(cast, folder / file, metadata={"format": "pt"})
-        shutil.copymode(folder / "README.md", folder / file)  # safetensors' own is 0600
-        sync(folder / file)
-        sums[file] = entry(folder / file)
-        where |= dict.fromkeys(cast, file)
+        cast = {global_name(key): tensor.to(dtype) for key, tensor in tensors.items()}
+        save_file(cast, file, metadata={"format": "pt"})
+        shutil.copymode(folder / MODEL_CARD, file)  # safetensors' own is 0600
+        sync(file)
+        sums[name] = entry(file)
+        file_of |= dict.fromkeys(cast, name)
         total += sum(tensor.nbytes for tensor in cast.values())
-        log.info(f"{file}: {len(cast)} tensors, {(folder / file).stat().st_size / 1e6:,.1f} MB")
+        log.info(f"{name}: {len(cast)} tensors, {file.stat().st_size / 1e6:,.1f} MB")
     if len(files) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": where}
+        index = {"metadata": {"total_size": total}, "weight_map": file_of}
         write_synced(folder / INDEX, json.dumps(index, indent=1))
-    content = _config(source, kept, precision) | {"files": sums}
-    write_synced(folder / "config.json", json.dumps(content, indent=1))
+    content = _config(source, shapes, precision) | {"files": sums}
+    write_synced(folder / CONFIG, json.dumps(content, indent=1))
     sync(folder)
 
 
-def shards(sizes: Mapping[str, int], largest: int) -> list[Sequence[str]]:
-    """Names by file, in order, each file of at most `largest` bytes or of one tensor."""
+def _file_name(number: int, count: int) -> str:
+    """Return the name of weights file `number`, from 1, of `count`."""
+    return ONE_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+
+
+def split_into_files(sizes: Mapping[str, int], max_bytes: int) -> list[Sequence[str]]:
+    """Return the keys of each file, in order; each file has at most `max_bytes` or one tensor.
+
+    `sizes` are the tensors' sizes in bytes, by key.
+    """
     files: list[list[str]] = [[]]
-    room = largest
-    for name, size in sizes.items():
+    room = max_bytes
+    for key, size in sizes.items():
         if files[-1] and size > room:
             files.append([])
-            room = largest
-        files[-1].append(name)
+            room = max_bytes
+        files[-1].append(key)
         room -= size
     return list(files)
 
 
-def _config(source: WeightsSource, kept: Shapes, precision: str) -> dict[str, Any]:
+def _config(source: WeightsSource, shapes: Shapes, precision: str) -> dict[str, Any]:
+    """Return the content of config.json but for the files."""
     settings = source.settings.model_dump()
-    # Where the data lay on this machine is nobody else's concern.
+    # An export shows no path of the machine that made it.
     settings["data"]["source"] = Path(settings["data"]["source"]).name
     settings["model"]["init_from"] = None
     return {
@@ -125,15 +135,16 @@ def _config(source: WeightsSource, kept: Shapes, precision: str) -> dict[str, An
         "format": FORMAT,
         "forescale_version": metadata.version("forescale"),
         "step": source.step,
-        "buffers": [global_name(key) for key in of_kinds(kept, BUFFERS)],
+        "buffers": [global_name(key) for key in of_kinds(shapes, BUFFERS)],
         "series": source.facts.content(),
         "settings": settings,
     }
 
 
-def _card(source: WeightsSource, kept: Shapes, title: str) -> str:
+def _model_card(source: WeightsSource, shapes: Shapes, title: str) -> str:
+    """Return the content of README.md."""
     facts, shape = source.facts, source.facts.shape
-    parameters = sum(map(math.prod, of_kinds(kept, WEIGHTS).values()))
+    parameters = sum(map(math.prod, of_kinds(shapes, WEIGHTS).values()))
     columns = shape.covariates + len(shape.calendar)
     arguments, covariates = "context", ""
     if columns:

@@ -1,6 +1,6 @@
-"""Trained weights, wherever they lie: in a run folder, a checkpoint or an export.
+"""Sources of trained weights: a run folder, a checkpoint or an export.
 
-Finding and describing them imports no torch; reading them does.
+Finding and describing one imports no torch; reading it does.
 """
 
 from __future__ import annotations
@@ -30,27 +30,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WeightsSource(ABC):
-    """Weights, and what they are weights of."""
+    """A folder with weights, and a description of their network."""
 
     path: Path
     step: int
+    """Optimizer steps that the weights were trained for."""
     settings: Settings
+    """Settings of the run that trained them."""
     facts: SeriesFacts
+    """Facts about the series that they were trained on."""
 
     @abstractmethod
     def shapes(self) -> Shapes:
-        """Of `weights/name` and `buffers/name`, among others."""
+        """Return the shapes of `weights/name` and `buffers/name`, among others, by key."""
 
     @abstractmethod
     def read(self, state: Mapping[str, Tensor]) -> None:
-        """Fill tensors or fragments, by this process alone."""
+        """Fill tensors or partitions in place, by this process alone."""
 
     @abstractmethod
     def verify(self, reader: int = 0, readers: int = 1) -> str | None:
-        """What is wrong with every `readers`-th file, from `reader` on, in words."""
+        """Return what is wrong with a file, in words, or None if they are intact.
+
+        It reads every `readers`-th file, from `reader` on: ranks share the reading.
+        """
 
 
 class CheckpointSource(WeightsSource):
+    """A checkpoint's weights."""
+
     def shapes(self) -> Shapes:
         from trainer.checkpoint.storage import tensor_shapes
 
@@ -66,6 +74,8 @@ class CheckpointSource(WeightsSource):
 
 
 class ExportSource(WeightsSource):
+    """An export's weights."""
+
     def shapes(self) -> Shapes:
         return Export(self.path).shapes()
 
@@ -77,27 +87,29 @@ class ExportSource(WeightsSource):
 
 
 def find(path: Path) -> WeightsSource:
-    """Of a run folder, its newest checkpoint that is whole by its files' sizes.
+    """Return the weights in `path`; of a run folder, those of its newest checkpoint.
 
-    Raises UserError where there are no weights.
+    That is the newest one that is intact by its files' sizes. Raises UserError where there are no
+    weights.
     """
     if RunFolder(path).exists():
         newest = RunFolder(path).store.newest()
         if newest is None:
             raise UserError(f"{path} has no checkpoint yet; train it first")
-        return _checkpoint(newest)
-    if (path / "checkpoint.json").is_file():
-        return _checkpoint(Checkpoint(path))
+        return _of_checkpoint(newest)
+    if Checkpoint(path).exists():
+        return _of_checkpoint(Checkpoint(path))
     if Export(path).exists():
-        return ExportSource(path, *_described(path, Export(path).description()))
+        return ExportSource(path, *_parse(path, Export(path).description()))
     raise UserError(f"{path} is neither a run folder nor a checkpoint nor an export")
 
 
-def _checkpoint(checkpoint: Checkpoint) -> WeightsSource:
-    return CheckpointSource(checkpoint.path, *_described(checkpoint.path, checkpoint.description()))
+def _of_checkpoint(checkpoint: Checkpoint) -> WeightsSource:
+    return CheckpointSource(checkpoint.path, *_parse(checkpoint.path, checkpoint.description()))
 
 
-def _described(path: Path, content: dict[str, Any]) -> tuple[int, Settings, SeriesFacts]:
+def _parse(path: Path, content: dict[str, Any]) -> tuple[int, Settings, SeriesFacts]:
+    """Return step, settings and facts of a description. Raises UserError."""
     try:
         settings = Settings.model_validate_json(json.dumps(content["settings"]))
         return content["step"], settings, SeriesFacts.of(content["series"])

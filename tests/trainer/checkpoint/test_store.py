@@ -24,7 +24,7 @@ def test_what_is_half_written_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / ".step-00000009.partial" / "checkpoint.json").write_text("{}")
     (tmp_path / "step-00000008").mkdir()
     assert store.newest() is None
-    assert list(store.damaged()) == [tmp_path / "step-00000008"]
+    assert list(store.verify()) == [tmp_path / "step-00000008"]
 
 
 def test_a_future_format_is_refused(tmp_path: Path) -> None:

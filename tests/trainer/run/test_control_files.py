@@ -19,7 +19,7 @@ def _train_and_touch(
     """Train; the file appears in step `at`."""
     import trainer.run.control_files
 
-    trainer.run.control_files.SECONDS = 0.0
+    trainer.run.control_files.READ_INTERVAL = 0.0
 
     def on_step(step: int) -> None:
         if step == at and rank == 0:

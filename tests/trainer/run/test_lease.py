@@ -1,4 +1,4 @@
-"""One run in a folder at a time, and of a job only its newest incarnation."""
+"""One run in a folder at a time, and of a job only its newest attempt."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ALONE = Attempt("", (0, 0, 0))
         ),
     ],
 )
-def test_an_incarnation_is_read_from_the_scheduler(
+def test_an_attempt_is_read_from_the_scheduler(
     variables: dict[str, str], expected: Attempt
 ) -> None:
     assert Attempt.here(variables) == expected
@@ -71,7 +71,7 @@ def test_two_runs_cannot_have_a_folder(tmp_path: Path, holder: Attempt, comes: A
         assert lease.is_held()
 
 
-def test_a_newer_incarnation_takes_over_and_the_older_one_learns_of_it(tmp_path: Path) -> None:
+def test_a_newer_attempt_takes_over_and_the_older_one_learns_of_it(tmp_path: Path) -> None:
     with ExitStack() as stack:
         older = stack.enter_context(acquire(tmp_path, FIRST))
         newer = stack.enter_context(acquire(tmp_path, SECOND))

@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 from tests.trainer.weights.conftest import weights
 from trainer.data import Split
 from trainer.forecast.forecaster import Forecaster
-from trainer.weights.export import export, shards
+from trainer.weights.export import export, split_into_files
 from trainer.weights.export_folder import INDEX, Export
 from trainer.weights.source import find
 
@@ -176,7 +176,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_used(
 
 def test_files_are_filled_in_order() -> None:
     sizes = {"a": 4, "b": 5, "c": 20, "d": 1, "e": 9}
-    assert shards(sizes, 10) == [["a", "b"], ["c"], ["d", "e"]]
+    assert split_into_files(sizes, 10) == [["a", "b"], ["c"], ["d", "e"]]
 
 
 def test_exports_do_not_go_into_checkpoints(run: Path) -> None:
