@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import faulthandler
 import io
+import itertools
 import multiprocessing
 import os
 import signal
+import socket
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from launch.cluster_environment import free_port
-
 T = TypeVar("T")
+
+FIRST_PORT, PORTS = 10_000, 500
+"""Where the ranks of one worker of pytest-xdist meet: below what the system gives to others."""
+
+_turns = itertools.count()
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["tests.preload"])
@@ -66,7 +72,7 @@ def start(
     logs: Sequence[Path],
 ) -> list[ForkServerProcess]:
     """One rank for each pipe, which takes its result, and log."""
-    port = free_port()
+    port = _free_port()
     processes = [
         _server.Process(
             target=_rank, args=(function, rank, len(pipes), port, arguments, pipe, logs[rank])
@@ -76,6 +82,16 @@ def start(
     for process in processes:
         process.start()
     return processes
+
+
+def _free_port() -> int:
+    """Return a port that no other worker takes before the ranks do."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        port = FIRST_PORT + PORTS * worker + next(_turns) % PORTS
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _collect(pipes: list[Connection], timeout: float) -> tuple[dict[int, Any], dict[int, str]]:

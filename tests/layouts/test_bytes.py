@@ -17,8 +17,8 @@ from model.network import TimeSeriesTransformer
 from parallel.costs import Work, stage_costs, traffic
 from parallel.layout import Layout
 from tests import ranks
-from tests.layouts.conftest import BYTES
 from tests.layouts.layouts import BIAS, CAPACITY, DECODER, DENSE, TIED, case
+from tests.report import note_bytes
 from tests.settings import made_trainer, planned, tiny
 from trainer.data import Dataset
 
@@ -143,7 +143,7 @@ def test_bytes_and_parameters_of_a_rank_are_the_formulas(
         )
     }
     cells = [f"{seen:,} / {right:,.0f}" if right else "" for seen, right in sums.values()]
-    BYTES.append(f"| {name} | {' | '.join(cells)} |")
+    note_bytes(f"| {name} | {' | '.join(cells)} |")
     for kind, (seen, right) in sums.items():
         # ZeRO pads what it spreads; the others are exact.
         assert seen == (pytest.approx(right, rel=0.002) if kind == "sums and gathers" else right)

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from tests import ranks
-from tests.layouts.conftest import note
 from tests.layouts.layouts import AXES, BIAS, TIED
+from tests.report import note_difference
 from tests.settings import made_trainer, planned, train_rank
 from trainer.checkpoint.saver import Saver
 from trainer.checkpoint.storage import read, tensor_shapes
@@ -138,7 +138,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "model"), PAIRS, ids=[f"{a} -> {b}{' +' * bool(m)}" for a, b, m in PAIRS]
+    ("source", "target", "model"),
+    [
+        pytest.param(a, b, m, id=f"{a} -> {b}{' +' * bool(m)}", marks=pytest.mark.xdist_group(a))
+        for a, b, m in PAIRS
+    ],
 )
 def test_what_one_layout_saves_another_loads_and_goes_on_with(
     tmp_path: Path, folder: Path, source: str, target: str, model: dict[str, Any]
@@ -156,7 +160,7 @@ def test_what_one_layout_saves_another_loads_and_goes_on_with(
     assert [row["step"] for row in rows] == [3, 4]
     for ours, theirs in zip(rows, straight[SAVED:], strict=True):
         difference = abs(ours["loss"] - theirs["loss"]) / theirs["loss"]
-        note("loss after loading", difference, f"{source} -> {target}")
+        note_difference("loss after loading", difference, f"{source} -> {target}")
         assert difference < 1e-6
 
 

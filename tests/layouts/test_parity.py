@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,11 +16,12 @@ import torch
 from parallel import tensor_parallel as tensor
 from parallel.sharding import is_expert
 from tests import ranks
-from tests.layouts.conftest import note
 from tests.layouts.layouts import CASES, TIED, case
 from tests.layouts.reference import Trajectory, train_plainly
-from tests.settings import tiny, train_rank
+from tests.report import note_difference
+from tests.settings import TINY, train_rank
 from trainer.checkpoint.storage import read
+from trainer.config import load
 from trainer.engine import optimizer
 from trainer.logs.metrics import Row
 
@@ -39,16 +41,16 @@ SETTINGS: dict[str, Any] = {
 
 
 @cache
-def reference(items: tuple[tuple[str, Any], ...]) -> Trajectory:
-    settings = tiny(**{k.replace(".", "__"): v for k, v in items}).settings
-    return train_plainly(settings, STEPS)
+def reference(changes: str) -> Trajectory:
+    """Train plainly with changed settings, given as JSON."""
+    return train_plainly(load(TINY, json.loads(changes)).settings, STEPS)
 
 
 def plainly(changes: dict[str, Any]) -> Trajectory:
-    """The reference for changed settings, of which the layout's are left out."""
+    """Return the reference for changed settings, of which the layout's are left out."""
     layout = ("parallel.", "train.micro_batch_size")
     kept = {k: v for k, v in (SETTINGS | changes).items() if not k.startswith(layout)}
-    return reference(tuple(sorted(kept.items())))
+    return reference(json.dumps(kept, sort_keys=True))
 
 
 def distances(rows: list[Row], run: Path, plain: Trajectory) -> dict[str, float]:
@@ -78,7 +80,7 @@ def test_losses_norms_and_weights_are_those_of_plain_torch(
     rows = ranks.run(train_rank, world, tmp_path / "run", SETTINGS | changes)[0]
     plain = plainly(changes)
     for quantity, difference in distances(rows, tmp_path / "run", plain).items():
-        note(quantity, difference, name)
+        note_difference(quantity, difference, name)
         assert difference < TOLERANCE, quantity
     # What could not fail would show nothing: clipping acts, the balance loss counts, weights move.
     assert max(plain.grad_norms) > CLIP
@@ -229,7 +231,7 @@ def test_bf16_differs_by_the_layout_as_one_process_by_the_order_of_its_sums(
         alone = ranks.run(train_rank, 1, tmp_path / "alone", tied)[0]
     rows = ranks.run(train_rank, world, tmp_path / "run", BF16 | changes)[0]
     for quantity, difference in _off(rows, alone).items():
-        note(f"bf16 {quantity}", difference, name)
+        note_difference(f"bf16 {quantity}", difference, name)
         assert difference < BF16_TOLERANCE[quantity], quantity
 
 
