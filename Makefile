@@ -1,14 +1,18 @@
 # Each target works alone on a fresh machine and is fast when nothing changed.
 PYTHON ?= python3
+WORKERS ?= 3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help setup demo test test-gpu check format clean
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup
+
+.PHONY: help setup demo test test-slow test-gpu check format clean
 
 help:
 	@echo "make setup   a virtual environment in .venv with everything to train and test"
 	@echo "make demo    train a forecaster of electricity demand on two ranks (minutes)"
 	@echo "make test    the tests"
+	@echo "make test-slow  those that take minutes"
 	@echo "make test-gpu  what needs a CUDA device"
 	@echo "make check   lint, types and the direction of imports"
 
@@ -32,8 +36,14 @@ setup: .venv/.installed
 demo: setup
 	@$(BIN)/forescale train configs/demo.yaml --ranks 2
 
+# Workers wait for ranks more than they compute; what needs the machine for itself comes after.
 test: setup
-	@$(BIN)/pytest -m "not slow and not gpu"
+	@$(PARALLEL) -m "not slow and not gpu and not alone"
+	@$(BIN)/pytest -m "alone and not slow and not gpu"
+
+test-slow: setup
+	@$(PARALLEL) -m "slow and not gpu and not alone"
+	@$(BIN)/pytest -m "alone and slow and not gpu"
 
 test-gpu: setup
 	@$(BIN)/pytest -m gpu

@@ -68,11 +68,11 @@ DEEPSPEED: dict[str, tuple[str, ...]] = {
 """Module of DeepSpeed -> names that are used of it, of its objects, or as its marks."""
 
 TORCH: dict[str, tuple[str, ...]] = {
-    # storage.py reads a checkpoint's metadata: tests/trainer/checkpoint/test_checkpoint.py
+    # storage.py reads a checkpoint's metadata: tests/trainer/checkpoint/test_storage.py
     "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
     "torch.distributed.checkpoint.metadata": ("_MEM_FORMAT_ENCODING",),
     "torch.serialization": ("_get_layout",),
-    # partitions.py is asked for its chunks: tests/trainer/checkpoint/test_checkpoint.py
+    # partitions.py is asked for its chunks: tests/trainer/checkpoint/test_partitions.py
     "torch.distributed.checkpoint.planner_helpers": (
         "__create_write_items__",
         "__create_chunk_list__",

@@ -90,6 +90,18 @@ def test_files_and_folders_stay_readable() -> None:
     assert len(entries) <= MAX_ENTRIES
 
 
+def test_every_path_in_the_documentation_exists() -> None:
+    """Also those of tests that comments name."""
+    texts = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]
+    folders = "|".join((*PACKAGES, "tests", "benchmarks", "configs", "slurm", "docs"))
+    path = re.compile(rf"(?<![\w/.])((?:\.\./)?(?:{folders})/[\w./-]*\w)")
+    for text in (*texts, *sources(*PACKAGES)):
+        for name in path.findall(text.read_text()):
+            named = (text.parent if name.startswith("..") else ROOT) / name
+            is_there = named.exists() or named.stem == "mine"  # a user's
+            assert is_there, f"{text.relative_to(ROOT)}: there is no {name}"
+
+
 def test_settings_and_data_are_checked_without_torch() -> None:
     code = (
         "import sys, launch.cli, trainer.config, trainer.prepare; sys.exit('torch' in sys.modules)"

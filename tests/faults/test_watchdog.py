@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing import Pipe
@@ -12,11 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.distributed.distributed_c10d import Store
 
+from parallel.layout import Layout
+from parallel.mesh import Mesh
 from tests import ranks
 from tests.settings import train_rank
 from trainer.checkpoint.storage import Storage
-from trainer.faults.watchdog import Report, in_words
+from trainer.faults.watchdog import Report, Watchdog, in_words
+from trainer.logs.log import shown
 from trainer.logs.metrics import Row, read_metrics
 
 SETTINGS: dict[str, Any] = {
@@ -46,7 +54,7 @@ def run_until_it_ends(
     changes: dict[str, Any],
     disturb: Callable[[list[int]], None] = lambda pids: None,
 ) -> tuple[list[int | None], str]:
-    """Exit codes, None for ranks that had to be killed, and what the ranks said."""
+    """Return exit codes, None for ranks that had to be killed, and what the ranks said."""
     pipes = [Pipe(duplex=False) for _ in range(world)]
     logs = [run.parent / f"rank-{rank}.log" for rank in range(world)]
     processes = ranks.start(function, (run, changes), [w for _, w in pipes], logs)
@@ -160,3 +168,29 @@ def test_a_slow_disk_is_no_hang(tmp_path: Path) -> None:
         {**SETTINGS, "train.steps": 4, "checkpoint.every": 2, "faults.hang_seconds": 1.0},
     )[0]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
+
+
+def _watch_without_a_store(rank: int, world: int, run: Path, message: str) -> str:
+    """Watch where the store cannot be reached; return what is printed until the thread ends."""
+
+    def connect() -> Store:
+        raise RuntimeError(message)
+
+    mesh = Mesh(Layout(pipeline=1, data=1), rank, torch.device("cpu"))
+    watchdog = Watchdog(mesh, 1.0, run / "hang", connect, lambda: False)
+    with contextlib.redirect_stdout(io.StringIO()) as text, shown():
+        watchdog.watch(torch.nn.Linear(1, 1))
+        while any(thread.name == "watchdog" for thread in threading.enumerate()):
+            time.sleep(0.01)
+    return text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("message", "said"), [("", "RuntimeError"), ("refused\nat 10.0.0.1", "refused")]
+)
+def test_a_watchdog_without_a_store_says_so_and_the_rank_lives(
+    tmp_path: Path, message: str, said: str
+) -> None:
+    """Also where the error has no message."""
+    [printed] = ranks.run(_watch_without_a_store, 1, tmp_path, message)
+    assert printed == f"rank 0 has no watchdog: {said}\n"
