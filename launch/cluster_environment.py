@@ -1,4 +1,4 @@
-"""From whichever launcher's environment to rank, local rank, world and meeting point."""
+"""Rank, local rank, world and rendezvous of this process, from any launcher's environment."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import zlib
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
+from launch.hostlist import expand_hosts
 from model.errors import UserError
 from parallel.address import Address
 
 FIRST_PORT, PORTS = 20000, 10000
-"""Where nobody names a port, all ranks of a job derive the same one from the job's name."""
+"""First port and number of those that ranks derive from their job's name where none is given."""
 
 
 @dataclass(frozen=True)
 class ClusterEnvironment:
-    """This process among the ranks of a run."""
+    """A process among the ranks of a run."""
 
     rank: int
     local_rank: int
@@ -26,14 +27,14 @@ class ClusterEnvironment:
     local_world: int
     """Ranks on this machine."""
     master: tuple[str, int] | None = None
-    """Host and port to meet at; None where MASTER_ADDR and MASTER_PORT say it."""
+    """Host and port of the rendezvous; None where MASTER_ADDR and MASTER_PORT name them."""
 
 
 def discover(environment: Mapping[str, str] = os.environ) -> ClusterEnvironment:
-    """Of torchrun and `deepspeed` (RANK, WORLD_SIZE), mpirun, or srun; else one process.
+    """Read the variables of torchrun and `deepspeed`, of mpirun, or of srun; else of one process.
 
     MASTER_ADDR and MASTER_PORT count more than what is derived here. Raises UserError where a
-    variable is no number, or where there are more tasks than GPUs.
+    variable cannot be read, or where there are more tasks than GPUs.
     """
     if "MASTER_PORT" in environment:
         _number(environment, "MASTER_PORT", 1, 65535)
@@ -66,7 +67,7 @@ def _of_mpirun(environment: Mapping[str, str]) -> ClusterEnvironment:
     if local_world == world:
         master = "127.0.0.1", port_of(environment.get("PMIX_NAMESPACE", str(os.getppid())))
     elif "MASTER_ADDR" not in environment:
-        master = _ask_mpi(rank)
+        master = _broadcast_by_mpi(rank)
     elif "MASTER_PORT" not in environment:
         master = environment["MASTER_ADDR"], port_of(environment.get("PMIX_NAMESPACE", ""))
     return ClusterEnvironment(
@@ -78,8 +79,8 @@ def _of_mpirun(environment: Mapping[str, str]) -> ClusterEnvironment:
     )
 
 
-def _ask_mpi(rank: int) -> tuple[str, int]:
-    """Rank 0's host and a free port there, told by MPI itself."""
+def _broadcast_by_mpi(rank: int) -> tuple[str, int]:
+    """Return rank 0's host and a free port there, broadcast over MPI."""
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -89,8 +90,8 @@ def _ask_mpi(rank: int) -> tuple[str, int]:
             f"'forescale[mpi]'): {error}"
         ) from None
     mine = (socket.gethostname(), free_port()) if rank == 0 else None
-    told: tuple[str, int] = MPI.COMM_WORLD.bcast(mine)
-    return told
+    master: tuple[str, int] = MPI.COMM_WORLD.bcast(mine)
+    return master
 
 
 def _of_srun(environment: Mapping[str, str]) -> ClusterEnvironment:
@@ -104,8 +105,10 @@ def _of_srun(environment: Mapping[str, str]) -> ClusterEnvironment:
             f"srun: {local_world} tasks on this node and {gpus} GPUs: start one task for each GPU, "
             f"with --ntasks-per-node={gpus} or --gres=gpu:{local_world}"
         )
-    first = first_host(environment.get("SLURM_STEP_NODELIST", "localhost"))
-    # A requeued job does not meet what is left of its older start; nor do steps side by side.
+    host = "127.0.0.1"
+    if len(counts) > 1:
+        host = expand_hosts(environment.get("SLURM_STEP_NODELIST", "localhost"))[0]
+    # An attempt does not meet what is left of the one before it; nor do steps side by side.
     names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")
     job = "/".join(environment.get(name, "0") for name in names)
     return ClusterEnvironment(
@@ -113,12 +116,12 @@ def _of_srun(environment: Mapping[str, str]) -> ClusterEnvironment:
         _number(environment, "SLURM_LOCALID", 0, local_world - 1),
         world,
         local_world,
-        ("127.0.0.1" if len(counts) == 1 else first, port_of(job)),
+        (host, port_of(job)),
     )
 
 
 def _tasks_per_node(text: str) -> list[int]:
-    """Slurm's `4(x2),3` is [4, 4, 3]."""
+    """Return the tasks of each node: Slurm's `4(x2),3` is [4, 4, 3]."""
     counts: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
@@ -128,19 +131,8 @@ def _tasks_per_node(text: str) -> list[int]:
     return counts
 
 
-def first_host(nodes: str) -> str:
-    """Of Slurm's `rack[1-2]-node[01-16,20],login`: rack1-node01."""
-    first, depth = "", 0
-    for letter in nodes:
-        if letter == "," and depth == 0:
-            break
-        depth += (letter == "[") - (letter == "]")
-        first += letter
-    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
-
-
 def port_of(job: str) -> int:
-    """Where the ranks of a job meet, which all derive alike."""
+    """Return the port that all ranks of a job derive from its name."""
     return FIRST_PORT + zlib.crc32(job.encode()) % PORTS
 
 
@@ -151,6 +143,7 @@ def _number(
     most: int | None,
     default: int | None = None,
 ) -> int:
+    """Return a variable's number from `least` to `most`; raises UserError for anything else."""
     text = environment.get(name)
     if text is None and default is not None:
         return default
@@ -164,7 +157,10 @@ def _number(
 def announce(
     cluster: ClusterEnvironment, environment: MutableMapping[str, str] = os.environ
 ) -> Address:
-    """Set what torch and DeepSpeed read, where no launcher did; return where the ranks meet."""
+    """Set the variables that torch and DeepSpeed read; return the address of the rendezvous.
+
+    Raises UserError where the ranks of a world have no port in common.
+    """
     host, port = cluster.master or ("127.0.0.1", 0)
     if port == 0 and cluster.world > 1 and "MASTER_PORT" not in environment:
         raise UserError(
@@ -180,6 +176,7 @@ def announce(
 
 
 def free_port() -> int:
+    """Return a port of this machine that nothing listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from launch.cluster_environment import ClusterEnvironment, announce, discover
+from launch.hostlist import expand_hosts
 from launch.machine import GIB, free_bytes, memory, write_rate
 from model.errors import AbsentError, ReportedElsewhereError, UserError
 from model.sentences import first_line
@@ -119,14 +118,9 @@ def _judge_absent(ranks: list[int], here: ClusterEnvironment, mine: Finding) -> 
 
 
 def _nodes() -> list[str]:
-    """Of this Slurm step, one for each task."""
-    names = os.environ.get("SLURM_STEP_NODELIST", "")
-    with suppress(OSError, subprocess.CalledProcessError):
-        told = subprocess.run(
-            ["scontrol", "show", "hostnames", names], capture_output=True, text=True, check=True
-        )
-        return told.stdout.split()
-    return []
+    """Return the node of each task of this Slurm step, where it is one."""
+    hosts = os.environ.get("SLURM_STEP_NODELIST")
+    return expand_hosts(hosts) if hosts else []
 
 
 def _can_sum(here: ClusterEnvironment, met: Rendezvous, node: str) -> bool:

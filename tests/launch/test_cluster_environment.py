@@ -10,9 +10,9 @@ from launch.cluster_environment import (
     ClusterEnvironment,
     announce,
     discover,
-    first_host,
     port_of,
 )
+from launch.hostlist import expand_hosts
 from model.errors import UserError
 
 SRUN = {
@@ -102,7 +102,7 @@ def test_what_the_user_names_counts_more() -> None:
     ],
 )
 def test_the_first_host_of_a_list(nodes: str, first: str) -> None:
-    assert first_host(nodes) == first
+    assert expand_hosts(nodes)[0] == first
 
 
 def test_mpirun_over_machines_without_mpi4py_says_what_to_do(
