@@ -12,21 +12,23 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from launch.cluster_environment import discover
-from launch.machine import GIB, free_bytes, interfaces, memory, result_of, write_rate
+from launch.machine import GIB, free_bytes, interfaces, result_of, write_rate
 from trainer.run.environment import commit, versions
 
 if TYPE_CHECKING:
     import torch
 
 NETWORK = ("NCCL_", "GLOO_", "UCX_", "MASTER_", "TORCH_NCCL")
-"""Beginnings of environment variables that steer traffic between ranks."""
+"""Beginnings of the environment variables that steer traffic between ranks."""
 
 LAUNCHERS = ("deepspeed", "torchrun", "mpirun", "srun")
 
 
 def report() -> None:
-    """One fact a line."""
+    """Print the report, one fact a line."""
     for title, facts in (
         ("machine", _machine()),
         ("versions", _versions()),
@@ -42,10 +44,10 @@ def report() -> None:
 
 
 def _machine() -> Iterator[tuple[str, str]]:
-    held = memory()
+    memory = psutil.virtual_memory()
     yield "system", platform.platform()
     yield "processors", f"{os.cpu_count()}, of which {len(os.sched_getaffinity(0))} may be used"
-    yield "memory", f"{held['available'] / GIB:.1f} of {held['total'] / GIB:.1f} GiB free"
+    yield "memory", f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
     for name, folder in (("here", Path.cwd()), ("/dev/shm", Path("/dev/shm"))):  # noqa: S108
         yield f"disk {name}", result_of(partial(_disk, folder))
 
@@ -89,7 +91,7 @@ def _gpu(index: int) -> str:
 
 
 def _kernels() -> Iterator[tuple[str, str]]:
-    """Each is run, and held to the formula in fp64."""
+    """Run each attention kernel, and compare it with the formula in fp64."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""What this machine has: read, not guessed, and slow to nothing but the disk."""
+"""What this machine has: memory, disk and network. Only the disk takes time."""
 
 from __future__ import annotations
 
@@ -9,36 +9,26 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
+from model.sentences import first_line
+from trainer.files import nearest_existing
+
 GIB = 2**30
 
 
-def memory() -> dict[str, int]:
-    """Bytes of main memory, `total` and `available`."""
-    facts = {}
-    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-        name, _, amount = line.partition(":")
-        facts[name] = int(amount.split()[0]) * 1024
-    return {"total": facts["MemTotal"], "available": facts["MemAvailable"]}
-
-
-def existing(folder: Path) -> Path:
-    """`folder`, or the nearest one above it that exists."""
-    while not folder.exists():
-        folder = folder.parent
-    return folder
-
-
 def free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(existing(folder)).free
+    """Return what is free on the disk where `folder` lies or would be made."""
+    return shutil.disk_usage(nearest_existing(folder)).free
 
 
 def write_rate(folder: Path, size: int = 64 * 2**20) -> float:
-    """Bytes a second that a file of `size` bytes is written and synced with.
+    """Return the bytes a second at which a file of `size` bytes is written and synced.
 
     Raises OSError where the folder cannot be written.
     """
     block = os.urandom(2**20)
-    with tempfile.TemporaryFile(dir=existing(folder)) as file:
+    with tempfile.TemporaryFile(dir=nearest_existing(folder)) as file:
         began = time.perf_counter()
         for _ in range(size // len(block)):
             file.write(block)
@@ -48,27 +38,20 @@ def write_rate(folder: Path, size: int = 64 * 2**20) -> float:
 
 
 def interfaces() -> dict[str, str]:
-    """Network interfaces and their state and speed."""
+    """Return each network interface's state, speed and addresses, in words."""
+    addresses = psutil.net_if_addrs()
     found = {}
-    for folder in sorted(Path("/sys/class/net").iterdir()):
-        state = _line(folder / "operstate") or "unknown"
-        speed = _line(folder / "speed")
-        known = speed is not None and speed.isdigit() and speed != "0"
-        found[folder.name] = f"{state}, {int(speed or 0) / 1000:g} Gbit/s" if known else state
+    for name, state in sorted(psutil.net_if_stats().items()):
+        words = ["up" if state.isup else "down"]
+        words += [f"{state.speed / 1000:g} Gbit/s"] if state.speed else []
+        words += [a.address for a in addresses.get(name, []) if a.family != psutil.AF_LINK]
+        found[name] = ", ".join(words)
     return found
 
 
-def _line(file: Path) -> str | None:
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except OSError:  # some drivers answer with an error
-        return None
-
-
 def result_of(action: Callable[[], str]) -> str:
-    """What an action tells, or why it cannot."""
+    """Return what an action returns, or why it cannot."""
     try:
         return action()
     except Exception as error:  # a report says what is broken, whatever that is
-        first = (str(error).splitlines() or [""])[0]
-        return f"no: {type(error).__name__}: {first}"
+        return f"no: {type(error).__name__}: {first_line(error)}"

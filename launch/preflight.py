@@ -13,9 +13,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from launch.cluster_environment import ClusterEnvironment, announce, discover
 from launch.hostlist import expand_hosts
-from launch.machine import GIB, free_bytes, memory, write_rate
+from launch.machine import GIB, free_bytes, write_rate
 from model.errors import AbsentError, ReportedElsewhereError, UserError
 from model.sentences import first_line
 from parallel.consistency import first_difference
@@ -62,7 +64,7 @@ def check(run: Path, tasks: int) -> bool:
 def _wrong_here(run: Path, tasks: int) -> str | None:
     import torch
 
-    available = memory()["available"]
+    available = psutil.virtual_memory().available
     if available < tasks * LEAST_MEMORY:
         return f"{available / GIB:.1f} GiB of memory are free for {tasks} tasks"
     try:

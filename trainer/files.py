@@ -29,3 +29,8 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def nearest_existing(path: Path) -> Path:
+    """Return `path`, or the nearest folder above it that exists: where it would be made."""
+    return next(above for above in (path, *path.parents) if above.exists())

@@ -14,7 +14,7 @@ from model.errors import UserError
 from parallel.layout import Layout
 from trainer.checkpoint.store import Store
 from trainer.config.load import Configuration, flat, load
-from trainer.files import replace, sync
+from trainer.files import nearest_existing, replace, sync
 from trainer.logs.log import log
 from trainer.run.environment import environment
 
@@ -131,9 +131,7 @@ class RunFolder:
 
     def _check_writable(self) -> None:
         """Raise UserError where no file can be made, trying one that leaves nothing behind."""
-        existing = self.path
-        while not existing.exists():
-            existing = existing.parent
+        existing = nearest_existing(self.path)
         try:
             with tempfile.TemporaryFile(dir=existing):
                 pass
