@@ -1,5 +1,4 @@
-"""Where a process begins that nobody has installed Forescale for: `launch/train.py` and
-`python -m launch`."""
+"""The command line where nobody may have installed Forescale: `launch/train.py`, `-m launch`."""
 
 from __future__ import annotations
 
@@ -8,7 +7,10 @@ from collections.abc import Sequence
 
 
 def enter(arguments: Sequence[str] | None = None) -> None:
-    """The command line; one sentence and exit code 2 where this Python lacks what it needs."""
+    """Run the command line; where this Python lacks a package, print one sentence and exit with 2.
+
+    `arguments` are the process's where none are given.
+    """
     try:
         from launch.cli import main
 

@@ -1,4 +1,4 @@
-"""`--ranks N`: N local ranks through the deepspeed launcher, and signals that reach them."""
+"""`--ranks N`: start N local ranks through the deepspeed launcher, and pass signals on to them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from pathlib import Path
 from types import FrameType
 
 from launch.cluster_environment import free_port
-from trainer.faults.signals import PARENT, StopRequest
+from trainer.faults.signals import PARENT, SIGNALS, StopRequest
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel")
-"""Where none exists, DeepSpeed need not look for an accelerator and warn that it found none."""
-
-ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Device files of accelerators. Without any, DeepSpeed is spared its search and its warning."""
 
 
 def launch(ranks: int, arguments: Sequence[str], stop: StopRequest) -> int:
-    """Train with `arguments` on `ranks` ranks; returns the exit code. `stop` may have been asked
-    for already: then the ranks save after their first step.
+    """Train with `arguments` on `ranks` ranks, and return the exit code.
+
+    Where `stop` has been asked for already, the ranks save after their first step.
 
     DeepSpeed's launcher ends its ranks at once on SIGINT and SIGTERM. So it runs in a session of
     its own, where a Ctrl-C does not reach it, and ignores SIGUSR1, which this process sends
@@ -47,7 +46,7 @@ def launch(ranks: int, arguments: Sequence[str], stop: StopRequest) -> int:
     def ask(number: int, frame: FrameType | None) -> None:
         asked.append(number)
 
-    for number in ASKING:
+    for number in SIGNALS:
         signal.signal(number, ask)
     # An ignored signal stays ignored in the launcher; the ranks install a handler.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -64,13 +63,13 @@ def launch(ranks: int, arguments: Sequence[str], stop: StopRequest) -> int:
 
 
 def _pass_on(process: subprocess.Popen[bytes], *, at_once: bool) -> None:
-    """Ask until the ranks have ended: one that is still starting has no handler yet."""
+    """Signal the ranks; repeated until they end, since one that is starting has no handler yet."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL if at_once else signal.SIGUSR1)
 
 
 def _environment(ranks: int) -> dict[str, str]:
-    """Each rank takes its share of the processors, unless the user decided."""
+    """Return the ranks' environment; each takes its share of the processors by default."""
     environment = {**os.environ, PARENT: str(os.getpid())}
     if not any(Path(device).exists() for device in GPU_DEVICES):
         environment.setdefault("DS_ACCELERATOR", "cpu")

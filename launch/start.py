@@ -1,9 +1,8 @@
-"""`forescale train`: checks everything, then trains as this process's rank or through new ones."""
+"""`forescale train`: check everything, then train as this process's rank or through new ones."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +18,13 @@ if TYPE_CHECKING:
 def start(
     config: Path, overrides: Sequence[str], *, run_dir: Path | None, resume: str, ranks: int | None
 ) -> int:
-    """Check everything, then train as this rank or through `ranks` new ones; the exit code."""
+    """Check everything, then train as this rank or through `ranks` new ones; return the exit code.
+
+    Raises UserError on rank 0 for what the user can mend, and RunFailedError for a run that failed.
+    """
     from trainer.config import load
     from trainer.config.load import parse_overrides
+    from trainer.logs.log import chosen_level
     from trainer.prepare import prepare
     from trainer.run.lease import Attempt, refuse_if_leased
 
@@ -30,6 +33,7 @@ def start(
         raise UserError("--ranks: a launcher has started the ranks already; leave it out")
     with stop_on_signal(signals=LASTING) as stop:
         try:
+            chosen_level()  # before the ranks wait for one that is refused
             configuration = load(config, parse_overrides(overrides))
             world = ranks or cluster.world
             plan = prepare(configuration, run_dir=run_dir, resume=resume, world=world)
@@ -39,7 +43,7 @@ def start(
             return _report(cluster, error)
         if ranks is None or ranks == 1 or plan.start.is_done:
             return _train(plan, cluster, stop)
-        refuse_if_leased(plan.run.path, Attempt.here())  # said here rather than by a rank
+        refuse_if_leased(plan.run.path, Attempt.here())  # here rather than in a rank
         from launch.local_ranks import launch
 
         options = ["--run-dir", str(plan.run.path), "--resume", resume]
@@ -47,7 +51,7 @@ def start(
 
 
 def _report(cluster: ClusterEnvironment, error: UserError) -> int:
-    """Have rank 0 quote what went wrong here, unless it has ended by the same mistake."""
+    """Have rank 0 quote what went wrong, unless the same has ended it; return the exit code."""
     address = announce(cluster)
     from parallel.rendezvous import report_failure
 
@@ -56,7 +60,7 @@ def _report(cluster: ClusterEnvironment, error: UserError) -> int:
 
 
 def _train(plan: Plan, cluster: ClusterEnvironment, stop: StopRequest) -> int:
-    """Train as this rank; the exit code."""
+    """Train as this rank; return the exit code. Rank 0 raises RunFailedError for all."""
     use_processors(cluster)
     address = announce(cluster)
     from parallel.mesh import destroy_mesh
@@ -67,7 +71,7 @@ def _train(plan: Plan, cluster: ClusterEnvironment, stop: StopRequest) -> int:
         train(plan, *here, stop, address=address)
     except RunFailedError as error:
         if cluster.rank == 0:
-            print(f"forescale: {error}", file=sys.stderr)
+            raise
         return error.exit_code
     destroy_mesh()
     return 0
