@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from launch.output import print_json, showing_log
 
 
 def score(run: Path, split: str, *, as_json: bool) -> None:
+    """Print the scores on every window of `split`.
+
+    Raises UserError where there are no weights or windows.
+    """
     from model.errors import UserError
     from trainer.data import Split
     from trainer.forecast.evaluate import evaluate
     from trainer.forecast.forecaster import Forecaster
     from trainer.forecast.report import print_table
 
-    forecaster = Forecaster.load(run)
     chosen = Split(split)
-    if not forecaster.dataset.windows(chosen):
-        raise UserError(f"{run}: data.split leaves no window in the {split} part")
-    size = forecaster.settings.train.micro_batch_size
-    evaluation = evaluate(forecaster.dataset, chosen, forecaster.predict, batch_size=size)
+    with showing_log(as_json=as_json):
+        forecaster = Forecaster.load(run)
+        if not forecaster.dataset.windows(chosen):
+            raise UserError(f"{run}: data.split leaves no window in the {split} part")
+        size = forecaster.settings.train.micro_batch_size
+        evaluation = evaluate(forecaster.dataset, chosen, forecaster.predict, batch_size=size)
     if as_json:
-        print(json.dumps({"step": forecaster.step, **evaluation.summary()}, indent=1))
+        print_json({"step": forecaster.step, **evaluation.summary()})
     else:
         print_table(evaluation)

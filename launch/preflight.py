@@ -1,7 +1,7 @@
-"""`forescale preflight RUN`: are these nodes fit to train? A task on each asks, before a run.
+"""`forescale preflight RUN`: whether these nodes can train, found by a task on each before a run.
 
-The tasks tell each other what they found, and the first one says `unfit NODE: why` of each node
-that is not, which slurm/train_large.sh keeps away from.
+The tasks exchange what they found, and the first one reports each node that is unfit, which
+slurm/train_large.sh excludes when it requeues the job.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +21,62 @@ import psutil
 from launch.cluster_environment import ClusterEnvironment, announce, discover
 from launch.hostlist import expand_hosts
 from launch.machine import GIB, free_bytes, write_rate
+from launch.output import print_json
 from model.errors import AbsentError, ReportedElsewhereError, UserError
 from model.sentences import first_line
 from parallel.consistency import first_difference
 from parallel.rendezvous import Rendezvous, meet
 from trainer.run.environment import commit, versions
 
-LEAST_MEMORY, LEAST_DISK = GIB // 2, GIB
-"""Of main memory for each task, and of disk for a run."""
+MIN_MEMORY, MIN_DISK = GIB // 2, GIB
+"""Bytes of free memory that each task needs, and of free disk that a run needs."""
 
 Finding = dict[str, Any]
-"""Of one node: its name, what is wrong with it or None, and its versions as JSON."""
+"""What one node found: its name, what is wrong with it or None, and its versions as JSON."""
 
 
-def check(run: Path, tasks: int) -> bool:
-    """Look at this node, compare it with the others, and sum over all; whether all are fit."""
+@dataclass(frozen=True)
+class Report:
+    """What is known of the nodes, as `--json` prints it; whole on the first task."""
+
+    can_train: bool = False
+    nodes: list[str] = field(default_factory=list)
+    """Nodes that can train."""
+    unfit: dict[str, str] = field(default_factory=dict)
+    """Node -> why it is to be kept away from."""
+    in_common: dict[str, str] = field(default_factory=dict)
+    """Node -> what is wrong, where something is wrong with all of them: no other would do."""
+    error: str | None = None
+    """What failed without a node to blame, as this task saw it."""
+
+
+def check(run: Path, tasks: int, *, as_json: bool, with_text: bool) -> bool:
+    """Examine this node among the others, and print what is found; return whether all are fit.
+
+    The first task prints the report, the others their own errors.
+    """
     here = discover()
+    report = examine(run, tasks, here)
+    if as_json and here.rank == 0:
+        print_json(asdict(report))
+    if with_text or not as_json or here.rank > 0:
+        for sentence in _sentences(report, here.rank):
+            print(sentence, flush=True, file=sys.stderr if as_json else sys.stdout)
+    return report.can_train
+
+
+def _sentences(report: Report, rank: int) -> Iterator[str]:
+    if rank == 0:
+        yield from (f"unfit {node}: {why}" for node, why in report.unfit.items())
+        yield from (f"no node can train: {node}: {why}" for node, why in report.in_common.items())
+    if report.error:
+        yield report.error
+    if rank == 0 and report.can_train:
+        yield f"preflight: {', '.join(report.nodes)} can train"
+
+
+def examine(run: Path, tasks: int, here: ClusterEnvironment) -> Report:
+    """Examine this node, compare it with the others, and sum a number over all of them."""
     mine: Finding = {
         "node": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         "wrong": _wrong_here(run, tasks),
@@ -42,37 +85,34 @@ def check(run: Path, tasks: int) -> bool:
     try:
         unfit, met = _judge_all(here, mine)
     except ReportedElsewhereError:
-        return False
+        return Report()
     except AbsentError as error:
         unfit, met = _judge_absent(error.ranks, here, mine), None
     except UserError as error:  # either node may be to blame: none is named
-        print(f"{mine['node']}: {error}", flush=True)
-        return False
-    if here.rank == 0:
+        return Report(error=f"{mine['node']}: {error}")
+    if unfit:
         # What all have in common is not theirs to be kept away from for.
-        word = "unfit" if len(unfit) < here.world or here.world == 1 else "no node can train:"
-        for node, why in unfit.items():
-            print(f"{word} {node}: {why}", flush=True)
-    if not unfit and met is not None and not _can_sum(here, met, mine["node"]):
-        return False
-    if here.rank == 0 and not unfit:
-        nodes = list(met.hosts) if met is not None else [mine["node"]]
-        print(f"preflight: {', '.join(nodes)} can train", flush=True)
-    return not unfit
+        are_all = len(unfit) == here.world > 1
+        return Report(in_common=unfit) if are_all else Report(unfit=unfit)
+    wrong = _sum_error(here, met) if met is not None else None
+    if wrong is not None:
+        return Report(error=f"{mine['node']}: {wrong}")
+    return Report(can_train=True, nodes=list(met.hosts) if met is not None else [mine["node"]])
 
 
 def _wrong_here(run: Path, tasks: int) -> str | None:
+    """Return why this node cannot train, if it cannot."""
     import torch
 
     available = psutil.virtual_memory().available
-    if available < tasks * LEAST_MEMORY:
+    if available < tasks * MIN_MEMORY:
         return f"{available / GIB:.1f} GiB of memory are free for {tasks} tasks"
     try:
         write_rate(run, 2**20)
     except OSError as error:
         return f"{run} cannot be written: {error.strerror}"
     free = free_bytes(run)
-    if free < LEAST_DISK:
+    if free < MIN_DISK:
         return f"{free / GIB:.1f} GiB are free where {run} lies"
     if torch.version.cuda is None:
         return None
@@ -89,7 +129,10 @@ def _wrong_here(run: Path, tasks: int) -> str | None:
 
 
 def _judge_all(here: ClusterEnvironment, mine: Finding) -> tuple[dict[str, str], Rendezvous | None]:
-    """Why which nodes are unfit: the same on all."""
+    """Return why which nodes are unfit, the same on all, and where they have met.
+
+    Raises UserError where the others are not there.
+    """
     if here.world == 1:
         return judge([mine]), None
     met = meet(announce(here), here.rank, here.world, {})
@@ -101,7 +144,7 @@ def _judge_all(here: ClusterEnvironment, mine: Finding) -> tuple[dict[str, str],
 
 
 def judge(findings: list[Finding]) -> dict[str, str]:
-    """Why which nodes are unfit: by what they found, or because they differ from most nodes."""
+    """Return which nodes are unfit, by what they found or because they differ from most nodes."""
     unfit = {finding["node"]: finding["wrong"] for finding in findings if finding["wrong"]}
     [(usual, _)] = Counter(finding["versions"] for finding in findings).most_common(1)
     for finding in findings:
@@ -112,21 +155,22 @@ def judge(findings: list[Finding]) -> dict[str, str]:
 
 
 def _judge_absent(ranks: list[int], here: ClusterEnvironment, mine: Finding) -> dict[str, str]:
-    """Where most are missing, it is this node that they cannot reach."""
+    """Return which nodes are unfit: those that are absent, or this one where most of them are."""
     if 2 * len(ranks) > here.world:
         return {mine["node"]: f"{len(ranks)} of {here.world} nodes did not reach it"}
-    nodes = _nodes() or [f"of rank {rank}" for rank in range(here.world)]
+    nodes = _nodes_of_tasks(here.world)
     return {nodes[rank]: f"did not come within {announce(here).seconds:g} s" for rank in ranks}
 
 
-def _nodes() -> list[str]:
-    """Return the node of each task of this Slurm step, where it is one."""
+def _nodes_of_tasks(world: int) -> list[str]:
+    """Return the node of each task of this Slurm step; outside Slurm, words for it."""
     hosts = os.environ.get("SLURM_STEP_NODELIST")
-    return expand_hosts(hosts) if hosts else []
+    nodes = expand_hosts(hosts) if hosts else []
+    return nodes if len(nodes) == world else [f"of rank {rank}" for rank in range(world)]
 
 
-def _can_sum(here: ClusterEnvironment, met: Rendezvous, node: str) -> bool:
-    """One number over all nodes, as training will."""
+def _sum_error(here: ClusterEnvironment, met: Rendezvous) -> str | None:
+    """Sum one number over all nodes, as training will; return what went wrong, if anything."""
     import torch
 
     from parallel.collectives import sum_over_ranks
@@ -138,8 +182,5 @@ def _can_sum(here: ClusterEnvironment, met: Rendezvous, node: str) -> bool:
         total = float(sum_over_ranks(mesh, torch.tensor(1.0)))
         destroy_mesh()
     except RuntimeError as error:
-        print(f"{node}: the nodes cannot sum: {first_line(error)}", flush=True)
-        return False
-    if total != here.world:
-        print(f"{node}: the nodes' sum is {total:g} instead of {here.world}", flush=True)
-    return total == here.world
+        return f"the nodes cannot sum: {first_line(error)}"
+    return None if total == here.world else f"the nodes' sum is {total:g} instead of {here.world}"

@@ -1,83 +1,85 @@
-"""`forescale show PATH`: what a run folder, a checkpoint or an export holds."""
+"""`forescale show PATH`: what a run folder, a checkpoint or an export holds.
+
+Each is described as one object, as `--json` prints it; the text for people is made of that.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from launch.output import print_json, showing_log
 from model.errors import UserError
 from parallel.layout import describe
+from trainer.checkpoint.keys import WEIGHTS, of_kinds
 from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.store import Checkpoint
 from trainer.logs.metrics import read_metrics
 from trainer.run.folder import RunFolder
 from trainer.weights.source import WeightsSource, find
 
+Known = dict[str, Any]
+"""What is known of a path, with its `kind`; docs/cluster.md lists the keys."""
 
-def tell(path: Path, *, verify: bool) -> None:
-    if (path / "checkpoint.json").is_file():
-        _checkpoint(Checkpoint(path), verify=verify)
-    elif RunFolder(path).exists():
-        _run(RunFolder(path), verify=verify)
+
+def show_path(path: Path, *, verify: bool, as_json: bool) -> None:
+    """Print what `path` holds; `verify` reads every byte of checkpoints.
+
+    Raises UserError where it holds nothing of Forescale's, or something damaged; what is known of a
+    run folder with damaged checkpoints is printed first.
+    """
+    with showing_log(as_json=as_json):
+        known = _describe(path, verify=verify)
+    if as_json:
+        print_json(known)
     else:
-        _weights(find(path))
-
-
-def _print(rows: dict[str, str]) -> None:
-    table = Table.grid(padding=(0, 2))
-    for name, value in rows.items():
-        table.add_row(name, value)
-    Console(width=100).print(table)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "none" if value is None else format(value, form)
-
-
-def _run(run: RunFolder, *, verify: bool) -> None:
-    settings = run.configuration().settings
-    file = run.path / "environment.json"
-    environment = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    rows = read_metrics(run.path / "metrics.jsonl")
-    state = next(
-        (m for m in ("done", "saved") if (run.path / m).exists()), "running or interrupted"
-    )
-    shown = {
-        "run": str(run.path),
-        "state": f"{state}, step {rows[-1]['step'] if rows else 0} of {settings.train.steps}",
-        "data": settings.data.source,
-    }
-    if environment:
-        shown["layout"] = describe(environment["layout"])
-        shown["versions"] = ", ".join(f"{k} {v}" for k, v in environment["versions"].items() if v)
-    if rows:
-        last = rows[-1]
-        shown["last step"] = (
-            f"loss {_number(last['loss'], '.4f')}, grad norm {_number(last['grad_norm'], '.3f')}, "
-            f"{last['tokens_per_second']:,.0f} tokens/s, {last['skipped_steps']} steps skipped"
-        )
-    steps = [str(checkpoint.step) for checkpoint in run.store.committed()]
-    shown["checkpoints"] = f"steps {', '.join(steps)}" if steps else "none"
-    wrong = {c.path.name: c.verify(contents=verify) for c in run.store.committed()}
-    damaged = {name: why for name, why in wrong.items() if why is not None}
-    shown |= {name: f"damaged: {why}" for name, why in damaged.items()}
-    aside = sorted(folder.name for folder in run.store.folder.glob("*.damaged"))
-    if aside:
-        shown["put aside"] = ", ".join(aside)
-    if (run.path / "evaluation.json").is_file():
-        summary = json.loads((run.path / "evaluation.json").read_text(encoding="utf-8"))
-        for name, scores in summary["scores"].items():
-            shown[f"{summary['split']} MSE, {name}"] = f"{scores['mse']:.4f}"
-    _print(shown)
+        _print_rows(_ROWS[known["kind"]](known))
+    damaged = [Path(c["path"]).name for c in known.get("checkpoints", []) if c["damage"]]
     if damaged:
-        raise UserError(f"{run.path}: damaged: {', '.join(damaged)}")
+        raise UserError(f"{path}: damaged: {', '.join(damaged)}")
 
 
-def _checkpoint(checkpoint: Checkpoint, *, verify: bool) -> None:
+# What is known
+
+
+def _describe(path: Path, *, verify: bool) -> Known:
+    if (path / "checkpoint.json").is_file():
+        return _checkpoint(Checkpoint(path), verify=verify)
+    if RunFolder(path).exists():
+        return _run(RunFolder(path), verify=verify)
+    return _export(find(path))
+
+
+def _run(run: RunFolder, *, verify: bool) -> Known:
+    settings = run.configuration().settings
+    rows = read_metrics(run.path / "metrics.jsonl")
+    environment = _read_json(run.path / "environment.json") or {}
+    ended = [marker for marker in ("done", "saved") if (run.path / marker).exists()]
+    return {
+        "kind": "run",
+        "path": str(run.path),
+        "state": ended[0] if ended else "unfinished",
+        "step": rows[-1]["step"] if rows else 0,
+        "steps": settings.train.steps,
+        "data": settings.data.source,
+        "layout": environment.get("layout"),
+        "versions": environment.get("versions"),
+        "last_step": rows[-1] if rows else None,
+        "checkpoints": [
+            {"path": str(c.path), "step": c.step, "damage": c.verify(contents=verify)}
+            for c in run.store.committed()
+        ],
+        "quarantined": sorted(folder.name for folder in run.store.folder.glob("*.damaged")),
+        "evaluation": _read_json(run.path / "evaluation.json"),
+    }
+
+
+def _checkpoint(checkpoint: Checkpoint, *, verify: bool) -> Known:
     from trainer.checkpoint.storage import tensor_shapes
 
     wrong = checkpoint.verify(contents=verify)
@@ -85,39 +87,117 @@ def _checkpoint(checkpoint: Checkpoint, *, verify: bool) -> None:
         raise UserError(f"{checkpoint.path} is damaged: {wrong}")
     description = checkpoint.description()
     shapes = tensor_shapes(checkpoint.path)
-    weights = {n: s for n, s in shapes.items() if n.startswith("weights/")}
-    parameters = sum(math.prod(shape) for shape in weights.values())
-    size = sum(size for size, _ in read_manifest(checkpoint.path).values())
-    _print(
-        {
-            "checkpoint": str(checkpoint.path),
-            "step": str(description["step"]),
-            "samples seen": f"{description['samples']:,}",
-            "written by": describe(description["layout"]),
-            "parameters": f"{parameters:,} in {len(weights)} tensors",
-            "tensors": f"{len(shapes)}: weights in fp32 and AdamW's moments",
-            "size": f"{size / 2**20:.1f} MiB",
-            "whole": "every byte by its sum"
-            if verify
-            else "by its files' sizes; --verify reads all",
-        }
-    )
+    weights = of_kinds(shapes, WEIGHTS)
+    return {
+        "kind": "checkpoint",
+        "path": str(checkpoint.path),
+        "step": description["step"],
+        "samples": description["samples"],
+        "layout": description["layout"],
+        "parameters": sum(map(math.prod, weights.values())),
+        "weights": len(weights),
+        "tensors": len(shapes),
+        "bytes": sum(size for size, _ in read_manifest(checkpoint.path).values()),
+        "contents_verified": verify,
+    }
 
 
-def _weights(source: WeightsSource) -> None:
+def _export(source: WeightsSource) -> Known:
     wrong = source.verify()
     if wrong is not None:
         raise UserError(f"{source.path} is damaged: {wrong}")
-    shapes = {n: s for n, s in source.shapes().items() if n.startswith("weights/")}
-    facts = source.facts
-    _print(
-        {
-            "export": str(source.path),
-            "step": str(source.step),
-            "architecture": source.settings.model.architecture,
-            "forecasts": f"{facts.shape.prediction_length} points of {', '.join(facts.channels)} "
-            f"from {facts.shape.context_length}",
-            "parameters": f"{sum(map(math.prod, shapes.values())):,} in {len(shapes)} tensors",
-            "size": f"{sum(f.stat().st_size for f in source.path.iterdir()) / 2**20:.1f} MiB",
-        }
-    )
+    weights = of_kinds(source.shapes(), WEIGHTS)
+    return {
+        "kind": "export",
+        "path": str(source.path),
+        "step": source.step,
+        "architecture": source.settings.model.architecture,
+        "context_length": source.facts.shape.context_length,
+        "prediction_length": source.facts.shape.prediction_length,
+        "channels": list(source.facts.channels),
+        "parameters": sum(map(math.prod, weights.values())),
+        "weights": len(weights),
+        "bytes": sum(file.stat().st_size for file in source.path.iterdir()),
+    }
+
+
+def _read_json(file: Path) -> Any:
+    """Return what a file holds, or None where there is none."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+# The text
+
+
+def _run_rows(known: Known) -> dict[str, str]:
+    state = "running or interrupted" if known["state"] == "unfinished" else known["state"]
+    rows = {
+        "run": known["path"],
+        "state": f"{state}, step {known['step']} of {known['steps']}",
+        "data": known["data"],
+    }
+    if known["layout"]:
+        rows["layout"] = describe(known["layout"])
+        rows["versions"] = ", ".join(f"{k} {v}" for k, v in known["versions"].items() if v)
+    last = known["last_step"]
+    if last:
+        rows["last step"] = (
+            f"loss {_number(last['loss'], '.4f')}, grad norm {_number(last['grad_norm'], '.3f')}, "
+            f"{last['tokens_per_second']:,.0f} tokens/s, {last['skipped_steps']} steps skipped"
+        )
+    steps = [str(checkpoint["step"]) for checkpoint in known["checkpoints"]]
+    rows["checkpoints"] = f"steps {', '.join(steps)}" if steps else "none"
+    for checkpoint in known["checkpoints"]:
+        if checkpoint["damage"]:
+            rows[Path(checkpoint["path"]).name] = f"damaged: {checkpoint['damage']}"
+    if known["quarantined"]:
+        rows["put aside"] = ", ".join(known["quarantined"])
+    evaluation = known["evaluation"]
+    if evaluation:
+        for name, scores in evaluation["scores"].items():
+            rows[f"{evaluation['split']} MSE, {name}"] = f"{scores['mse']:.4f}"
+    return rows
+
+
+def _checkpoint_rows(known: Known) -> dict[str, str]:
+    by_sizes = "by its files' sizes; --verify reads all"
+    return {
+        "checkpoint": known["path"],
+        "step": str(known["step"]),
+        "samples seen": f"{known['samples']:,}",
+        "written by": describe(known["layout"]),
+        "parameters": f"{known['parameters']:,} in {known['weights']} tensors",
+        "tensors": f"{known['tensors']}: weights in fp32 and AdamW's moments",
+        "size": _mebibytes(known["bytes"]),
+        "whole": "every byte by its sum" if known["contents_verified"] else by_sizes,
+    }
+
+
+def _export_rows(known: Known) -> dict[str, str]:
+    channels, context = ", ".join(known["channels"]), known["context_length"]
+    return {
+        "export": known["path"],
+        "step": str(known["step"]),
+        "architecture": known["architecture"],
+        "forecasts": f"{known['prediction_length']} points of {channels} from {context}",
+        "parameters": f"{known['parameters']:,} in {known['weights']} tensors",
+        "size": _mebibytes(known["bytes"]),
+    }
+
+
+_ROWS = {"run": _run_rows, "checkpoint": _checkpoint_rows, "export": _export_rows}
+
+
+def _number(value: float | None, form: str) -> str:
+    return "none" if value is None else format(value, form)
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
+
+
+def _print_rows(rows: dict[str, str]) -> None:
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console(width=100).print(table)

@@ -96,6 +96,25 @@ def test_every_launcher_starts_the_same_run(
     assert "Traceback" not in ended.stderr and "step 10/10" in ended.stdout
 
 
+def test_quiet_is_inherited_by_the_ranks(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [BIN / "forescale", "train", "configs/tiny.yaml", "--ranks", "2", "--quiet"]
+    settings = [*QUICK, "train.steps=2", "data.split=[0.9,0.1,0.0]"]
+    ended = finished([*command, "--run-dir", run, *settings])
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stdout == "data: data.split leaves no test window: the run will not be scored\n"
+    assert len(read_metrics(run / "metrics.jsonl")) == 2
+
+
+def test_a_run_that_fails_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    command = [BIN / "forescale", "train", "configs/tiny.yaml", "--run-dir", tmp_path / "run"]
+    settings = ["train.steps=100", "train.learning_rate=1e30", "train.warmup_steps=0"]
+    ended = finished([*command, *QUICK, *settings])
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("forescale: step ") and ended.stderr.count("\n") == 1
+    assert "lower train.learning_rate in a new run" in ended.stderr
+
+
 def test_a_mistake_under_the_launcher_is_said_once_with_exit_code_2(tmp_path: Path) -> None:
     ended = finished(
         [
