@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from launch.cluster_environment import free_port
 from launch.preflight import Finding, judge
+from launch.requeue import Failure, after_preflight, parse_object
 from tests.conftest import ROOT
 
 
@@ -46,8 +48,10 @@ def test_what_all_nodes_lack_is_not_theirs(tmp_path: Path) -> None:
     assert "unfit" not in said and said.count("no node can train: node") == 2
 
 
-def preflight(run: Path | str, ranks: list[int], world: int, **odd: str) -> list[tuple[int, str]]:
-    """Exit codes and words of some of `world` tasks; `odd` are variables of the last one."""
+def preflight(
+    run: Path | str, ranks: list[int], world: int, *options: str, **odd: str
+) -> list[tuple[int, str]]:
+    """Return exit code and output of some of `world` tasks; `odd` are variables of the last one."""
     port = str(free_port())
     processes = []
     for rank in ranks:
@@ -64,7 +68,7 @@ def preflight(run: Path | str, ranks: list[int], world: int, **odd: str) -> list
         }
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-m", "launch", "preflight", str(run)],
+                [sys.executable, "-m", "launch", "preflight", str(run), *options],
                 cwd=ROOT,
                 env=environment,
                 stdout=subprocess.PIPE,
@@ -85,6 +89,36 @@ def test_fit_nodes_sum(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_fit_nodes_are_one_object(tmp_path: Path) -> None:
+    (code, said), (_, silent) = preflight(tmp_path / "run", [0, 1], 2, "--json")
+    assert (code, silent) == (0, "")
+    assert json.loads(said) == {
+        "can_train": True,
+        "nodes": [os.uname().nodename],
+        "unfit": {},
+        "in_common": {},
+        "error": None,
+    }
+
+
+def test_an_unfit_node_is_in_the_object_that_the_script_reads(tmp_path: Path) -> None:
+    """As the script calls it: the text comes too, on stderr."""
+    options = ("--json", "--explain")
+    (code, said), *_ = preflight(tmp_path, [0, 1, 2], 3, *options, PATH=str(tmp_path))
+    [(node, why)] = parse_object(said)["unfit"].items()
+    assert (code, node) == (1, "node2") and f"\nunfit node2: {why}\n" in f"\n{said}"
+    decision = after_preflight(code, parse_object(said), is_signalled=False)
+    assert decision == Failure("node2 cannot train", "node2")
+
+
+def test_what_all_nodes_lack_keeps_none_away() -> None:
+    (code, said), (_, silent) = preflight("/proc/1/run", [0, 1], 2, "--json")
+    assert (code, silent) == (1, "")
+    report = json.loads(said)
+    assert not report["can_train"] and report["unfit"] == {} and report["error"] is None
+    assert set(report["in_common"]) == {"node0", "node1"}
+
+
 def test_a_node_of_another_commit_is_unfit(tmp_path: Path) -> None:
     """Where there is no git, nobody knows the commit."""
     (_, first), *others = preflight(tmp_path, [0, 1, 2], 3, PATH=str(tmp_path))
@@ -102,8 +136,12 @@ def test_a_folder_that_cannot_be_written_makes_a_node_unfit() -> None:
 
 @pytest.mark.slow
 def test_a_node_that_does_not_come_is_unfit(tmp_path: Path) -> None:
+    """Its name is known from Slurm's list, where there is one."""
     (code, said), (_, silent) = preflight(tmp_path, [0, 1], 3)
     assert (code, said) == (1, "unfit of rank 2: did not come within 10 s\n")
     assert silent == ""
     [(code, said)] = preflight(tmp_path, [0], 3)
     assert (code, said) == (1, "unfit node0: 2 of 3 nodes did not reach it\n")
+    slurm = {"SLURM_STEP_NODELIST": "rack[07-09]"}
+    (code, said), _ = preflight(tmp_path, [1, 0], 3, **slurm)[::-1]
+    assert (code, said) == (1, "unfit rack09: did not come within 10 s\n")
