@@ -21,9 +21,11 @@ import socket
 import stat
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.slurm.processes import Process, mount_namespace, running, send
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "unshare")
 INSTALL = "apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
@@ -73,7 +75,7 @@ SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
 
 
 def missing() -> str | None:
-    """Why no cluster can run here, with the command that mends it; None if one can."""
+    """Return why no cluster can run here, with the command that mends it; None if one can."""
     absent = [program for program in PROGRAMS if shutil.which(program, path=_path()) is None]
     if absent:
         return f"no {absent[0]} here: {INSTALL}"
@@ -87,7 +89,7 @@ def _path() -> str:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Below those that jobs meet at."""
+    """Return ports below those that jobs meet at."""
     ports: list[int] = []
     for port in range(17000, 20000):
         with socket.socket() as probe:
@@ -100,33 +102,33 @@ def _free_ports(count: int) -> list[int]:
 
 @dataclass
 class Cluster:
-    """Its nodes are node1, node2, ..."""
+    """A Slurm whose nodes are node1, node2, ..."""
 
     folder: Path = FOLDER
     nodes: int = 4
     daemons: dict[str, int] = field(default_factory=dict)
-    """Process ids by name."""
+    """Daemon -> its process id."""
     namespaces: list[str] = field(default_factory=list)
-    """Of mounts: one for each node, in which are its daemon and its tasks."""
+    """The mount namespace of each node, in which its daemon and its tasks run."""
 
     @property
     def environment(self) -> dict[str, str]:
+        """The variables with which Slurm's commands find this cluster."""
         return {**os.environ, "PATH": _path(), "SLURM_CONF": str(self.folder / "slurm.conf")}
 
     @property
     def names(self) -> list[str]:
+        """The names of the nodes."""
         return [f"node{number}" for number in range(1, self.nodes + 1)]
 
     def start(self) -> None:
+        """Start all daemons, and wait for the nodes. Raises FileExistsError for others' files."""
         if self.folder.exists():
             if any(self.folder.iterdir()) and not (self.folder / RECORD).exists():
                 raise FileExistsError(f"{self.folder} holds other files; choose an empty folder")
             shutil.rmtree(self.folder)
-        for name in (
-            "state",
-            "munge",
-            *(f"{n}/{kind}" for n in self.names for kind in ("spool", "tmp")),
-        ):
+        folders = [f"{name}/{kind}" for name in self.names for kind in ("spool", "tmp")]
+        for name in ("state", "munge", *folders):
             (self.folder / name).mkdir(parents=True)
         self._configure()
         self._start_munge()
@@ -136,15 +138,16 @@ class Cluster:
         self.wait(lambda: set(self.states().values()) == {"IDLE"}, "the nodes to be idle")
 
     def stop(self) -> None:
-        """Everything, the jobs' processes too."""
+        """Kill everything, the jobs' processes too."""
         for name in list(self.daemons):
             self._kill(name)
         for folder in Path("/proc").glob("[0-9]*"):
-            if _namespace(int(folder.name)) in self.namespaces:
-                _signal(int(folder.name), signal.SIGKILL)
+            if mount_namespace(int(folder.name)) in self.namespaces:
+                send(int(folder.name), signal.SIGKILL)
         self.daemons.clear()
 
     def start_node(self, name: str) -> None:
+        """Start a node's slurmd in namespaces of its own."""
         hosts = self.folder / name / "hosts"
         lines = ["127.0.0.1 localhost", *(f"127.0.0.1 {node}" for node in self.names)]
         hosts.write_text("\n".join(lines) + "\n")
@@ -152,38 +155,25 @@ class Cluster:
             'hostname "$1" && mount --bind "$2" /etc/hosts && mount -t tmpfs none /dev/shm '
             '&& exec slurmd -D -N "$1"'
         )
-        self._spawn(
-            name,
-            [
-                "unshare",
-                "--uts",
-                "--mount",
-                "--propagation",
-                "private",
-                "sh",
-                "-c",
-                script,
-                "sh",
-                name,
-                str(hosts),
-            ],
-        )
-        here = _namespace(os.getpid())
-        self.wait(lambda: _namespace(self.daemons[name]) not in (None, here), "a node's namespace")
-        self.namespaces.append(str(_namespace(self.daemons[name])))
+        alone = ["unshare", "--uts", "--mount", "--propagation", "private"]
+        self._spawn(name, [*alone, "sh", "-c", script, "sh", name, str(hosts)])
+        here, daemon = mount_namespace(os.getpid()), self.daemons[name]
+        self.wait(lambda: mount_namespace(daemon) not in (None, here), "a node's namespace")
+        self.namespaces.append(str(mount_namespace(daemon)))
         self._record()
 
     def inside(self, name: str, *command: str) -> None:
-        """Run on a node, with its mounts."""
+        """Run a command on a node, with its mounts."""
         self.run("nsenter", f"--target={self.daemons[name]}", "--mount", "--uts", *command)
 
     def kill_daemon(self, name: str) -> None:
-        """Only a node's slurmd: its steps go on."""
+        """Kill a node's slurmd alone: its steps go on."""
         self._kill(name)
 
     # Jobs
 
     def run(self, *command: str, check: bool = True, timeout: float = 60) -> str:
+        """Run a command of this Slurm; return what it prints."""
         done = subprocess.run(
             command,
             env=self.environment,
@@ -197,17 +187,17 @@ class Cluster:
         return done.stdout
 
     def job(self, number: str) -> dict[str, str]:
-        """What scontrol says of it; {} when it is forgotten."""
+        """Return what scontrol prints of a job; {} when it is forgotten."""
         text = self.run("scontrol", "-o", "show", "job", number, check=False)
         return dict(re.findall(r"(\w+)=(\S*)", text))
 
     def states(self) -> dict[str, str]:
-        """Of the nodes."""
+        """Return the state of each node."""
         text = self.run("scontrol", "-o", "show", "node", check=False)
         return dict(re.findall(r"NodeName=(\S+).*?State=([A-Z]+)", text))
 
-    def wait(self, condition: object, what: str, seconds: float = 60) -> None:
-        assert callable(condition)
+    def wait(self, condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+        """Wait until the condition holds. Raises TimeoutError."""
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
@@ -215,10 +205,10 @@ class Cluster:
             time.sleep(0.1)
 
     def tasks(self, word: str) -> list[Process]:
-        """Processes of steps on this cluster's nodes whose command has `word`."""
+        """Return the processes of steps on this cluster's nodes whose command has `word`."""
         return [
             process
-            for process in _processes()
+            for process in running()
             if word in process.command
             and "srun " not in process.command
             and str(self.folder) in process.environment
@@ -226,10 +216,10 @@ class Cluster:
         ]
 
     def script(self, job: str) -> list[int]:
-        """The processes of a job's batch script: the shell, and what it does in the background."""
+        """Return the processes of a job's batch script, which are shells."""
         return [
             p.pid
-            for p in _processes()
+            for p in running()
             if f"/job{job:0>5}/slurm_script" in p.command and str(self.folder) in p.command
         ]
 
@@ -297,55 +287,11 @@ class Cluster:
 
     def _kill(self, name: str) -> None:
         pid = self.daemons.pop(name)
-        _signal(pid, signal.SIGKILL)
+        send(pid, signal.SIGKILL)
         try:
             os.waitpid(pid, 0)
         except ChildProcessError:  # started by another command
             time.sleep(0.2)
-
-
-@dataclass(frozen=True)
-class Process:
-    pid: int
-    command: str
-    environment: str
-
-    @property
-    def rank(self) -> int:
-        match = re.search(r"SLURM_PROCID=(\d+)", self.environment)
-        return int(match[1]) if match else -1
-
-    @property
-    def node(self) -> str:
-        match = re.search(r"SLURMD_NODENAME=(\w+)", self.environment)
-        return match[1] if match else ""
-
-
-def _processes() -> list[Process]:
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            environment = (folder / "environ").read_bytes().replace(b"\0", b"\n").decode()
-        except (OSError, UnicodeDecodeError):
-            continue
-        found.append(Process(int(folder.name), command, environment))
-    return found
-
-
-def _namespace(pid: int) -> str | None:
-    """Of a process's mounts; None where there is no such process."""
-    try:
-        return str(Path(f"/proc/{pid}/ns/mnt").readlink())
-    except OSError:
-        return None
-
-
-def _signal(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
 
 
 def main() -> None:

@@ -1,25 +1,25 @@
-"""One cluster for all tests of a session, and jobs on it."""
+"""One cluster for all tests of a session, jobs on it, and the run that nothing happens to."""
 
 from __future__ import annotations
 
-import re
 import subprocess
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tests import ranks
 from tests.conftest import ROOT, skip
+from tests.settings import train_rank
 from tests.slurm.cluster import Cluster, missing
-from trainer.logs.metrics import Row, read_metrics
-
-QUICK = ("data.rows=600", "logging.tensorboard=false", "data.split=[0.9,0.1,0.0]")
+from tests.slurm.jobs import LONG, QUICK, Job, Submit
+from trainer.logs.metrics import Row
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of four nodes."""
     why = missing()
     if why is not None:
         skip(why)
@@ -43,56 +43,9 @@ def unused(cluster: Cluster) -> Iterator[Cluster]:
     cluster.wait(lambda: set(cluster.states().values()) == {"IDLE"}, "the nodes to be idle")
 
 
-@dataclass
-class Job:
-    """slurm/train_large.sh on the cluster."""
-
-    cluster: Cluster
-    number: str
-    run: Path
-    log: Path
-
-    def rows(self) -> list[Row]:
-        return read_metrics(self.run / "metrics.jsonl")
-
-    def said(self) -> str:
-        return self.log.read_text() if self.log.exists() else ""
-
-    def facts(self) -> dict[str, str]:
-        return self.cluster.job(self.number)
-
-    def limit(self, minutes: int) -> None:
-        self.cluster.run("scontrol", "update", f"JobId={self.number}", f"TimeLimit={minutes}")
-
-    def wait(self, condition: Callable[[], object], what: str, seconds: float = 120) -> float:
-        """The seconds that it took."""
-        began = time.monotonic()
-        while not condition():
-            if time.monotonic() - began > seconds:
-                state = self.facts().get("JobState")
-                raise TimeoutError(f"waited for {what}; the job is {state}\n{self.said()}")
-            time.sleep(0.05)
-        return time.monotonic() - began
-
-    def wait_for_step(self, step: int, seconds: float = 120) -> float:
-        return self.wait(lambda: len(self.rows()) >= step, f"step {step}", seconds)
-
-    def wait_until_done(self, seconds: float = 180) -> float:
-        def ended() -> bool:
-            return self.facts().get("JobState") in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
-
-        took = self.wait(ended, "the job to end", seconds)
-        assert self.facts()["JobState"] == "COMPLETED", self.said()
-        assert (self.run / "done").exists(), self.said()
-        return took
-
-    def starts(self) -> int:
-        return len(re.findall(r"^train_large: job \d+, start \d+,", self.said(), re.MULTILINE))
-
-
 @pytest.fixture
-def submit(unused: Cluster, tmp_path: Path) -> Callable[..., Job]:
-    """submit(settings, *sbatch's flags, script's variables by keyword) on 2 nodes of 2 tasks."""
+def submit(unused: Cluster, tmp_path: Path) -> Submit:
+    """Submits jobs whose run folder and log lie in the test's own folder."""
 
     def start(*settings: str, flags: tuple[str, ...] = (), **variables: str) -> Job:
         run = tmp_path / "run"
@@ -126,3 +79,10 @@ def submit(unused: Cluster, tmp_path: Path) -> Callable[..., Job]:
         return Job(unused, done.stdout.strip(), run, tmp_path / "job.log")
 
     return start
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    """The run of LONG that nothing happens to, on the same layout without Slurm."""
+    settings = {k: yaml.safe_load(v) for k, v in (s.split("=", 1) for s in (*QUICK, *LONG))}
+    return ranks.run(train_rank, 4, tmp_path_factory.mktemp("x") / "run", settings)[0]
