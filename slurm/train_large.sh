@@ -1,10 +1,10 @@
 #!/bin/bash
-# Trains CONFIG on nodes of 8 GPUs and comes back by itself: after a time limit, a preemption, a dead
-# node, a killed or a hung rank.
+# Trains CONFIG on nodes of 8 GPUs, and requeues itself after a time limit, a preemption, a dead node,
+# a killed or a hung rank.
 #
 #   sbatch [sbatch's flags] slurm/train_large.sh [CONFIG [train's arguments]]
 #
-# sbatch's flags count more than the lines below, for example
+# sbatch's flags override the lines below, for example
 #   sbatch --nodes 16 --time 2-00:00:00 --partition gpu slurm/train_large.sh configs/moe_large.yaml \
 #       data.source=/data/series.parquet --run-dir /scratch/runs/moe
 #
@@ -13,8 +13,8 @@
 #                         the python3 that the job was submitted with
 #   FORESCALE_MOUNTS      what the container sees of the nodes, as `--container-mounts` takes it
 #   FORESCALE_HOME        the checkout, where it is not the folder that the job was submitted from
-#   FORESCALE_REQUEUE     no: never requeue; a job array or singleton chain goes on instead
-#   FORESCALE_PREFLIGHT   no: do not look at the nodes before training
+#   FORESCALE_REQUEUE     no: never requeue; a job array or singleton chain continues instead
+#   FORESCALE_PREFLIGHT   no: do not examine the nodes before training
 #
 #SBATCH --job-name=forescale
 #SBATCH --nodes=8
@@ -46,10 +46,10 @@ shift $(($# > 0))
 
 image=${FORESCALE_CONTAINER:-}
 [[ $image =~ ^/|\.sqsh$ && ! -e $image ]] && end 2 "FORESCALE_CONTAINER: there is no $image"
-host_python=$PWD/.venv/bin/python # outside of any container, as this script is
+host_python=$PWD/.venv/bin/python # runs beside this script, outside of any container
 [[ -x $host_python ]] || host_python=$(command -v python3) ||
     end 2 "no python3: load a module, make setup, or set FORESCALE_CONTAINER"
-step_python=("$host_python") # runs inside
+step_python=("$host_python") # runs in steps
 if [[ -n $image ]]; then
     step_python=(--container-image="$image" --container-workdir="$PWD"
         --container-mounts="${FORESCALE_MOUNTS:-$PWD:$PWD}" python3)
@@ -59,13 +59,13 @@ export FORESCALE_START_SECONDS=${FORESCALE_START_SECONDS:-120} # many nodes load
 export PYTHONUNBUFFERED=1
 unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE # each step may use its nodes' memory
 
-requeue=("$host_python" -ES -m launch.requeue) # the policy: standard library alone, whoever's Python it is
-decide() { # MOMENT [FACTS]: end the job, requeue it, or go on
+requeue=("$host_python" -ES -m launch.requeue) # the policy, with the standard library alone
+decide() { # MOMENT [FACTS]: end this script, the job requeued or not, or return and go on
     local code
-    trap '' TERM # it comes with a requeue
+    trap '' TERM # comes with a requeue
     "${requeue[@]}" "$@" --run="$run" ${signalled:+--signalled}
     code=$?
-    ((code == 10)) || exit "$code"
+    ((code == 10)) || exit "$code" # its GO_ON
     trap - TERM
 }
 
@@ -79,7 +79,7 @@ echo "train_large: job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, $(date '+
     "on $SLURM_JOB_NODELIST"
 decide start
 
-# What cannot be is refused here, once, before a node works. A step sees the GPUs that were asked for.
+# What cannot run is refused here, once, before a node works. A step sees the GPUs that were asked for.
 one=(--nodes=1 --ntasks=1 --input=none)
 tasks=${SLURM_NTASKS_PER_NODE:-1}
 gpus=$(srun "${one[@]}" sh -c "echo \${SLURM_GPUS_ON_NODE:-$tasks}")
@@ -99,7 +99,7 @@ rm -f "$run/saved" "$run/done" # of an earlier start
 srun --kill-on-bad-exit=1 --wait=60 --label --input=none "${step_python[@]}" launch/train.py "$config" \
     --run-dir="$run" "$@" &
 ranks=$!
-"${requeue[@]}" limit --run="$run" & # ranks that hang or save for too long do not heed the signal
+"${requeue[@]}" limit --run="$run" & # for ranks that hang, or save for too long
 limit=$!
 while
     wait "$ranks" # or until a signal

@@ -3,8 +3,8 @@
 #
 #   sbatch [sbatch's flags] slurm/train_node.sh [CONFIG [train's arguments]]
 #
-# The same command again goes on where it was. For more nodes, and for runs that come back by
-# themselves, there is train_large.sh; both read the same environment.
+# The same command again continues the run. For more nodes, and for runs that requeue themselves, there
+# is train_large.sh; both read the same environment.
 #
 #SBATCH --job-name=forescale
 #SBATCH --nodes=1

@@ -1,4 +1,4 @@
-"""The command line: a user's mistake is one line on stderr, exit code 2, nothing left behind."""
+"""The command line: a user's mistake is one line on stderr, exit code 2, and leaves nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TRAIN = ["train", "configs/tiny.yaml"]
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a mistake is answered with."""
+    """Return the one line that is printed for a mistake."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     said = capsys.readouterr()
@@ -29,7 +29,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.fixture
 def series(tmp_path: Path) -> dict[str, Path]:
-    """Broken files by name."""
+    """Return broken files by name."""
     hours = (
         pd.date_range("2024-01-01", periods=400, freq="h").astype(str).to_series(index=range(400))
     )

@@ -1,4 +1,4 @@
-"""Every launcher's environment names the same things."""
+"""Every launcher's environment is read, and names the same rendezvous on all ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report on a machine."""
+"""The doctor reports every part of a machine, and no secrets."""
 
 from __future__ import annotations
 

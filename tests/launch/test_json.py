@@ -20,7 +20,7 @@ PLAN = ["plan", "configs/tiny.yaml", "--world=2", "data.rows=800", "parallel.pip
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps that is done."""
+    """Return the folder of a run of two steps that is done."""
     folder = tmp_path_factory.mktemp("json") / "run"
     ranks.run(train_rank, 2, folder, dict(SETTINGS))
     return folder
@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def known(capsys: pytest.CaptureFixture[str]) -> Any:
-    """known(arguments): the object that a command prints."""
+    """Return a function that runs a command and returns the object that it prints."""
 
     def call(*arguments: str | Path) -> dict[str, Any]:
         main([*map(str, arguments), "--json"])

@@ -17,6 +17,7 @@ from trainer.logs.log import VARIABLE
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run with two checkpoints."""
     folder = tmp_path_factory.mktemp("log") / "run"
     ranks.run(train_rank, 1, folder, {"train.steps": 2, "checkpoint.every": 1, "data.rows": 800})
     return folder
@@ -24,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a command sets is taken back."""
+    """Restore the variable after each test: commands set it."""
     monkeypatch.setenv(VARIABLE, "info")
 
 

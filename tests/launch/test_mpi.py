@@ -1,4 +1,4 @@
-"""mpirun and deepspeed over MPI, in real processes."""
+"""mpirun, and deepspeed over MPI, start the same run in real processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same program under every way of starting it, in real processes."""
+"""Every launcher starts the same run, in real processes, and passes signals and mistakes on."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def finished(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """Losses of one process, through the library's own face."""
+    """Return the losses of one process, through the library's public API."""
     run = tmp_path_factory.mktemp("alone") / "run"
     code = (
         "import forescale\n"
@@ -138,7 +138,7 @@ def test_a_mistake_under_the_launcher_is_said_once_with_exit_code_2(tmp_path: Pa
 
 @pytest.fixture
 def training(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A long run on two ranks, some steps in."""
+    """Start a long run on two ranks, and wait for some steps."""
     command = [
         BIN / "forescale",
         "train",
@@ -259,7 +259,7 @@ def test_ctrl_c_ends_a_rank_that_waits_for_others(tmp_path: Path) -> None:
 
 
 def start_by_hand(rank: int, world: int, port: int, *settings: str) -> subprocess.Popen[str]:
-    """One rank, as a launcher that is not known here would start it."""
+    """Start one rank, as a launcher that is not known here would."""
     mine = environment() | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

@@ -1,4 +1,4 @@
-"""launch/requeue.py as the script runs it, with an scontrol that is pretended."""
+"""The script's calls of launch/requeue.py, with a pretended scontrol."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ exit 0
 
 
 class Slurm:
-    """A pretended Slurm with job 7, and the script's calls of launch/requeue.py."""
+    """A pretended Slurm with job 7, whose script decides what to do."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.run = folder, folder / "run"
@@ -42,12 +42,14 @@ class Slurm:
         excluded: str = "(null)",
         end: str = "Unknown",
     ) -> None:
+        """Choose what scontrol prints of the job."""
         line = JOB.format(state=state, restarts=restarts, excluded=excluded, end=end)
         (self.folder / "job").write_text(line + "\n")
 
     def decide(
         self, *arguments: str, stdin: str = "", **variables: str
     ) -> subprocess.CompletedProcess[str]:
+        """Call launch/requeue.py as the script does."""
         environment = {"PATH": f"{self.folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
         return subprocess.run(
             [sys.executable, "-ES", "-m", "launch.requeue", *arguments, f"--run={self.run}"],
@@ -61,7 +63,7 @@ class Slurm:
         )
 
     def asked(self) -> list[str]:
-        """What scontrol was told to do."""
+        """Return what scontrol was called to do."""
         lines = (self.folder / "asked").read_text().splitlines()
         return [line for line in lines if not line.startswith("-o show job")]
 
@@ -189,19 +191,16 @@ def test_a_controller_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name", ["requeue", "slurm_job"])
 def test_the_policy_runs_under_a_hosts_old_python(name: str) -> None:
+    """Its grammar is that of Python 3.6, and it imports the standard library alone."""
     tree = ast.parse((ROOT / "launch" / f"{name}.py").read_text(), feature_version=(3, 6))
-    modules = {
-        module
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for module in (
-            [node.module or ""]
-            if isinstance(node, ast.ImportFrom)
-            else [alias.name for alias in node.names]
-        )
-    }
+    modules = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            modules.add(str(node.module))
     assert modules <= sys.stdlib_module_names | {"launch.slurm_job"}
-    assert "__future__" not in modules  # annotations are of Python 3.7
+    assert "__future__" not in modules  # it has no annotations yet
 
 
 def test_the_policy_needs_no_packages() -> None:
