@@ -17,7 +17,7 @@ from timing import Work, arguments_of, medians, peak_mib, print_header, print_ta
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.backends import attend, choose_for
+from model.attention_backends import attend, choose_for
 from model.frequency import frequency_attention
 
 HEADS, HEAD_DIM, MODES = 4, 32, 32

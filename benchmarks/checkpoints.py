@@ -30,7 +30,7 @@ from timing import ROOT, arguments_of, print_header, print_table
 from launch.cluster_environment import free_port
 from parallel.layout import Layout
 from parallel.mesh import Mesh
-from trainer.checkpoint import storage
+from trainer.checkpoint import tensor_files
 from trainer.checkpoint.manifest import verify
 from trainer.checkpoint.partitions import local_numel
 from trainer.checkpoint.saver import Saver
@@ -155,7 +155,7 @@ class Bench:
 
         def read() -> None:
             with self.engine.loading(STEP) as state:
-                storage.read(path, state)
+                tensor_files.read(path, state)
 
         self.time("our load", read)
         self.sizes["ours"] = size_of(path)

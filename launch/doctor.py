@@ -105,7 +105,7 @@ def _try(kind: str, device: str, dtype: torch.dtype) -> str:
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    from model.backends import attend, choose_for
+    from model.attention_backends import attend, choose_for
 
     query, key, value = torch.randn(3, 1, 8, 128, 64, device=device, dtype=dtype).unbind(0)
     choice = choose_for(query, key, att_type=kind, is_causal=True)

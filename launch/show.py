@@ -80,7 +80,7 @@ def _run(run: RunFolder, *, verify: bool) -> Known:
 
 
 def _checkpoint(checkpoint: Checkpoint, *, verify: bool) -> Known:
-    from trainer.checkpoint.storage import tensor_shapes
+    from trainer.checkpoint.tensor_files import tensor_shapes
 
     wrong = checkpoint.verify(contents=verify)
     if wrong is not None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.backends import Choice, attend, choose_for
+from model.attention_backends import Choice, attend, choose_for
 from model.config import AttentionType, TransformerConfig
 from model.decoding import KeyValueCache
 from model.embedding import rotate

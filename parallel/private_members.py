@@ -68,7 +68,7 @@ DEEPSPEED: dict[str, tuple[str, ...]] = {
 """Module of DeepSpeed -> names that are used of it, of its objects, or as its marks."""
 
 TORCH: dict[str, tuple[str, ...]] = {
-    # storage.py reads a checkpoint's metadata: tests/trainer/checkpoint/test_storage.py
+    # tensor_files.py reads a checkpoint's metadata: tests/trainer/checkpoint/test_tensor_files.py
     "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
     "torch.distributed.checkpoint.metadata": ("_MEM_FORMAT_ENCODING",),
     "torch.serialization": ("_get_layout",),

@@ -17,7 +17,7 @@ from parallel.layout import Layout
 from parallel.mesh import Mesh, init_mesh, is_initialised
 from parallel.rendezvous import Rendezvous, meet
 from trainer.checkpoint.saver import Phase, Saver
-from trainer.checkpoint.storage import Storage
+from trainer.checkpoint.tensor_files import Storage
 from trainer.config.load import flat
 from trainer.engine.engine import Engine
 from trainer.faults.signals import StopRequest, ended_by_signal, stop_on_signal

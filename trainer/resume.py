@@ -175,7 +175,7 @@ def restore(start: Start, engine: Engine) -> tuple[SkippedSteps, InitReport | No
 
     Returns the state of the skipped steps, and what was taken from another's weights, if any were.
     """
-    from trainer.checkpoint import storage
+    from trainer.checkpoint import tensor_files
     from trainer.engine.pretrained import load_pretrained
     from trainer.faults.skipped_steps import SkippedSteps
 
@@ -183,7 +183,7 @@ def restore(start: Start, engine: Engine) -> tuple[SkippedSteps, InitReport | No
     if start.checkpoint is not None:
         skipped = SkippedSteps(faults, start.checkpoint.description()["bad_steps"])
         with engine.loading(start.steps_done - skipped.total) as state:
-            storage.read(start.checkpoint.path, state)
+            tensor_files.read(start.checkpoint.path, state)
         return skipped, None
     report = load_pretrained(engine, start.weights) if start.weights is not None else None
     return SkippedSteps(faults), report

@@ -25,7 +25,7 @@ from tests import ranks
 from tests.settings import train_rank
 from trainer.checkpoint.manifest import verify
 from trainer.checkpoint.saver import Phase
-from trainer.checkpoint.storage import read, tensor_shapes
+from trainer.checkpoint.tensor_files import read, tensor_shapes
 from trainer.logs.metrics import Row, read_metrics
 from trainer.run.folder import RunFolder
 

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint import FileSystemWriter
 from tests import ranks
 from tests.faults.saves import SETTINGS, committed
 from tests.settings import told, train_rank, words_of
-from trainer.checkpoint.storage import Storage, Writer
+from trainer.checkpoint.tensor_files import Storage, Writer
 from trainer.logs.metrics import Row, read_metrics
 
 
@@ -85,7 +85,7 @@ def test_the_last_checkpoint_is_tried_once_more(tmp_path: Path) -> None:
 
 def _slow_disk(rank: int, world: int, run: Path, changes: dict[str, Any]) -> list[int]:
     """The first save is not written before step 5 has begun: a save that blocked would hang."""
-    from trainer.checkpoint.storage import Storage
+    from trainer.checkpoint.tensor_files import Storage
 
     begun = threading.Event()
     in_flight: list[int] = []

@@ -15,7 +15,7 @@ import torch
 from model.errors import DivergedError, NonFiniteError
 from tests import ranks
 from tests.settings import planned, train_plan, train_rank
-from trainer.checkpoint.storage import read, tensor_shapes
+from trainer.checkpoint.tensor_files import read, tensor_shapes
 from trainer.config.settings import DataConfig, FaultsConfig
 from trainer.data import Dataset, Split
 from trainer.data.dataset import WindowBatch

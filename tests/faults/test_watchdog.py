@@ -22,7 +22,7 @@ from parallel.layout import Layout
 from parallel.mesh import Mesh
 from tests import ranks
 from tests.settings import train_rank
-from trainer.checkpoint.storage import Storage
+from trainer.checkpoint.tensor_files import Storage
 from trainer.faults.watchdog import Report, Watchdog, in_words
 from trainer.logs.log import shown
 from trainer.logs.metrics import Row, read_metrics

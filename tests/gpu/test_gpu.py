@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.backends import KERNELS, attend
+from model.attention_backends import KERNELS, attend
+from model.attention_kernels import Call, Kernel, MaskKind
 from model.config import TransformerConfig
 from model.feedforward import SwiGLU
 from model.frequency import frequency_attention
 from model.init import initialise
-from model.kernels import Call, Kernel, MaskKind
 from model.moe import MixtureOfExperts, grouped_linear, looped_linear
 from model.norm import normalise
 from tests.conftest import ROOT

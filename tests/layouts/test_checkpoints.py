@@ -17,8 +17,8 @@ from tests.layouts.layouts import AXES, BIAS, TIED
 from tests.report import note_difference
 from tests.settings import made_trainer, planned, train_rank
 from trainer.checkpoint.saver import Saver
-from trainer.checkpoint.storage import read, tensor_shapes
 from trainer.checkpoint.store import Checkpoint, Store
+from trainer.checkpoint.tensor_files import read, tensor_shapes
 from trainer.logs.metrics import Row, read_metrics
 
 SAVED, STEPS = 2, 4

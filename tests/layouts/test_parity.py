@@ -20,7 +20,7 @@ from tests.layouts.layouts import CASES, TIED, case
 from tests.layouts.reference import Trajectory, train_plainly
 from tests.report import note_difference
 from tests.settings import TINY, train_rank
-from trainer.checkpoint.storage import read
+from trainer.checkpoint.tensor_files import read
 from trainer.config import load
 from trainer.engine import optimizer
 from trainer.logs.metrics import Row

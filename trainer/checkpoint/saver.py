@@ -27,8 +27,8 @@ from model.sentences import first_line
 from parallel.mesh import Mesh
 from trainer.checkpoint.manifest import DESCRIBING, DESCRIPTION, Entry, entry, write_manifest
 from trainer.checkpoint.staging import Staging
-from trainer.checkpoint.storage import Shapes, Storage
 from trainer.checkpoint.store import FORMAT, LATEST, Store, name_of
+from trainer.checkpoint.tensor_files import Shapes, Storage
 from trainer.config.settings import CheckpointConfig
 from trainer.files import replace, sync, write_synced
 from trainer.logs.log import log

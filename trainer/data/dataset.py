@@ -14,7 +14,7 @@ import pandas as pd
 from model.config import CALENDAR_SIZES, SeriesShape
 from model.errors import UserError
 from trainer.config.settings import DataConfig
-from trainer.data.facts import SeriesFacts
+from trainer.data.series_facts import SeriesFacts
 from trainer.data.tables import Doubles, Floats, Series, Table, read_table
 
 Indices = npt.NDArray[np.int64]

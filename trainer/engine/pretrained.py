@@ -13,7 +13,7 @@ from model.sentences import shortened
 from parallel.collectives import join_records
 from parallel.mesh import Mesh
 from trainer.checkpoint.keys import NETWORK_KINDS, global_name, of_kinds, state_of
-from trainer.checkpoint.storage import Shapes
+from trainer.checkpoint.tensor_files import Shapes
 from trainer.config.settings import Settings
 from trainer.engine.engine import Engine
 from trainer.weights.source import WeightsSource

@@ -15,11 +15,11 @@ from model import rollout
 from model.errors import UserError
 from model.network import Inputs, TimeSeriesTransformer
 from trainer.checkpoint.keys import state_of
-from trainer.checkpoint.storage import check_shapes
+from trainer.checkpoint.tensor_files import check_shapes
 from trainer.config import Settings
 from trainer.data import Dataset
 from trainer.data.dataset import WindowBatch
-from trainer.data.facts import SeriesFacts
+from trainer.data.series_facts import SeriesFacts
 from trainer.logs.log import log
 from trainer.run.folder import RunFolder
 from trainer.weights.source import WeightsSource, find

@@ -20,7 +20,7 @@ from torch import Tensor
 from model.errors import UserError
 from trainer.checkpoint.keys import BUFFERS, NETWORK_KINDS, WEIGHTS, global_name, of_kinds
 from trainer.checkpoint.manifest import MANIFEST, Entry, entry
-from trainer.checkpoint.storage import Shapes
+from trainer.checkpoint.tensor_files import Shapes
 from trainer.files import sync, write_synced
 from trainer.logs.log import log
 from trainer.weights.export_folder import CONFIG, FORMAT, INDEX, MODEL_CARD, MODEL_TYPE, ONE_FILE

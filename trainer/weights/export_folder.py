@@ -28,7 +28,7 @@ from trainer.checkpoint.manifest import entry
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainer.checkpoint.storage import Shapes
+    from trainer.checkpoint.tensor_files import Shapes
 
 
 class Content(TypedDict):
@@ -99,7 +99,7 @@ class Export:
         Raises UserError naming the tensors that the export lacks or holds in another shape.
         """
         from trainer.checkpoint.partitions import fill
-        from trainer.checkpoint.storage import check_shapes
+        from trainer.checkpoint.tensor_files import check_shapes
 
         check_shapes(self.path, self.shapes(), {k: tuple(t.shape) for k, t in state.items()})
         wanted = {global_name(key): tensor for key, tensor in state.items()}

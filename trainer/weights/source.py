@@ -18,14 +18,14 @@ from model.errors import UserError
 from model.validation import mistake
 from trainer.checkpoint.store import Checkpoint
 from trainer.config.settings import Settings
-from trainer.data.facts import SeriesFacts
+from trainer.data.series_facts import SeriesFacts
 from trainer.run.folder import RunFolder
 from trainer.weights.export_folder import Export
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainer.checkpoint.storage import Shapes
+    from trainer.checkpoint.tensor_files import Shapes
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ class CheckpointSource(WeightsSource):
     """A checkpoint's weights."""
 
     def shapes(self) -> Shapes:
-        from trainer.checkpoint.storage import tensor_shapes
+        from trainer.checkpoint.tensor_files import tensor_shapes
 
         return tensor_shapes(self.path)
 
     def read(self, state: Mapping[str, Tensor]) -> None:
-        from trainer.checkpoint.storage import read
+        from trainer.checkpoint.tensor_files import read
 
         read(self.path, state, alone=True)
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from model.init import Shard
 from tests import ranks
 from trainer.checkpoint.partitions import Partition, chunks_of
-from trainer.checkpoint.storage import Storage, read
+from trainer.checkpoint.tensor_files import Storage, read
 
 
 @pytest.mark.parametrize("shape", [(), (7,), (3, 4), (2, 3, 4), (2, 1, 2, 3), (1, 5), (5, 1, 2)])

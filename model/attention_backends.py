@@ -14,8 +14,7 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from model.errors import UserError
-from model.kernels import (
+from model.attention_kernels import (
     Blockwise,
     Call,
     FlashAttnPackage,
@@ -26,6 +25,7 @@ from model.kernels import (
     TorchFlash,
     XformersPackage,
 )
+from model.errors import UserError
 
 log = logging.getLogger("forescale")
 
@@ -61,7 +61,7 @@ def choose_for(
     dropout: float = 0.0,
     strict: bool = False,
 ) -> Choice:
-    """Return the kernel of `att_type` for these tensors; shapes as in `model.kernels`.
+    """Return the kernel of `att_type` for these tensors; shapes as in `model.attention_kernels`.
 
     With `strict`, raises UserError if the first kernel of the list does not support them.
     """

@@ -18,7 +18,7 @@ from model.init import Shard
 from model.network import TimeSeriesTransformer
 from tests import ranks
 from trainer.checkpoint.partitions import Partition
-from trainer.checkpoint.storage import Storage, Writer, read, tensor_shapes
+from trainer.checkpoint.tensor_files import Storage, Writer, read, tensor_shapes
 from trainer.config import load
 from trainer.data import Dataset
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import backends, kernels
-from model.backends import KERNELS, choose_for
+from model import attention_backends, attention_kernels
+from model.attention_backends import KERNELS, choose_for
 from model.frequency import frequency_attention
 from tests.formulas import attention
 
@@ -20,7 +20,7 @@ TYPES = ["standard", "xformer", "flash"]
 def attend(q: Tensor, k: Tensor, v: Tensor, *, att_type: str, **options: Any) -> Tensor:
     """Compute attention by the kernel that is chosen for the call."""
     choice = choose_for(q, k, att_type=att_type, **options)
-    return backends.attend(choice.kernel, q, k, v, **options)
+    return attention_backends.attend(choice.kernel, q, k, v, **options)
 
 
 def tensors(
@@ -130,5 +130,5 @@ def test_the_future_does_not_reach_the_past(att_type: str) -> None:
 
 
 def test_a_package_that_does_not_load_is_a_reason() -> None:
-    function, reason = kernels._package("no_such_package_at_all", "attention")
+    function, reason = attention_kernels._package("no_such_package_at_all", "attention")
     assert function is None and reason == "not usable: No module named 'no_such_package_at_all'"

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.backends import KERNELS, choose, choose_for
+from model.attention_backends import KERNELS, choose, choose_for
+from model.attention_kernels import Call
 from model.errors import UserError
-from model.kernels import Call
 
 PLAIN = Call(
     device="cpu",
