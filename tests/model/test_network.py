@@ -66,7 +66,7 @@ def test_without_missing_points_fused_kernels_are_chosen() -> None:
         context, covariates = inputs(shape)
         future = torch.randn(len(context), shape.prediction_length, shape.channels)
         model(model.inputs(context, covariates, future))
-        assert model.attention_kernels()["flash in decoder.self_attention"].startswith(kernel)
+        assert model.kernels()["flash in decoder.self_attention"].startswith(kernel)
 
 
 def test_loss_is_the_mean_over_samples_of_the_mean_over_valid_points() -> None:
