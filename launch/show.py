@@ -151,7 +151,7 @@ def _run_rows(known: Known) -> dict[str, str]:
         if checkpoint["damage"]:
             rows[Path(checkpoint["path"]).name] = f"damaged: {checkpoint['damage']}"
     if known["quarantined"]:
-        rows["put aside"] = ", ".join(known["quarantined"])
+        rows["quarantined"] = ", ".join(known["quarantined"])
     evaluation = known["evaluation"]
     if evaluation:
         for name, scores in evaluation["scores"].items():

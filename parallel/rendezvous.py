@@ -77,7 +77,7 @@ def meet(address: Address, rank: int, world: int, claims: Mapping[str, Any]) -> 
             f"(MASTER_ADDR, MASTER_PORT) within {address.seconds:g} s: {first_line(error)}"
         ) from None
     try:
-        gathering = _prefixed(address, "roll call", store)
+        gathering = _prefixed(address, "gathering", store)
         wait_for_all(gathering, rank, world, claims, address.seconds)
         hosts = _hosts(gathering, world) if rank == 0 else {}
     except RuntimeError:  # the store went with rank 0
@@ -88,7 +88,7 @@ def meet(address: Address, rank: int, world: int, claims: Mapping[str, Any]) -> 
 def report_failure(address: Address, rank: int, sentence: str, seconds: float = 10.0) -> None:
     """Have rank 0 quote why `rank` cannot come; does nothing where there is no rendezvous."""
     with contextlib.suppress(RuntimeError, OSError):
-        store = _prefixed(address, "roll call", _open_store(address, False, seconds))
+        store = _prefixed(address, "gathering", _open_store(address, False, seconds))
         store.set("failure", f"rank {rank}: {sentence}")
 
 

@@ -166,8 +166,8 @@ def _newest_of_main(store: Store, mesh: Mesh) -> Checkpoint | None:
     from parallel.collectives import join_records
 
     newest = store.newest() if mesh.is_main else None
-    told = join_records(mesh, {"path": str(newest.path)} if newest else {})
-    return Checkpoint(Path(told["path"])) if told else None
+    record = join_records(mesh, {"path": str(newest.path)} if newest else {})
+    return Checkpoint(Path(record["path"])) if record else None
 
 
 def restore(start: Start, engine: Engine) -> tuple[SkippedSteps, InitReport | None]:

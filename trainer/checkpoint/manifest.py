@@ -44,7 +44,7 @@ def write_manifest(folder: Path, entries: Mapping[str, Entry]) -> None:
     found = {file.name for file in folder.iterdir()}
     if found != set(entries):
         strange = ", ".join(sorted(found ^ set(entries)))
-        raise RuntimeError(f"{folder}: written and told files differ: {strange}")
+        raise RuntimeError(f"{folder}: written and reported files differ: {strange}")
     text = json.dumps({name: list(entries[name]) for name in sorted(entries)}, indent=1)
     write_synced(folder / MANIFEST, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
 
