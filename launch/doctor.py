@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from launch.cluster_environment import discover
-from launch.machine import GIB, free_bytes, interfaces, result_of, write_rate
+from launch.machine import GIB, free_bytes, interfaces, processors, result_of, write_rate
 from trainer.run.environment import commit, versions
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def report() -> None:
 def _machine() -> Iterator[tuple[str, str]]:
     memory = psutil.virtual_memory()
     yield "system", platform.platform()
-    yield "processors", f"{os.cpu_count()}, of which {len(os.sched_getaffinity(0))} may be used"
+    yield "processors", f"{os.cpu_count()}, of which {processors()} may be used"
     yield "memory", f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
     for name, folder in (("here", Path.cwd()), ("/dev/shm", Path("/dev/shm"))):  # noqa: S108
         yield f"disk {name}", result_of(partial(_disk, folder))

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from launch.cluster_environment import free_port
+from launch.machine import processors
 from trainer.faults.signals import PARENT, SIGNALS, StopRequest
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel")
@@ -73,5 +74,5 @@ def _environment(ranks: int) -> dict[str, str]:
     environment = {**os.environ, PARENT: str(os.getpid())}
     if not any(Path(device).exists() for device in GPU_DEVICES):
         environment.setdefault("DS_ACCELERATOR", "cpu")
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, processors() // ranks)))
     return environment

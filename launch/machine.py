@@ -17,6 +17,19 @@ from trainer.files import nearest_existing
 GIB = 2**30
 
 
+def processors() -> int:
+    """Return the number of processors that this process may use: a scheduler may allow it few."""
+    return len(os.sched_getaffinity(0))
+
+
+def threads(local_world: int) -> int:
+    """Return how many threads one of `local_world` ranks on this machine should compute with.
+
+    A launcher that binds ranks to processors has divided them already.
+    """
+    return min(processors(), max(1, (os.cpu_count() or 1) // local_world))
+
+
 def free_bytes(folder: Path) -> int:
     """Return what is free on the disk where `folder` lies or would be made."""
     return shutil.disk_usage(nearest_existing(folder)).free

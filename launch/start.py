@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.cluster_environment import ClusterEnvironment, announce, discover
+from launch.machine import threads
 from model.errors import RunFailedError, UserError
 from trainer.faults.signals import LASTING, StopRequest, stop_on_signal
 
@@ -82,4 +83,4 @@ def use_processors(cluster: ClusterEnvironment) -> None:
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // cluster.local_world))
+        torch.set_num_threads(threads(cluster.local_world))

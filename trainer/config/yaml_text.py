@@ -29,6 +29,21 @@ class _Loader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Construct a node's value; one that its tag cannot hold is an error of the YAML.
+
+        A tag that is written out, as in `!!int abc` or `!!bool maybe`, and a number of thousands of
+        digits make PyYAML raise whatever Python raises.
+        """
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
+            kind = node.tag.rpartition(":")[2]
+            text = node.value if isinstance(node, yaml.ScalarNode) else "this"
+            shown = text if len(text) <= 40 else f"{text[:40]}..."
+            problem = f"{shown!r} is no {kind}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
 
 def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
     """Return a number written with an exponent or a point: 1e3 is an int, 1.0e3 a float."""
@@ -52,8 +67,8 @@ def parse_value(text: str) -> Any:
     """Return the value of a `key=value` argument. Raises UserError where it is not valid YAML."""
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError):
-        raise UserError(f"{text} is not a valid YAML value") from None
+    except (yaml.YAMLError, RecursionError):
+        raise UserError(f"{text[:80]} is not a valid YAML value") from None
 
 
 def parse(text: str, file: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:

@@ -34,6 +34,15 @@ from trainer.config import load
             "my.yaml:1: data.split: expected a number, got '.nan'",
         ),
         ("data: {1: 2}\n", "my.yaml:1: 1 is no key; keys are words"),
+        ("train:\n  steps: !!int abc\n", "my.yaml:2: not valid YAML: 'abc' is no int"),
+        ("train: {steps: !!int ''}\n", "my.yaml:1: not valid YAML: '' is no int"),
+        ("train: {learning_rate: !!float x}\n", "my.yaml:1: not valid YAML: 'x' is no float"),
+        ("logging: {tensorboard: !!bool maybe}\n", "my.yaml:1: not valid YAML: 'maybe' is no bool"),
+        ("data: {source: !!timestamp x}\n", "my.yaml:1: not valid YAML: 'x' is no timestamp"),
+        (
+            f"train: {{steps: {'9' * 5000}}}\n",
+            f"my.yaml:1: not valid YAML: '{'9' * 40}...' is no int",
+        ),
         (
             "train: \x07\n",
             "my.yaml: not valid YAML: unacceptable character #x0007: special characters are not "
