@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -89,9 +90,9 @@ def _path() -> str:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return ports below those that jobs meet at."""
+    """Return ports below those that jobs meet at, others than another cluster would choose."""
     ports: list[int] = []
-    for port in range(17000, 20000):
+    for port in random.sample(range(17000, 20000), 3000):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
                 ports.append(port)
@@ -135,7 +136,7 @@ class Cluster:
         self._spawn("slurmctld", ["slurmctld", "-D", "-i"])
         for name in self.names:
             self.start_node(name)
-        self.wait(lambda: set(self.states().values()) == {"IDLE"}, "the nodes to be idle")
+        self.wait_for_idle()
 
     def stop(self) -> None:
         """Kill everything, the jobs' processes too."""
@@ -192,9 +193,9 @@ class Cluster:
         return dict(re.findall(r"(\w+)=(\S*)", text))
 
     def states(self) -> dict[str, str]:
-        """Return the state of each node."""
+        """Return the state of each node; one with an asterisk does not answer, as in `IDLE*`."""
         text = self.run("scontrol", "-o", "show", "node", check=False)
-        return dict(re.findall(r"NodeName=(\S+).*?State=([A-Z]+)", text))
+        return dict(re.findall(r"NodeName=(\S+).*?State=(\S+)", text))
 
     def wait(self, condition: Callable[[], object], what: str, seconds: float = 60) -> None:
         """Wait until the condition holds. Raises TimeoutError."""
@@ -203,6 +204,10 @@ class Cluster:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"waited {seconds:g} s for {what}: {self.states()}")
             time.sleep(0.1)
+
+    def wait_for_idle(self) -> None:
+        """Wait until no node has work, and all of them answer."""
+        self.wait(lambda: set(self.states().values()) == {"IDLE"}, "the nodes to be idle")
 
     def tasks(self, word: str) -> list[Process]:
         """Return the processes of steps on this cluster's nodes whose command has `word`."""

@@ -40,7 +40,7 @@ def unused(cluster: Cluster) -> Iterator[Cluster]:
         cluster.run("scontrol", "update", f"NodeName={name}", "State=RESUME", check=False)
     for process in cluster.tasks("launch/train.py"):
         subprocess.run(["kill", "-KILL", str(process.pid)], check=False)
-    cluster.wait(lambda: set(cluster.states().values()) == {"IDLE"}, "the nodes to be idle")
+    cluster.wait_for_idle()
 
 
 @pytest.fixture

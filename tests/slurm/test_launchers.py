@@ -64,6 +64,7 @@ def test_srun_with_pmix_torchrun_and_mpirun_over_nodes(unused: Cluster, tmp_path
         ("named", named),
     ):
         run = tmp_path / name
+        unused.wait_for_idle()
         done = subprocess.run(
             [*command, *program, f"--run-dir={run}"],
             cwd=ROOT,
