@@ -20,10 +20,10 @@ ALONE = (
     "tests/faults/test_stragglers.py",
     "tests/faults/test_watchdog.py",
     "tests/launch/test_preflight.py",
-    "tests/launch/test_processes.py",
+    "tests/launch/test_processes.py::test_a_rank_",
     "tests/slurm",
 )
-"""Tests of ranks that others would make late: they need the machine for themselves."""
+"""Beginnings of the names of tests whose ranks others would make late."""
 
 SHARED = ("tests/trainer/checkpoint", "tests/trainer/weights")
 """Folders whose tests share a run."""
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         file = item.path.relative_to(ROOT).as_posix()
-        if file.startswith(ALONE):
+        if f"{file}::{item.name}".startswith(ALONE):
             item.add_marker(pytest.mark.alone)
         if item.get_closest_marker("xdist_group") is None and file not in DIVIDED:
             folder = next((folder for folder in SHARED if file.startswith(folder)), None)
