@@ -4,7 +4,9 @@ WORKERS ?= 3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup
+# Tests wait for ranks more than they compute: one worker more than there are processors.
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup \
+  --no-loadscope-reorder
 
 .PHONY: help setup demo test test-slow test-gpu check format clean
 
@@ -36,14 +38,11 @@ setup: .venv/.installed
 demo: setup
 	@$(BIN)/forescale train configs/demo.yaml --ranks 2
 
-# Workers wait for ranks more than they compute; what needs the machine for itself comes after.
 test: setup
-	@$(PARALLEL) -m "not slow and not gpu and not alone"
-	@$(BIN)/pytest -m "alone and not slow and not gpu"
+	@$(PARALLEL) -m "not slow and not gpu"
 
 test-slow: setup
-	@$(PARALLEL) -m "slow and not gpu and not alone"
-	@$(BIN)/pytest -m "alone and slow and not gpu"
+	@$(PARALLEL) -m "slow and not gpu"
 
 test-gpu: setup
 	@$(BIN)/pytest -m gpu

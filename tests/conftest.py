@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,40 +22,70 @@ ALONE = (
     "tests/faults/test_kills.py",
     "tests/faults/test_stragglers.py",
     "tests/faults/test_watchdog.py",
-    "tests/launch/test_preflight.py",
-    "tests/launch/test_processes.py::test_a_rank_",
-    "tests/slurm",
+    "tests/launch/test_processes.py::test_a_rank_that_fails_alone",
 )
-"""Beginnings of the names of tests whose ranks others would make late."""
+"""Beginnings of the names of tests whose ranks would be late beside others.
 
-SHARED = ("tests/trainer/checkpoint", "tests/trainer/weights")
-"""Folders whose tests share a run."""
+So would those of the slow tests in tests/slurm.
+"""
+
+SHARED = ("tests/trainer/checkpoint", "tests/trainer/weights", "tests/slurm")
+"""Folders whose tests share a run or a cluster."""
 
 DIVIDED = ("tests/layouts/test_bytes.py", "tests/layouts/test_parity.py")
 """Files whose tests share little: each may run on another worker."""
 
 
+def group_of(item: pytest.Item) -> str | None:
+    """Return the name of the tests that one worker runs together with this one.
+
+    Tests of a file belong together, for its fixtures are made once; a test may name another group
+    itself.
+    """
+    file = item.path.relative_to(ROOT).as_posix()
+    is_slow_job = file.startswith("tests/slurm") and item.get_closest_marker("slow") is not None
+    if f"{file}::{item.name}".startswith(ALONE) or is_slow_job:
+        return "alone"
+    named = item.get_closest_marker("xdist_group")
+    if named is not None:
+        return str(named.args[0])
+    if file in DIVIDED:
+        return None
+    return next((folder for folder in SHARED if file.startswith(folder)), file)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark which tests need the machine alone, and which belong to one worker of several.
+    """Divide the tests among workers: groups first, which take long, and last what runs alone."""
+    groups = {item: group_of(item) for item in items}
+    items.sort(key=lambda item: (groups[item] == "alone", groups[item] is None))
+    for item, group in groups.items():
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(group), append=False)
 
-    Tests of a file run on one worker, for its fixtures are made there; a test may name another
-    group itself.
-    """
-    for item in items:
-        file = item.path.relative_to(ROOT).as_posix()
-        if f"{file}::{item.name}".startswith(ALONE):
-            item.add_marker(pytest.mark.alone)
-        if item.get_closest_marker("xdist_group") is None and file not in DIVIDED:
-            folder = next((folder for folder in SHARED if file.startswith(folder)), None)
-            item.add_marker(pytest.mark.xdist_group(folder or file))
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Run a test beside those of other workers, or while these wait."""
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    with open(lock_of(os.getppid()), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if group_of(item) == "alone" else fcntl.LOCK_SH)
+        return (yield)
+
+
+def lock_of(starter: int) -> Path:
+    """Return the file by which the workers that a process has started wait for each other."""
+    return Path(tempfile.gettempdir()) / f"forescale-tests-{starter}.lock"
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Send what a worker's tests have reported to the process that shows it."""
+    """Send what a worker's tests have reported to the process that shows it, which ends last."""
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["report"] = report.content()
+    else:
+        lock_of(os.getpid()).unlink(missing_ok=True)
 
 
 @pytest.hookimpl(optionalhook=True)

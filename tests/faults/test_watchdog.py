@@ -9,7 +9,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,13 @@ def run_until_it_ends(
     world: int,
     run: Path,
     changes: dict[str, Any],
-    disturb: Callable[[list[int]], None] = lambda pids: None,
+    victims: Sequence[int] = (),
+    disturb: Callable[[], None] = lambda: None,
 ) -> tuple[list[int | None], str]:
-    """Return exit codes, None for ranks that had to be killed, and what the ranks said."""
+    """Disturb a run after some steps and stop its `victims`, who end no more by themselves.
+
+    Returns exit codes, None for ranks that had to be killed, and what the ranks said.
+    """
     pipes = [Pipe(duplex=False) for _ in range(world)]
     logs = [run.parent / f"rank-{rank}.log" for rank in range(world)]
     processes = ranks.start(function, (run, changes), [w for _, w in pipes], logs)
@@ -62,12 +66,15 @@ def run_until_it_ends(
     while len(read_metrics(run / "metrics.jsonl")) < 11:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    disturb([process.pid or 0 for process in processes])
+    disturb()
+    for rank in victims:
+        os.kill(processes[rank].pid or 0, signal.SIGSTOP)
     quiet = time.monotonic() + 14
-    codes: list[int | None] = []
+    for rank, process in enumerate(processes):
+        if rank not in victims:
+            process.join(max(0.1, quiet - time.monotonic()))
+    codes = [process.exitcode for process in processes]
     for process in processes:
-        process.join(max(0.1, quiet - time.monotonic()))
-        codes.append(process.exitcode)
         process.kill()
         process.join()
     return codes, "".join(log.read_text() for log in logs if log.exists())
@@ -108,14 +115,13 @@ def test_who_waits_for_whom_is_told(tmp_path: Path, layout: dict[str, Any], word
     ],
 )
 def test_a_stopped_rank_is_named(tmp_path: Path, victims: list[int], writable: bool) -> None:
-    def stop(pids: list[int]) -> None:
-        if not writable:
-            (tmp_path / "run" / "hang").touch()  # where the stacks' folder would be
-        for rank in victims:
-            os.kill(pids[rank], signal.SIGSTOP)
-
     run = tmp_path / "run"
-    codes, said = run_until_it_ends(train_rank, 4, run, SETTINGS, stop)
+
+    def occupy() -> None:
+        if not writable:
+            (run / "hang").touch()  # where the stacks' folder would be
+
+    codes, said = run_until_it_ends(train_rank, 4, run, SETTINGS, victims, occupy)
     assert [rank for rank, code in enumerate(codes) if code is None] == victims, said
     if 0 in victims:
         assert "rank 0, at which the ranks meet, has not answered for 3 s; here: step" in said
