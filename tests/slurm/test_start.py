@@ -48,7 +48,7 @@ def test_a_port_in_use_is_another_ones_next_time(submit: Submit) -> None:
     """Failures of an earlier job in this folder do not count."""
     job = submit("train.steps=3", flags=("--hold",))
     job.run.mkdir()
-    (job.run / "failures").write_text("job 1, step 0: start 0, lightning\n" * 3)
+    (job.run / "failures").write_text("job 0, step 0: start 0, lightning\n" * 3)
     step = 2  # after the look at the GPUs and the plan
     with socket.socket() as taken:
         taken.bind(("", port_of(f"{job.number}/0/{step}")))
