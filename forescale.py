@@ -40,7 +40,7 @@ def train(
     A keyword changes a setting: a section as a dict, train={"steps": 100}, or a dotted key,
     **{"train.steps": 100}. Raises UserError for what the command line exits with 2 for.
     """
-    from launch.cluster_environment import announce, discover
+    from launch.cluster_environment import announced, discover
     from trainer.config import load
     from trainer.config.load import flat
     from trainer.job import train as run
@@ -55,6 +55,6 @@ def train(
     settings = load(config, flat(overrides))
     plan = prepare(settings, run_dir=None if run_dir is None else Path(run_dir), resume=resume)
     # The process group of one rank stays: DeepSpeed keeps what it made of it for the next run.
-    address = announce(cluster)
-    run(plan, local_world=cluster.local_world, address=address)
+    with announced(cluster) as address:
+        run(plan, local_world=cluster.local_world, address=address)
     return plan.run.path

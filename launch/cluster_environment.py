@@ -6,7 +6,8 @@ import os
 import re
 import socket
 import zlib
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from launch.hostlist import expand_hosts
@@ -154,6 +155,10 @@ def _number(
     return int(text)
 
 
+ANNOUNCED = ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE")
+"""Variables that `announce` sets."""
+
+
 def announce(
     cluster: ClusterEnvironment, environment: MutableMapping[str, str] = os.environ
 ) -> Address:
@@ -173,6 +178,22 @@ def announce(
     environment["LOCAL_RANK"] = str(cluster.local_rank)
     environment["WORLD_SIZE"] = str(cluster.world)
     return Address.from_environment(environment)
+
+
+@contextmanager
+def announced(
+    cluster: ClusterEnvironment, environment: MutableMapping[str, str] = os.environ
+) -> Iterator[Address]:
+    """Announce the rank for as long as it runs: what a notebook starts next is no rank of it."""
+    before = {name: environment.get(name) for name in ANNOUNCED}
+    try:
+        yield announce(cluster, environment)
+    finally:
+        for name, value in before.items():
+            if value is None:
+                environment.pop(name, None)
+            else:
+                environment[name] = value
 
 
 def free_port() -> int:

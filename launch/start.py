@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.cluster_environment import ClusterEnvironment, announce, discover
+from launch.cluster_environment import ClusterEnvironment, announce, announced, discover
 from launch.machine import threads
 from model.errors import RunFailedError, UserError
 from trainer.faults.signals import LASTING, StopRequest, stop_on_signal
@@ -63,13 +63,13 @@ def _report(cluster: ClusterEnvironment, error: UserError) -> int:
 def _train(plan: Plan, cluster: ClusterEnvironment, stop: StopRequest) -> int:
     """Train as this rank; return the exit code. Rank 0 raises RunFailedError for all."""
     use_processors(cluster)
-    address = announce(cluster)
     from parallel.mesh import destroy_mesh
     from trainer.job import train
 
     here = cluster.rank, cluster.local_rank, cluster.local_world
     try:
-        train(plan, *here, stop, address=address)
+        with announced(cluster) as address:
+            train(plan, *here, stop, address=address)
     except RunFailedError as error:
         if cluster.rank == 0:
             raise

@@ -109,13 +109,8 @@ def skip(why: str) -> NoReturn:
 
 @pytest.fixture(autouse=True)
 def _in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start a test as a user starts a command: at the top of the checkout, under no launcher.
-
-    A run in this process leaves a launcher's variables behind, for torch and DeepSpeed.
-    """
+    """Start a test as a user starts a command: at the top of the checkout."""
     monkeypatch.chdir(ROOT)
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
     torch.manual_seed(0)
 
 

@@ -9,6 +9,7 @@ from launch.cluster_environment import (
     PORTS,
     ClusterEnvironment,
     announce,
+    announced,
     discover,
     port_of,
 )
@@ -89,6 +90,18 @@ def test_what_the_user_names_counts_more() -> None:
     fresh: dict[str, str] = {}
     announce(ClusterEnvironment(0, 0, 1, 1), fresh)
     assert fresh["MASTER_ADDR"] == "127.0.0.1" and int(fresh["MASTER_PORT"]) > 0
+
+
+def test_a_run_leaves_the_environment_as_it_was() -> None:
+    for before in ({}, {"RANK": "0", "MASTER_ADDR": "head"}):
+        environment = dict(before)
+        with (
+            pytest.raises(RuntimeError, match="lightning"),
+            announced(ClusterEnvironment(0, 0, 1, 1), environment),
+        ):
+            assert environment["WORLD_SIZE"] == "1"
+            raise RuntimeError("lightning")
+        assert environment == before
 
 
 @pytest.mark.parametrize(
