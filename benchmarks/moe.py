@@ -34,6 +34,7 @@ from torch.nn import functional as F
 
 from model import moe
 from model.config import TransformerConfig
+from model.experts import looped_linear
 from model.init import initialise
 
 TOP_K = 2
@@ -152,13 +153,14 @@ def main() -> None:
         d_model=128, dim_feedforward=384, use_moe=True, num_experts=experts, top_k=TOP_K
     )
     ours = moe.MixtureOfExperts(config)
+    ours.attached_scale = 1.0
     initialise(ours, seed=0)
     x = torch.randn(rows, length, config.d_model, requires_grad=True)
     upstream = torch.randn_like(x)
 
     def with_product(linear: GroupedLinear) -> Step:
         def forward(x: Tensor) -> tuple[Tensor]:
-            with patch.object(moe, "grouped_linear", linear):
+            with patch("model.experts.grouped_linear", linear):
                 return (ours(x),)
 
         return step(forward, ours, x, upstream)
@@ -167,7 +169,7 @@ def main() -> None:
     copy_weights(ours, masked.router, masked.experts)
     works = {
         "ours": step(lambda x: (ours(x),), ours, x, upstream),
-        "looped_linear": with_product(moe.looped_linear),
+        "looped_linear": with_product(looped_linear),
         "w[i]": with_product(indexed_linear),
         "masks": step(lambda x: (masked(x),), masked, x, upstream),
     }

@@ -15,25 +15,37 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.attention_backends import Choice, attend, choose_for
+from model.attention_kernels import bias_of
 from model.config import AttentionType, TransformerConfig
 from model.decoding import KeyValueCache
 from model.embedding import rotate
 from model.frequency import frequency_attention
-from model.init import Init
+from model.init import Init, start_parameters
+from model.tracing import is_traced
 
 
 def merge_masks(padding: Tensor | None, attention_mask: Tensor | None = None) -> Tensor | None:
-    """Merge users' masks, True where a key is hidden, into a kernel's, True where it is visible.
+    """Merge users' masks into a kernel's.
 
-    padding [B, S] bool; attention_mask [T, S] or [B, T, S] bool -> [B or 1, 1, T or 1, S].
-    Returns None where no mask is given.
+    Users' are bool and True where a key is hidden, or floats that are added to the scores:
+    padding [B, S], attention_mask [T, S] or [B, T, S], or [B, H, T, S] for each head. Kernels'
+    are bool and True where a key is visible, or floats: [B or 1, H or 1, T or 1, S]. Returns None
+    where no mask is given.
     """
-    valid = None if padding is None else ~padding[:, None, None, :]
-    if attention_mask is None:
-        return valid
-    allowed = ~attention_mask
-    allowed = allowed[None, None] if allowed.ndim == 2 else allowed[:, None]
-    return allowed if valid is None else valid & allowed
+    masks = []
+    if padding is not None:
+        masks.append(padding[:, None, None, :])
+    if attention_mask is not None:
+        while attention_mask.ndim < 4:
+            attention_mask = attention_mask.unsqueeze(0 if attention_mask.ndim == 2 else 1)
+        masks.append(attention_mask)
+    floats = [mask.dtype for mask in masks if mask.dtype != torch.bool]
+    visible = [~mask if mask.dtype == torch.bool else mask for mask in masks]
+    if len(visible) < 2:
+        return visible[0] if visible else None
+    if floats:
+        return bias_of(visible[0], floats[0]) + bias_of(visible[1], floats[0])
+    return visible[0] & visible[1]
 
 
 class Attention(nn.Module):
@@ -61,6 +73,13 @@ class Attention(nn.Module):
         rules = {name: Init(std=std) for name, _ in self.named_parameters(recurse=False)}
         return rules | {"frequency_mix": Init(std=0.02)}
 
+    @property
+    def kernel(self) -> str | None:
+        """Name of the last forward's kernel, with why it was chosen; None before the first."""
+        if self.att_type == "frequency":
+            return "torch.fft"
+        return None if self.choice is None else str(self.choice)
+
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool
     ) -> Tensor:
@@ -76,8 +95,10 @@ class Attention(nn.Module):
             y = frequency_attention(q, k, v, mix, mask=mask, dropout=dropout)
         else:
             options: dict[str, Any] = {"mask": mask, "is_causal": is_causal, "dropout": dropout}
-            self.choice = choose_for(q, k, att_type=self.att_type, strict=self.strict, **options)
-            y = attend(self.choice.kernel, q, k, v, **options)
+            choice = choose_for(q, k, att_type=self.att_type, strict=self.strict, **options)
+            if not is_traced():
+                self.choice = choice
+            y = attend(choice.kernel, q, k, v, **options)
         return F.linear(y.transpose(1, 2).flatten(2), self.output.flatten(1))
 
 
@@ -89,6 +110,7 @@ class SelfAttention(Attention):
         self.query_key_value = nn.Parameter(
             torch.empty(config.kv_heads, self.group + 2, config.head_dim, config.d_model)
         )
+        start_parameters(self)
 
     def forward(
         self,
@@ -110,7 +132,7 @@ class SelfAttention(Attention):
         if self.rotary:
             query, key = rotate(query, start), rotate(key, start)
         key, value = key.squeeze(3), value.squeeze(3)
-        if self.frequency_mix is not None and mask is not None:
+        if self.frequency_mix is not None and mask is not None and mask.dtype == torch.bool:
             # Each mode mixes all queries, so padded ones would reach the others.
             query = query.masked_fill(~mask[:, 0, 0, :, None, None, None], 0.0)
         if cache is not None:
@@ -139,6 +161,7 @@ class CrossAttention(Attention):
         d = config.d_model
         self.query = nn.Parameter(torch.empty(config.kv_heads, self.group, config.head_dim, d))
         self.key_value = nn.Parameter(torch.empty(config.kv_heads, 2, config.head_dim, d))
+        start_parameters(self)
 
     def forward(
         self,
@@ -158,13 +181,18 @@ class CrossAttention(Attention):
         if self.rotary:
             query = rotate(query, start)
         if cache is None or cache.length == 0:
-            joined = F.linear(memory, self.key_value.flatten(0, 2))
-            key, value = joined.unflatten(-1, self.key_value.shape[:3]).unbind(3)
-            if self.rotary:
-                key = rotate(key.unsqueeze(3), 0).squeeze(3)
+            key, value = self.keys_and_values(memory)
             if cache is not None:
                 cache["key"], cache["value"] = key.flatten(2), value.flatten(2)
         else:
             shape = self.key_value.shape[0], self.key_value.shape[2]
             key, value = (cache[name].unflatten(-1, shape) for name in ("key", "value"))
         return self._attend(query, key, value, mask, is_causal=False)
+
+    def keys_and_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values [B, S, KV, D] of the memory [B, S, d_model]."""
+        joined = F.linear(memory, self.key_value.flatten(0, 2))
+        key, value = joined.unflatten(-1, self.key_value.shape[:3]).unbind(3)
+        if self.rotary:
+            key = rotate(key.unsqueeze(3), 0).squeeze(3)
+        return key, value

@@ -12,6 +12,7 @@ import logging
 from dataclasses import dataclass
 from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from model.attention_kernels import (
@@ -26,6 +27,7 @@ from model.attention_kernels import (
     XformersPackage,
 )
 from model.errors import UserError
+from model.tracing import is_traced
 
 log = logging.getLogger("forescale")
 
@@ -75,7 +77,8 @@ def choose_for(
         is_causal=is_causal,
         dropout=dropout > 0,
     )
-    return choose(att_type, call, strict)
+    # Compilers see a pure function of constants; else it is asked once for each kind of call.
+    return (choose if is_traced() else _choose_once)(att_type, call, strict)
 
 
 def attend(
@@ -94,14 +97,23 @@ def attend(
     """
     if mask is None:
         return kernel(query, key, value, None, is_causal, dropout)
-    has_keys = mask.any(-1, keepdim=True)
-    output = kernel(query, key, value, mask | ~has_keys, is_causal, dropout)
+    visible = mask if mask.dtype == torch.bool else mask > float("-inf")
+    has_keys = visible.any(-1, keepdim=True)
+    some = mask | ~has_keys if mask.dtype == torch.bool else mask.masked_fill(~has_keys, 0.0)
+    output = kernel(query, key, value, some, is_causal, dropout)
     return output.masked_fill(~has_keys, 0.0)
 
 
 @lru_cache(maxsize=1024)
+def _choose_once(att_type: str, call: Call, strict: bool) -> Choice:
+    """Return what `choose` does, and log it once."""
+    choice = choose(att_type, call, strict)
+    log.info("attention %s on %s: %s", att_type, call.device, choice)
+    return choice
+
+
 def choose(att_type: str, call: Call, strict: bool = False) -> Choice:
-    """Return the first kernel of `att_type` that supports `call`, and log it once.
+    """Return the first kernel of `att_type` that supports `call`.
 
     With `strict`, raises UserError if that is not the first of the list.
     """
@@ -109,9 +121,7 @@ def choose(att_type: str, call: Call, strict: bool = False) -> Choice:
     for kernel in KERNELS[att_type]:
         reason = kernel.refusal(call)
         if reason is None:
-            choice = Choice(kernel, tuple(refusals))
-            log.info("attention %s on %s: %s", att_type, call.device, choice)
-            return choice
+            return Choice(kernel, tuple(refusals))
         refusals.append(f"{kernel.name}: {reason}")
         if strict:
             break

@@ -1,7 +1,8 @@
 """Attention kernels: which calls each supports, and how it computes them.
 
 Shapes: query [B, H, T, D]; key and value [B, KV, S, D] with KV dividing H; mask broadcastable to
-[B, 1, T, S], True where a key is visible -> [B, H, T, D].
+[B, H, T, S], bool and True where a key is visible, or floats that are added to the scores
+-> [B, H, T, D]. No kernel is chosen by a switch that other threads would see.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model.recompute import recomputed
 from model.sentences import first_line
@@ -71,13 +71,11 @@ def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor
     return key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
 
 
-def _sdpa(backend: SDPBackend, *arguments: Any, grouped: bool = False) -> Tensor:
-    """Compute attention with one backend of torch's scaled_dot_product_attention."""
-    query, key, value, mask, is_causal, dropout = arguments
-    with sdpa_kernel(backend):
-        return F.scaled_dot_product_attention(
-            query, key, value, mask, dropout, is_causal, enable_gqa=grouped
-        )
+def bias_of(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the floats that a mask adds to scores: 0 where a key is visible, else -inf."""
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, float("-inf"))
 
 
 def formula(
@@ -98,9 +96,15 @@ def formula(
     if is_causal:
         positions = torch.arange(key.shape[-2], device=key.device)
         causal = positions <= positions[first : first + query.shape[-2], None]
-        mask = causal if mask is None else mask & causal
+        if mask is not None and mask.dtype != torch.bool:
+            causal = bias_of(causal, mask.dtype) + mask
+        elif mask is not None:
+            causal = causal & mask
+        mask = causal
     if mask is None:
         return F.dropout(scores.softmax(-1), dropout) @ value
+    if mask.dtype != torch.bool:
+        scores, mask = scores + mask, mask > float("-inf")
     weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
     # A query without visible keys has equal weights on all of them; it gets zeros.
     return F.dropout(weights.masked_fill(~mask, 0.0), dropout) @ value
@@ -194,9 +198,19 @@ class TorchFlash:
         is_causal: bool,
         dropout: float,
     ) -> Tensor:
+        if query.device.type == "cuda":
+            # The public function would choose by switches of the process and by the card.
+            output: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(
+                query, key, value, dropout, is_causal
+            )[0]
+            return output
         grouped = key.shape[1] != query.shape[1]
-        arguments = (query, key, value, mask, is_causal, dropout)
-        return _sdpa(SDPBackend.FLASH_ATTENTION, *arguments, grouped=grouped)
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(query.dtype)
+        # On a CPU the public function takes this kernel for every call that is not refused above.
+        return F.scaled_dot_product_attention(
+            query, key, value, mask, dropout, is_causal, enable_gqa=grouped
+        )
 
 
 class TorchEfficient:
@@ -209,6 +223,11 @@ class TorchEfficient:
             return f"CUDA only, not {call.device}"
         if call.mask != "none" and call.is_causal:
             return "it takes a mask or the causal order, not both"
+        if call.dtype == torch.float64:
+            return "it takes no fp64"
+        by = 16 // call.dtype.itemsize
+        if call.head_dim % by:
+            return f"it takes head dimensions by {by}, not {call.head_dim}"
         return None
 
     def __call__(
@@ -221,9 +240,20 @@ class TorchEfficient:
         dropout: float,
     ) -> Tensor:
         key, value = _repeated(query, key, value)
-        # The mask is not expanded: torch would make it dense, [B, 1, T, S].
-        arguments = (query, key, value, mask, is_causal, dropout)
-        return _sdpa(SDPBackend.EFFICIENT_ATTENTION, *arguments)
+        bias = None
+        if mask is not None:
+            # The kernel reads rows that start at 16-byte boundaries; a row for all queries stays
+            # one in memory.
+            keys = mask.shape[-1]
+            padded = F.pad(bias_of(mask, query.dtype), (0, -keys % 16))[..., :keys]
+            bias = padded.expand(*query.shape[:3], keys)
+        needs_gradient = torch.is_grad_enabled() and any(
+            x.requires_grad for x in (query, key, value)
+        )
+        output: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
+            query, key, value, bias, needs_gradient, dropout, is_causal
+        )[0]
+        return output
 
 
 class FlashAttnPackage:

@@ -21,6 +21,9 @@ AttentionType = Literal["standard", "xformer", "flash", "frequency"]
 NormKind = Literal["layer", "rms", "adaptive"]
 
 
+UnusedRules = tuple[tuple[bool, str, tuple[str, ...]], ...]
+
+
 class Section(BaseModel):
     """A group of settings with fixed keys; unknown keys are refused and values cannot change."""
 
@@ -129,6 +132,26 @@ class TransformerConfig(Section):
             raise ValueError(f"top_k: {self.top_k} exceeds num_experts={self.num_experts}")
         return self
 
+    def unused(self, section: str = "") -> list[str]:
+        """Return a sentence for each setting that was given but has no effect, with the reason.
+
+        `section` stands before each setting, such as "model.".
+        """
+        return [
+            f"{section}{key} has no effect with {reason}"
+            for is_unused, reason, keys in self.unused_rules()
+            for key in keys
+            if is_unused and key in self.model_fields_set
+        ]
+
+    def unused_rules(self) -> UnusedRules:
+        """Return when settings have no effect: whether it is so, the reason, and the settings."""
+        attention = (self.att_type, self.att_type_of_decoder)
+        return (
+            (not self.use_moe, "use_moe: false", MIXTURE_SETTINGS),
+            ("frequency" not in attention, "no frequency attention", ("freq_modes",)),
+        )
+
     @property
     def kv_heads(self) -> int:
         """Number of key/value heads."""
@@ -156,7 +179,8 @@ class ModelConfig(TransformerConfig):
     """The section `model`: settings of the network that is trained."""
 
     architecture: Literal["encoder", "decoder", "encoder_decoder"] = "encoder_decoder"
-    """Architecture: encoder (the context's patches give the whole future at once), decoder (each
+    """Architecture: encoder (the context's patches give the whole future at once, beside patches
+    of what is known of the future, if anything is), decoder (each
     patch gives the next one, causally), or encoder_decoder (a query decoder has a query for each
     future patch)."""
     num_decoder_layers: PositiveInt | None = None
@@ -219,35 +243,29 @@ class ModelConfig(TransformerConfig):
         """Return the numbers of context and of future patches; a partial patch counts as one."""
         return -(-context_length // self.patch_length), -(-prediction_length // self.patch_length)
 
-    def sequence_length(self, context_length: int, prediction_length: int) -> int:
+    def sequence_length(
+        self, context_length: int, prediction_length: int, is_future_known: bool
+    ) -> int:
         """Return how many tokens each row holds between two layers.
 
-        An encoder holds the context's patches, an encoder_decoder those and the future's beside
-        them, and a decoder all but the last future patch, which is forecast and never read.
+        An encoder holds the context's patches, and the future's where anything is known of it; an
+        encoder_decoder holds both, and a decoder all but the last future patch, which is forecast
+        and never read.
         """
         context, future = self.patches(context_length, prediction_length)
-        if self.architecture == "encoder":
+        if self.architecture == "encoder" and not is_future_known:
             return context
         return context + future - (self.architecture == "decoder")
 
-    def unused(self) -> list[str]:
-        """Return a sentence for each setting that was given but has no effect, with the reason."""
-        attention = (self.att_type, self.att_type_of_decoder)
+    def unused_rules(self) -> UnusedRules:
         architecture, loss = f"architecture: {self.architecture}", f"loss: {self.loss}"
-        rules: tuple[tuple[bool, str, tuple[str, ...]], ...] = (
-            (not self.use_moe, "use_moe: false", MIXTURE_SETTINGS),
+        return (
+            *super().unused_rules(),
             (self.architecture != "encoder_decoder", architecture, ("num_decoder_layers",)),
             (self.architecture == "encoder", architecture, ("decoder_att_type",)),
-            ("frequency" not in attention, "no frequency attention", ("freq_modes",)),
             (self.loss != "quantile", loss, ("quantiles",)),
             (self.loss != "huber", loss, ("huber_delta",)),
         )
-        return [
-            f"model.{key} has no effect with {reason}"
-            for is_unused, reason, keys in rules
-            for key in keys
-            if is_unused and key in self.model_fields_set
-        ]
 
 
 MIXTURE_SETTINGS = (
@@ -290,3 +308,8 @@ class SeriesShape:
     missing: bool = True
     """Whether points may be missing. Where none is, attention needs no mask, and more kernels can
     be used."""
+
+    @property
+    def is_future_known(self) -> bool:
+        """Whether anything is known in advance of the points that are forecast."""
+        return bool(self.covariates or self.calendar)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import TransformerConfig
-from model.init import Init
+from model.init import Init, start_parameters
 from model.patches import Align, to_patches
 
 
@@ -54,6 +54,7 @@ class Positions(nn.Module):
             if config.position == "learned"
             else None
         )
+        start_parameters(self)
 
     def initial(self) -> Mapping[str, Init]:
         """Return how the module's own parameters start, by name."""
@@ -83,6 +84,7 @@ class ChannelEmbedding(nn.Module):
     def __init__(self, channels: int, d_model: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, d_model))
+        start_parameters(self)
 
     def initial(self) -> Mapping[str, Init]:
         """Return how the module's own parameters start, by name."""
@@ -100,6 +102,7 @@ class CalendarEmbedding(nn.Module):
         super().__init__()
         self.sizes = tuple(sizes)
         self.weight = nn.Parameter(torch.empty(sum(sizes), d_model))
+        start_parameters(self)
 
     def initial(self) -> Mapping[str, Init]:
         """Return how the module's own parameters start, by name."""

@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from model.config import TransformerConfig
-from model.init import Init
+from model.init import Init, start_parameters
+from model.tracing import is_traced
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -49,6 +50,9 @@ BLOCK = 512
 
 def gated_swish(gate_value: Tensor) -> Tensor:
     """Return swish(gate) * value [..., F] of [..., 2 F], in which the gates come first."""
+    if is_traced():
+        gate, value = gate_value.chunk(2, dim=-1)
+        return F.silu(gate) * value
     result: Tensor = _GatedSwish.apply(gate_value)
     return result
 
@@ -62,6 +66,7 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[config.activation or "gelu"]
         self.input = nn.Parameter(torch.empty(width, d))
         self.output = nn.Parameter(torch.empty(d, width))
+        start_parameters(self)
 
     def initial(self) -> Mapping[str, Init]:
         """Return how the module's own parameters start, by name."""
@@ -83,6 +88,7 @@ class SwiGLU(nn.Module):
         self.d_model, self.width = d, width = config.d_model, config.feedforward_width
         self.gate_value = nn.Parameter(torch.empty(2, width, d))
         self.output = nn.Parameter(torch.empty(d, width))
+        start_parameters(self)
 
     def initial(self) -> Mapping[str, Init]:
         """Return how the module's own parameters start, by name."""

@@ -1,12 +1,15 @@
 """Initialisation: weights that depend on (seed, global name, expert) alone.
 
-Each parameter is drawn by its own CPU generator, so every layout of ranks starts bit-equal.
+Each parameter is drawn by its own CPU generator, so every layout of ranks starts bit-equal. A
+module that is made by itself draws its weights from torch's generator, as torch's modules do.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -56,18 +59,13 @@ class Initialised(Protocol):
         """Return how the module's own parameters and buffers start, by their local names."""
 
 
-def _rules(module: nn.Module) -> Mapping[str, Init] | None:
-    """Return how the module's own parameters start, by their local names.
-
-    None stands for a module of the user's (a norm given as a callable), which starts itself.
-    """
-    if hasattr(module, "initial"):
-        return cast(Initialised, module).initial()
+def _rules(module: nn.Module) -> Mapping[str, Init]:
+    """Return how the module's own parameters start, by their local names."""
     if isinstance(module, nn.Linear):
         return {"weight": Init(std=module.in_features**-0.5), "bias": Init()}
     if isinstance(module, nn.LayerNorm):
         return {"weight": Init(mean=1.0), "bias": Init()}
-    return None
+    return cast(Initialised, module).initial()
 
 
 def seed_of(*parts: object) -> int:
@@ -103,9 +101,52 @@ def draw(name: str, shard: Shard, init: Init, seed: int) -> Tensor:
 
 def _normal(shape: tuple[int, ...], init: Init, generator: torch.Generator) -> Tensor:
     """Draw from the normal distribution of `init`."""
+    return _normal_(torch.empty(shape), init, generator)
+
+
+def _normal_(tensor: Tensor, init: Init, generator: torch.Generator | None = None) -> Tensor:
+    """Fill `tensor` from the normal distribution of `init`."""
     low, high = init.mean - 3 * init.std, init.mean + 3 * init.std
-    empty = torch.empty(shape)
-    return nn.init.trunc_normal_(empty, init.mean, init.std, low, high, generator=generator)
+    return nn.init.trunc_normal_(tensor, init.mean, init.std, low, high, generator=generator)
+
+
+_IS_POSTPONED: ContextVar[bool] = ContextVar("initialisation is postponed", default=False)
+
+
+@contextmanager
+def postponed(value: bool = True) -> Iterator[None]:
+    """Within, modules are made without drawing their weights: `initialise` draws them by name."""
+    token = _IS_POSTPONED.set(value)
+    try:
+        yield
+    finally:
+        _IS_POSTPONED.reset(token)
+
+
+def start_parameters(module: nn.Module) -> None:
+    """Draw the module's own parameters and buffers from torch's generator, unless postponed.
+
+    Modules that are used by themselves start by this, at the end of their constructors.
+    """
+    if _IS_POSTPONED.get():
+        return
+    rules = cast(Initialised, module).initial()
+    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    with torch.no_grad():
+        for leaf, tensor in own:
+            init = rules[leaf]
+            if tensor.is_meta:
+                continue
+            if init.std:
+                _normal_(tensor, init)
+            else:
+                tensor.fill_(init.mean)
+
+
+def keep_start(module: nn.Module) -> nn.Module:
+    """Mark a user's module, which has started itself: `initialise` leaves it as it is."""
+    cast(Any, module).keeps_start = True
+    return module
 
 
 def initialise(network: nn.Module, seed: int, shards: Mapping[str, Shard] | None = None) -> None:
@@ -113,22 +154,14 @@ def initialise(network: nn.Module, seed: int, shards: Mapping[str, Shard] | None
 
     `shards` gives, by global name, the shards of those that are not whole.
     """
+    kept = [name for name, module in network.named_modules() if hasattr(module, "keeps_start")]
     with torch.no_grad():
         for prefix, module in network.named_modules():
             own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-            rules = _rules(module) if own else {}
-            if rules is None:
-                _start_itself(module, _generator(seed, prefix, 0))
+            if any(f"{prefix}.".startswith(f"{name}.") for name in kept):
                 continue
+            rules = _rules(module) if own else {}
             for leaf, tensor in own:
                 name = f"{prefix}.{leaf}" if prefix else leaf
                 shard = (shards or {}).get(name) or Shard.all_of(tensor.shape)
                 tensor.copy_(draw(name, shard, rules[leaf], seed))
-
-
-def _start_itself(module: nn.Module, generator: torch.Generator) -> None:
-    """Call the module's reset_parameters with a seed; without one it stays as it was made."""
-    if hasattr(module, "reset_parameters"):
-        with torch.random.fork_rng([]):
-            torch.set_rng_state(generator.get_state())
-            cast(Any, module).reset_parameters()

@@ -76,17 +76,25 @@ class EncoderLayer(BaseTransformerLayer):
         self.self_attention = SelfAttention(config, att_type)
 
     def forward(
-        self, x: Tensor, padding: Tensor | None = None, attention_mask: Tensor | None = None
+        self,
+        x: Tensor,
+        padding: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        is_causal: bool = False,
+        *,
+        start: int = 0,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Apply the layer to x [B, T, d_model].
+        """Apply the layer to x [B, T, d_model] at positions start, start + 1, ...
 
-        padding [B, T] bool is True on padding, attention_mask [T, T] or [B, T, T] bool is True
-        where a key is hidden from a query.
+        padding [B, T] bool is True on padding; attention_mask as for `merge_masks`. It is causal
+        where the layer or the call is. With the cache of step-by-step decoding, T is 1.
         """
         mask = merge_masks(padding, attention_mask)
+        is_causal = (self.is_causal or is_causal) and cache is None
 
         def attend(h: Tensor) -> Tensor:
-            return self.self_attention(h, mask, self.is_causal)
+            return self.self_attention(h, mask, is_causal, start=start, cache=cache)
 
         x = self.residual(x, self.self_attention_norm, attend)
         return self.feed_forward_block(x, padding)
@@ -113,6 +121,7 @@ class DecoderLayer(BaseTransformerLayer):
         memory_padding: Tensor | None = None,
         padding: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
         *,
         start: int = 0,
         caches: dict[str, KeyValueCache] | None = None,
@@ -120,9 +129,11 @@ class DecoderLayer(BaseTransformerLayer):
         """Apply the layer to x [B, T, d_model] at positions start, start + 1, ...
 
         memory [B, S, d_model]; memory_padding [B, S] and padding [B, T] bool, True on padding;
-        attention_mask as for `EncoderLayer`. With the caches of step-by-step decoding, T is 1.
+        attention_mask, among the T, and memory_mask, over the S, as for `merge_masks`. With the
+        caches of step-by-step decoding, T is 1.
         """
-        mask, memory_mask = merge_masks(padding, attention_mask), merge_masks(memory_padding)
+        mask = merge_masks(padding, attention_mask)
+        memory_mask = merge_masks(memory_padding, memory_mask)
         is_causal = self.is_causal and caches is None
         own = None if caches is None else caches["self_attn"]
         cross = None if caches is None else caches["cross_attn"]

@@ -1,26 +1,18 @@
 """Mixture of experts: each token is computed by the experts that the router chooses for it.
 
-Tokens are dispatched to their experts, that is, copied for each choice and sorted by expert, and
-the experts' outputs are combined by the router's gates. Shapes: B rows, T tokens of a row,
-N = B * T, K choices per token, E experts, D = d_model, F hidden width.
+Shapes: B rows, T tokens of a row, N = B * T, K choices per token, E experts, D = d_model.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from model.config import TransformerConfig
-from model.feedforward import ACTIVATIONS, gated_swish, make_feed_forward
-from model.init import Init
+from model.experts import Experts
+from model.feedforward import make_feed_forward
 from model.recompute import is_recomputing
 from model.router import (
     Router,
@@ -31,78 +23,7 @@ from model.router import (
     within_capacity,
     z_loss,
 )
-
-log = logging.getLogger("forescale")
-
-
-@dataclass(frozen=True)
-class Permutation:
-    """The order of the K choices of N tokens once they are sorted by expert."""
-
-    choice_of_row: Tensor
-    """Choice of each sorted row, counted token by token, [N * K]."""
-    row_of_choice_NK: Tensor
-    """Sorted row of each choice, [N, K]."""
-
-    @classmethod
-    def by_expert(cls, chosen_NK: Tensor) -> Permutation:
-        """Return the permutation that sorts the choices `chosen_NK` by expert, stably."""
-        choice_of_row = chosen_NK.flatten().argsort(stable=True)
-        rows = torch.arange(len(choice_of_row), device=choice_of_row.device)
-        row_of_choice = torch.empty_like(choice_of_row).scatter_(0, choice_of_row, rows)
-        return cls(choice_of_row, row_of_choice.view_as(chosen_NK))
-
-    def token_of_row(self) -> Tensor:
-        """Return the token of each sorted row, [N * K]."""
-        choices = self.row_of_choice_NK.shape[1]
-        return self.choice_of_row.div(choices, rounding_mode="floor")
-
-
-class _Dispatch(torch.autograd.Function):
-    """Copies x [N, D] into a row for each choice, sorted by expert, [N * K, D].
-
-    This and `_Combine` only gather, forwards and backwards: no atomics, so runs are bit-equal on
-    GPUs.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, permutation: Permutation) -> Tensor:
-        ctx.permutation = permutation
-        return x_ND.index_select(0, permutation.token_of_row())
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        first, *others = ctx.permutation.row_of_choice_NK.unbind(1)
-        grad_x = gradients[0].index_select(0, first)
-        for rows in others:
-            grad_x += gradients[0].index_select(0, rows)
-        return grad_x, None
-
-
-class _Combine(torch.autograd.Function):
-    """Computes y_n = sum_k gate_nk * output_nk from the experts' outputs in sorted rows."""
-
-    @staticmethod
-    def forward(ctx: Any, outputs: Tensor, gates_NK: Tensor, permutation: Permutation) -> Tensor:
-        ctx.permutation = permutation
-        ctx.save_for_backward(outputs, gates_NK)
-        y_ND = outputs.new_zeros(len(gates_NK), outputs.shape[1])
-        rows_of_choices = permutation.row_of_choice_NK.unbind(1)
-        for rows, gates in zip(rows_of_choices, gates_NK.split(1, 1), strict=True):
-            y_ND.addcmul_(outputs.index_select(0, rows), gates.to(outputs.dtype))
-        return y_ND
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        outputs, gates_NK = ctx.saved_tensors
-        permutation: Permutation = ctx.permutation
-        rows = gradients[0].index_select(0, permutation.token_of_row())
-        grad_gates = (rows * outputs).sum(-1, dtype=gates_NK.dtype)
-        gate_of_row = gates_NK.flatten().index_select(0, permutation.choice_of_row)
-        grad_outputs = rows.mul_(gate_of_row.unsqueeze(-1).to(rows.dtype))
-        return grad_outputs, grad_gates[permutation.row_of_choice_NK], None
+from model.tracing import is_traced
 
 
 class _AttachLoss(torch.autograd.Function):
@@ -124,95 +45,19 @@ class _AttachLoss(torch.autograd.Function):
         return gradients[0], torch.full_like(loss, ctx.scale), None
 
 
-def grouped_linear(x_ND: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
-    """Multiply consecutive groups of rows, counts_E of them each, with each expert's weight.
+class LossHolder:
+    """Holds the auxiliary loss of a forward pass; a copy of it holds none, as it has no graph."""
 
-    x_ND [rows, D], weight_EFD [E, F, D] -> [rows, F].
-    """
-    if torch.is_autocast_enabled(x_ND.device.type):  # autocast does not cover grouped products
-        dtype = torch.get_autocast_dtype(x_ND.device.type)
-        x_ND, weight_EFD = x_ND.to(dtype), weight_EFD.to(dtype)
-    alignment = 16 // x_ND.element_size()
-    if x_ND.dtype != torch.float64 and not any(n % alignment for n in weight_EFD.shape[1:]):
-        offsets = counts_E.cumsum(0, dtype=torch.int32)
-        return F.grouped_mm(x_ND, weight_EFD.transpose(1, 2), offs=offsets)
-    _warn_once(weight_EFD.shape[1:], x_ND.dtype)
-    return looped_linear(x_ND, weight_EFD, counts_E)
+    def __init__(self) -> None:
+        self.loss: Tensor | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"loss": None}
 
-@cache
-def _warn_once(size: torch.Size, dtype: torch.dtype) -> None:
-    """Warn that experts of this size are slow, once for each size and type."""
-    log.warning(
-        "experts of %s x %s in %s are computed one by one: a grouped product takes sizes by 16 "
-        "bytes and no fp64",
-        *size,
-        str(dtype).removeprefix("torch."),
-    )
-
-
-def looped_linear(x_ND: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
-    """Compute `grouped_linear` by its definition, one expert after another, for any size."""
-    groups = zip(x_ND.split(counts_E.tolist()), weight_EFD.unbind(0), strict=True)
-    return torch.cat([F.linear(rows, weight) for rows, weight in groups])
-
-
-Compute = Callable[[Tensor, Tensor], Tensor]
-"""Computation of experts: takes rows sorted by expert and the number of rows of each, and returns
-their outputs in the same order."""
-
-
-def compute_locally(rows: Tensor, counts_E: Tensor, compute: Compute) -> Tensor:
-    """Compute all rows on this rank: the `Experts.exchange` of a rank that holds all experts."""
-    return compute(rows, counts_E)
-
-
-class Experts(nn.Module):
-    """The feed-forwards of all experts: stacked weights, computed in one grouped product."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.count = config.num_experts
-        self.d_model, self.width = d, width = config.d_model, config.feedforward_width
-        self.gated = config.use_swiglu
-        self.activation = ACTIVATIONS[config.activation or "gelu"]
-        self.input = nn.Parameter(torch.empty(self.count, 2 if self.gated else 1, width, d))
-        self.output = nn.Parameter(torch.empty(self.count, d, width))
-        self.exchange: Callable[[Tensor, Tensor, Compute], Tensor] = compute_locally
-        """Function that sends sorted rows to the ranks of their experts, and returns outputs."""
-
-    def initial(self) -> Mapping[str, Init]:
-        """Return how the module's own parameters start, by name."""
-        return {
-            "input": Init(std=self.d_model**-0.5, stacked=True),
-            "output": Init(std=self.width**-0.5, stacked=True),
-        }
-
-    def forward(
-        self, x_ND: Tensor, chosen_NK: Tensor, gates_NK: Tensor, complete: bool = True
-    ) -> Tensor:
-        """Return y_n = sum_k gate_nk * expert_{chosen_nk}(x_n), [N, D].
-
-        Expert number `count` stands for a dropped choice, whose output is zero; `complete` says
-        that there is none.
-        """
-        permutation = Permutation.by_expert(chosen_NK)
-        counts_E = torch.bincount(chosen_NK.flatten(), minlength=self.count)[: self.count]
-        rows: Tensor = _Dispatch.apply(x_ND, permutation)
-        if complete:
-            outputs = self.exchange(rows, counts_E, self.compute)
-        else:
-            kept = int(counts_E.sum())
-            dropped = rows.new_zeros(len(rows) - kept, rows.shape[1])
-            outputs = torch.cat([self.exchange(rows[:kept], counts_E, self.compute), dropped])
-        y_ND: Tensor = _Combine.apply(outputs, gates_NK, permutation)
-        return y_ND
-
-    def compute(self, rows: Tensor, counts: Tensor) -> Tensor:
-        """Compute rows sorted by expert, `counts` of them for each expert of this rank."""
-        hidden = grouped_linear(rows, self.input.flatten(1, 2), counts)
-        hidden = gated_swish(hidden) if self.gated else self.activation(hidden)
-        return grouped_linear(hidden, self.output, counts)
+    def take(self) -> Tensor | None:
+        """Return the loss, None if there is none, and forget it."""
+        loss, self.loss = self.loss, None
+        return loss
 
 
 class MixtureOfExperts(nn.Module):
@@ -225,10 +70,13 @@ class MixtureOfExperts(nn.Module):
         self.shared = make_feed_forward(config) if config.shared_expert else None
         self.capacity_factor = config.capacity_factor
         self.balance_weight, self.z_weight = config.balance_loss, config.z_loss
-        self.loss_scale = 1.0
-        """Scale of the auxiliary loss: that of the main loss, 1 / accumulated micro-batches."""
+        self.attached_scale: float | None = None
+        """Scale at which the auxiliary loss is attached to the output, which gives it its gradient:
+        that of the main loss, 1 / accumulated micro-batches. None: `auxiliary` holds the loss."""
+        self.auxiliary = LossHolder()
+        """Mean over rows of the auxiliary loss of the last forward in training."""
         self.statistics: RouterStatistics | None = None
-        """Sums since the last `take_statistics`."""
+        """Sums since the last `take_statistics`; nothing is counted where torch compiles."""
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """Return the gated sum of the chosen experts' outputs for x [B, T, D].
@@ -238,18 +86,30 @@ class MixtureOfExperts(nn.Module):
         routing = self.router(x)
         chosen_NK, gates_NK = routing.chosen.flatten(0, 1), routing.gates.flatten(0, 1)
         kept = self._kept(routing.chosen, padding)
+        is_complete = kept is None or is_traced()
         if kept is not None:
             kept_NK = kept.flatten(0, 1)
-            chosen_NK = chosen_NK.where(kept_NK, self.experts.count)
             gates_NK = gates_NK * kept_NK
-        y = self.experts(x.flatten(0, 1), chosen_NK, gates_NK, complete=kept is None).view_as(x)
+            if not is_complete:
+                chosen_NK = chosen_NK.where(kept_NK, self.experts.count)
+        y = self.experts(x.flatten(0, 1), chosen_NK, gates_NK, complete=is_complete).view_as(x)
         if self.shared is not None:
             y = y + self.shared(x)
         if self.training and torch.is_grad_enabled():
-            loss = self._auxiliary_loss(routing, padding)
-            if not is_recomputing():
-                self._count(routing, kept, padding, loss)
-            y = _AttachLoss.apply(y, loss.mean(), self.loss_scale)
+            y = self._with_auxiliary_loss(y, routing, kept, padding)
+        return y
+
+    def _with_auxiliary_loss(
+        self, y: Tensor, routing: Routing, kept: Tensor | None, padding: Tensor | None
+    ) -> Tensor:
+        """Count the forward pass, and attach the auxiliary loss to y or hold it."""
+        loss = self._auxiliary_loss(routing, padding)
+        if not is_recomputing() and not is_traced():
+            self._count(routing, kept, padding, loss)
+        if self.attached_scale is not None:
+            return cast(Tensor, _AttachLoss.apply(y, loss.mean(), self.attached_scale))
+        if not is_recomputing():
+            self.auxiliary.loss = loss.mean()
         return y
 
     def _kept(self, chosen: Tensor, padding: Tensor | None) -> Tensor | None:

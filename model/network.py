@@ -17,6 +17,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from model.attention import Attention
 from model.config import ModelConfig, SeriesShape
@@ -44,7 +45,7 @@ class TimeSeriesTransformer(nn.Module):
         self.config, self.shape = config, shape
         lengths = shape.context_length, shape.prediction_length
         self.memory_patches, self.future_patches = config.patches(*lengths)
-        self.sequence_length = config.sequence_length(*lengths)
+        self.sequence_length = config.sequence_length(*lengths, shape.is_future_known)
         """Tokens that each row holds between two layers."""
         self.row_channels = 1 if config.channels == "independent" else shape.channels
         self.rows_per_sample = shape.channels // self.row_channels
@@ -72,6 +73,8 @@ class TimeSeriesTransformer(nn.Module):
         self.calendar_embedding = (
             CalendarEmbedding(shape.calendar, config.d_model) if shape.calendar else None
         )
+        for mixture in self.mixtures().values():
+            mixture.attached_scale = 1.0
         self.recompute: Recompute = "none"
         """What of each transformer layer the backward pass computes again."""
 
@@ -94,15 +97,14 @@ class TimeSeriesTransformer(nn.Module):
 
     def layers(self) -> list[Layer]:
         """Return the network as a list: embedding, transformer layers, head."""
-        memory, future = self.memory_patches, self.future_patches
+        memory, future, tokens = self.memory_patches, self.future_patches, self.sequence_length
         if self.config.architecture == "encoder":
             return [
-                self._embedding(self._embed_context, encoder=memory),
-                *self._blocks("encoder", self._encode, memory, memory),
+                self._embedding(self._embed_known, encoder=tokens),
+                *self._blocks("encoder", self._encode, tokens, tokens),
                 Layer("head", ("encoder.final_norm", "head"), self._head_at_once, (memory, 1)),
             ]
         if self.config.architecture == "decoder":
-            tokens = self.sequence_length
             return [
                 self._embedding(self._embed_sequence, decoder=tokens),
                 *self._blocks("decoder", self._encode, tokens, tokens),
@@ -181,13 +183,6 @@ class TimeSeriesTransformer(nn.Module):
             return context, covariates, future
         return context, covariates
 
-    def with_patch(self, future: Tensor, forecast: Tensor, number: int) -> Tensor:
-        """Return a copy of `future` with its patch `number` taken from `forecast`."""
-        points = slice(number * self.config.patch_length, (number + 1) * self.config.patch_length)
-        future = future.clone()
-        future[:, points] = forecast[:, points].to(future)
-        return future
-
     def mixtures(self) -> dict[str, MixtureOfExperts]:
         """Return the mixture-of-experts layers by their global names."""
         return {name: m for name, m in self.named_modules() if isinstance(m, MixtureOfExperts)}
@@ -200,13 +195,9 @@ class TimeSeriesTransformer(nn.Module):
         """
         chosen: dict[str, str] = {}
         for name, module in self.named_modules():
-            if isinstance(module, Attention):
+            if isinstance(module, Attention) and module.kernel is not None:
                 stack, *_, kind = name.split(".")
-                place = f"{module.att_type} in {stack}.{kind}"
-                if module.att_type == "frequency":
-                    chosen[place] = "torch.fft"
-                elif module.choice is not None:
-                    chosen[place] = str(module.choice)
+                chosen[f"{module.att_type} in {stack}.{kind}"] = module.kernel
         return chosen
 
     # The computations of the layers, in the order in which data flows.
@@ -257,6 +248,21 @@ class TimeSeriesTransformer(nn.Module):
         known, calendar = self._known(covariates, align="end")
         assert self.encoder is not None
         return self._tokens(self.encoder, torch.cat([values, known], -1), 0, calendar), padding
+
+    def _embed_known(self, inputs: Inputs) -> LayerState:
+        """Return the tokens of an encoder alone: the context's patches, and the future's.
+
+        The latter hold what is known in advance, and no values; there are none where nothing is.
+        """
+        tokens, padding = self._embed_context(inputs)
+        if not self.shape.is_future_known:
+            return tokens, padding
+        known, calendar = self._known(inputs[1], align="start")
+        values = known.new_zeros(*known.shape[:2], 2 * self.config.patch_length * self.row_channels)
+        assert self.encoder is not None
+        features = torch.cat([values, known], -1)
+        future = self._tokens(self.encoder, features, self.memory_patches, calendar)
+        return torch.cat([tokens, future], 1), F.pad(padding, (0, self.future_patches))
 
     def _embed_both(self, inputs: Inputs) -> LayerState:
         """Return the tokens of an encoder, and beside them the queries of a query decoder."""
@@ -321,7 +327,8 @@ class TimeSeriesTransformer(nn.Module):
     def _head_at_once(self, state: LayerState) -> Tensor:
         """Forecast the whole future from all context tokens (encoder)."""
         assert self.encoder is not None
-        return self._project(self.encoder.final_norm(state[0]).flatten(1).unsqueeze(1))
+        context, _ = self._split(state[0])
+        return self._project(self.encoder.final_norm(context).flatten(1).unsqueeze(1))
 
     def _head_next(self, state: LayerState) -> Tensor:
         """Forecast each future patch from the token before it (decoder)."""

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Literal
 
+import torch
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -25,7 +26,7 @@ def is_recomputing() -> bool:
 
     Statistics were counted in the first pass and must not be counted again.
     """
-    return _RECOMPUTING.get()
+    return not torch.compiler.is_compiling() and _RECOMPUTING.get()
 
 
 @contextmanager

@@ -42,7 +42,15 @@ def forecast(
         ]
         if number + 1 < network.passes:
             future = [
-                network.with_patch(known, patch, number)
+                _with_patch(known, patch, number, network.config.patch_length)
                 for known, patch in zip(future, share(forecasts, future), strict=True)
             ]
     return forecasts
+
+
+def _with_patch(future: Tensor, forecast: Tensor, number: int, patch_length: int) -> Tensor:
+    """Return a copy of `future` [B, H, C] with its patch `number` taken from `forecast`."""
+    points = slice(number * patch_length, (number + 1) * patch_length)
+    future = future.clone()
+    future[:, points] = forecast[:, points].to(future)
+    return future

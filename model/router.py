@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import TransformerConfig
-from model.init import Init
+from model.init import Init, start_parameters
 
 
 @dataclass
@@ -84,6 +84,7 @@ class Router(nn.Module):
         self.balance_rate = config.balance_rate
         bias = torch.zeros(config.num_experts)
         self.register_buffer("bias", bias if config.balance_rate else None)
+        start_parameters(self)
 
     def initial(self) -> Mapping[str, Init]:
         """Return how the module's own parameters start, by name."""
@@ -173,7 +174,8 @@ def within_capacity(chosen: Tensor, experts: int, factor: float, padding: Tensor
     rows, length, choices = chosen.shape
     valid = chosen.new_full((rows,), length) if padding is None else (~padding).sum(1)
     capacity = (valid.double() * (factor * choices / experts)).ceil().view(rows, 1)
-    one_hot = F.one_hot(chosen.flatten(1), experts)
+    every = torch.arange(experts, device=chosen.device)
+    one_hot = (chosen.flatten(1).unsqueeze(-1) == every).long()
     if padding is not None:
         one_hot = one_hot * (~padding).repeat_interleave(choices, 1).unsqueeze(-1)
     # The position of a choice among those of its expert in the row, from 1.

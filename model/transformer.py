@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from model import decoding
-from model.config import FREQUENCY_SEES_ALL, TransformerConfig
+from model.arguments import (
+    attention_mask,
+    check_calendar,
+    check_sequence,
+    configuration,
+    padding_mask,
+    without_padding,
+)
+from model.config import FREQUENCY_SEES_ALL
 from model.embedding import CalendarEmbedding
 from model.errors import UserError
-from model.init import initialise
+from model.init import postponed
 from model.layers import DecoderLayer, EncoderLayer
-from model.recompute import Recompute
-from model.sentences import nearest
-from model.stack import Stack, make_layers, run_layer
-from model.validation import mistake
+from model.stack import make_layers
+from model.standalone import StandaloneStack
 
 
-class TransformerEncoder(Stack):
+class TransformerEncoder(StandaloneStack):
     """A transformer encoder, [B, T, input_size] -> [B, T, d_model].
 
-    `TransformerConfig` documents each argument; `options` takes its other fields. With
-    `use_gradient_checkpointing` the backward pass recomputes each layer. `time_feature_sizes`
-    gives the number of values of each calendar feature to embed.
+    Sizes: d_model, nhead, num_kv_heads (grouped-query attention), num_layers, dim_feedforward,
+    max_seq_len. Kinds:
+
+    - att_type: standard, xformer, flash (one mathematics, other kernels), frequency (freq_modes)
+    - norm_strategy: pre_norm, post_norm; use_adaptive_ln: layer, rms, adaptive, or a callable that
+      makes a norm from d_model; use_final_norm
+    - use_swiglu: a gated feed-forward; without it, activation is gelu, relu or swish
+    - use_moe: num_experts experts, top_k for each token; add `aux_loss()` to the loss
+    - share_layers: one layer's weights in all; use_gradient_checkpointing: less memory, more time
+    - time_feature_sizes: number of values of each calendar feature that forward takes
+
+    `options` are the other fields of `model.config.TransformerConfig`, which documents all, such
+    as position="rotary" or attention_dropout=0.1. Raises UserError for wrong ones, and warns of
+    those without effect.
+
+        encoder = TransformerEncoder(input_size=7, d_model=64, nhead=4, att_type="flash")
+        y = encoder(torch.randn(2, 96, 7))    # [2, 96, 64]
     """
 
     def __init__(
@@ -54,51 +74,61 @@ class TransformerEncoder(Stack):
         time_feature_sizes: Sequence[int] = (),
         **options: Any,
     ) -> None:
-        config = _configuration(
-            d_model=d_model,
-            nhead=nhead,
-            num_layers=num_layers,
-            dim_feedforward=dim_feedforward,
-            dropout=dropout,
-            activation=activation,
-            att_type=att_type,
-            norm_strategy=norm_strategy,
-            use_adaptive_ln=use_adaptive_ln,
-            use_swiglu=use_swiglu,
-            share_layers=share_layers,
-            use_final_norm=use_final_norm,
-            use_moe=use_moe,
-            num_experts=num_experts,
-            top_k=top_k,
-            num_kv_heads=num_kv_heads,
-            max_seq_len=max_seq_len,
-            freq_modes=freq_modes,
-            **options,
+        config = configuration(
+            {
+                "d_model": d_model,
+                "nhead": nhead,
+                "num_layers": num_layers,
+                "dim_feedforward": dim_feedforward,
+                "dropout": dropout,
+                "activation": activation,
+                "att_type": att_type,
+                "norm_strategy": norm_strategy,
+                "use_adaptive_ln": use_adaptive_ln,
+                "use_swiglu": use_swiglu,
+                "share_layers": share_layers,
+                "use_final_norm": use_final_norm,
+                "use_moe": use_moe,
+                "num_experts": num_experts,
+                "top_k": top_k,
+                "num_kv_heads": num_kv_heads,
+                "max_seq_len": max_seq_len,
+                "freq_modes": freq_modes,
+                **options,
+            },
+            unused=("decoder_att_type",),
         )
-        layers = make_layers(config, num_layers, lambda: EncoderLayer(config))
-        super().__init__(input_size, config, layers)
-        self.recompute: Recompute = "block" if use_gradient_checkpointing else "none"
-        self.calendar = (
-            CalendarEmbedding(time_feature_sizes, d_model) if time_feature_sizes else None
-        )
-        initialise(self, _seed())
+        with postponed():
+            layers = make_layers(config, num_layers, lambda: EncoderLayer(config))
+            super().__init__(input_size, config, layers, use_gradient_checkpointing)
+            self.calendar = (
+                CalendarEmbedding(time_feature_sizes, d_model) if time_feature_sizes else None
+            )
+        self._initialise()
 
     def forward(
         self,
         src: Tensor,
-        src_key_padding_mask: Tensor | None = None,
         mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
         time_features: Tensor | None = None,
     ) -> Tensor:
         """Encode src [B, T, input_size] into [B, T, d_model].
 
-        src_key_padding_mask [B, T] bool is True on padding, mask [T, T] bool is True where a key
-        is hidden from a query; time_features [B, T, features] are whole numbers from 0.
+        Masks are those of torch.nn.TransformerEncoder: mask [T, T], [B, T, T] or [B * nhead, T, T]
+        is bool, True where a query may not look, or floats that are added to the scores;
+        src_key_padding_mask [B, T] is bool, True on padding, or floats, -inf on padding.
+        is_causal hides the future, with or without a mask. time_features [B, T, features] are whole
+        numbers from 0. Raises UserError for another shape or meaning.
         """
-        batch, length = _check_input(src, "src", self.input_projection.in_features)
-        _check_mask(src_key_padding_mask, "src_key_padding_mask", (batch, length), "on padding")
-        _check_mask(mask, "mask", (length, length), "where a query may not look")
-        x = self.positions(self.input_projection(_without_padding(src, src_key_padding_mask)))
+        self._forget_auxiliary_loss()
+        batch, length = check_sequence(src, "src", self.input_projection.in_features)
+        mask = attention_mask(mask, "mask", batch, self.config.nhead, length, length)
+        padding = padding_mask(src_key_padding_mask, "src_key_padding_mask", batch, length)
+        if is_causal and self.config.att_type == "frequency":
+            raise UserError(f"is_causal: {FREQUENCY_SEES_ALL}")
+        x = self.positions(self.input_projection(without_padding(src, padding)))
         if (time_features is None) != (self.calendar is None):
             raise UserError(
                 "time_features: name their sizes as time_feature_sizes first"
@@ -106,18 +136,19 @@ class TransformerEncoder(Stack):
                 else "time_features: this encoder has time_feature_sizes and needs their values"
             )
         if self.calendar is not None and time_features is not None:
-            _check_calendar(time_features, self.calendar.sizes, (batch, length))
+            check_calendar(time_features, self.calendar.sizes, (batch, length))
             x = x + self.calendar(time_features, 1, align="start")
         for layer in self.layers:
-            x = run_layer(layer, x, src_key_padding_mask, mask, recompute=self.recompute)
+            x = self._run(layer, x, padding, mask, is_causal)
         return self.final_norm(x)
 
 
-class TransformerDecoder(Stack):
+class TransformerDecoder(StandaloneStack):
     """A transformer decoder over a memory, [B, T, input_size] -> [B, T, output_size].
 
     The memory is [B, S, d_model], for example an encoder's output. The decoder is causal unless
-    `is_causal` is False. The other arguments are those of `TransformerEncoder`.
+    `is_causal` is False. The other arguments are those of `TransformerEncoder`; `decoder_att_type`
+    counts more than att_type. `forward_one_step` decodes token by token.
     """
 
     def __init__(
@@ -146,58 +177,76 @@ class TransformerDecoder(Stack):
         is_causal: bool = True,
         **options: Any,
     ) -> None:
-        config = _configuration(
-            d_model=d_model,
-            nhead=nhead,
-            num_layers=num_layers,
-            dim_feedforward=dim_feedforward,
-            dropout=dropout,
-            activation=activation,
-            att_type=att_type,
-            norm_strategy=norm_strategy,
-            use_adaptive_ln=use_adaptive_ln,
-            use_swiglu=use_swiglu,
-            share_layers=share_layers,
-            use_final_norm=use_final_norm,
-            use_moe=use_moe,
-            num_experts=num_experts,
-            top_k=top_k,
-            num_kv_heads=num_kv_heads,
-            max_seq_len=max_seq_len,
-            freq_modes=freq_modes,
-            **options,
+        config = configuration(
+            {
+                "d_model": d_model,
+                "nhead": nhead,
+                "num_layers": num_layers,
+                "dim_feedforward": dim_feedforward,
+                "dropout": dropout,
+                "activation": activation,
+                "att_type": att_type,
+                "norm_strategy": norm_strategy,
+                "use_adaptive_ln": use_adaptive_ln,
+                "use_swiglu": use_swiglu,
+                "share_layers": share_layers,
+                "use_final_norm": use_final_norm,
+                "use_moe": use_moe,
+                "num_experts": num_experts,
+                "top_k": top_k,
+                "num_kv_heads": num_kv_heads,
+                "max_seq_len": max_seq_len,
+                "freq_modes": freq_modes,
+                **options,
+            },
         )
         if is_causal and config.att_type_of_decoder == "frequency":
             raise UserError(f"att_type: {FREQUENCY_SEES_ALL}")
-        layers = make_layers(config, num_layers, lambda: DecoderLayer(config, is_causal=is_causal))
-        super().__init__(input_size, config, layers)
-        self.recompute: Recompute = "block" if use_gradient_checkpointing else "none"
-        self.output_projection = nn.Linear(d_model, output_size)
-        initialise(self, _seed())
+        with postponed():
+            layers = make_layers(
+                config, num_layers, lambda: DecoderLayer(config, is_causal=is_causal)
+            )
+            super().__init__(input_size, config, layers, use_gradient_checkpointing)
+            self.is_causal = is_causal
+            self.output_projection = nn.Linear(d_model, output_size)
+        self._initialise()
 
     def forward(
         self,
         tgt: Tensor,
         memory: Tensor,
         tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
         tgt_key_padding_mask: Tensor | None = None,
         memory_key_padding_mask: Tensor | None = None,
+        tgt_is_causal: bool | None = None,
+        memory_is_causal: bool = False,
     ) -> Tensor:
         """Decode tgt [B, T, input_size] over memory [B, S, d_model] into [B, T, output_size].
 
-        tgt_key_padding_mask [B, T] and memory_key_padding_mask [B, S] bool are True on padding;
-        tgt_mask [T, T] bool is True where a key is hidden from a query, and is applied together
-        with the causal mask.
+        Masks are those of torch.nn.TransformerDecoder, see `TransformerEncoder.forward`: tgt_mask
+        [T, T] counts beside the causal order, memory_mask is [T, S], and the padding masks are
+        [B, T] and [B, S]. Whether the decoder is causal was said when it was made: tgt_is_causal
+        may repeat it. Raises UserError for another shape or meaning.
         """
-        batch, length = _check_input(tgt, "tgt", self.input_projection.in_features)
-        _check_mask(tgt_mask, "tgt_mask", (length, length), "where a query may not look")
-        _check_mask(tgt_key_padding_mask, "tgt_key_padding_mask", (batch, length), "on padding")
-        self._check_memory(memory, memory_key_padding_mask, batch)
-        x = self.positions(self.input_projection(_without_padding(tgt, tgt_key_padding_mask)))
-        memory = _without_padding(memory, memory_key_padding_mask)
-        masks = memory_key_padding_mask, tgt_key_padding_mask, tgt_mask
+        self._forget_auxiliary_loss()
+        batch, length = check_sequence(tgt, "tgt", self.input_projection.in_features)
+        if tgt_is_causal is not None and tgt_is_causal != self.is_causal:
+            raise UserError(
+                f"tgt_is_causal: this decoder was made with is_causal={self.is_causal}; make "
+                "another, or leave it out"
+            )
+        if memory_is_causal:
+            raise UserError("memory_is_causal: give the mask itself as memory_mask")
+        padding = padding_mask(tgt_key_padding_mask, "tgt_key_padding_mask", batch, length)
+        memory_padding = self._memory_padding(memory, memory_key_padding_mask, batch)
+        heads, seen = self.config.nhead, memory.shape[1]
+        tgt_mask = attention_mask(tgt_mask, "tgt_mask", batch, heads, length, length)
+        memory_mask = attention_mask(memory_mask, "memory_mask", batch, heads, length, seen)
+        x = self.positions(self.input_projection(without_padding(tgt, padding)))
+        memory = without_padding(memory, memory_padding)
         for layer in self.layers:
-            x = run_layer(layer, x, memory, *masks, recompute=self.recompute)
+            x = self._run(layer, x, memory, memory_padding, padding, tgt_mask, memory_mask)
         return self.output_projection(self.final_norm(x))
 
     @torch.no_grad()
@@ -212,90 +261,45 @@ class TransformerDecoder(Stack):
 
         Returns its output [B, 1, output_size] and the state for the next step; None or an empty
         dict starts. The output equals that of the same position in a full forward. No gradient is
-        kept.
+        kept. Raises UserError for a state of another decoder, batch or memory; a step that fails
+        leaves the state as it was.
         """
-        batch, length = _check_input(tgt, "tgt", self.input_projection.in_features)
+        batch, length = check_sequence(tgt, "tgt", self.input_projection.in_features)
         if length != 1:
             raise UserError(f"tgt: one step takes one token, [B, 1, input_size]; got {length}")
-        if not all(layer.is_causal for layer in self.layers):
+        if not self.is_causal:
             raise UserError("is_causal: a decoder that sees the future cannot go step by step")
-        self._check_memory(memory, memory_key_padding_mask, batch)
+        padding = self._memory_padding(memory, memory_key_padding_mask, batch)
         state = {} if incremental_state is None else incremental_state
-        decoding.check(state, len(self.layers), memory)
-        memory = _without_padding(memory, memory_key_padding_mask)
+        decoding.check(state, len(self.layers), batch, memory.shape[1])
+        visible = without_padding(memory, padding)
         start = decoding.length(state)
-        x = self.positions(self.input_projection(tgt), start)
-        for index, layer in enumerate(self.layers):
-            caches = decoding.layer_caches(state, index)
-            x = layer(x, memory, memory_key_padding_mask, start=start, caches=caches)
-        return self.output_projection(self.final_norm(x)), state
+        with decoding.unchanged_on_error(state):
+            self._check_memory(state, memory, visible)
+            x = self.positions(self.input_projection(tgt), start)
+            for index, layer in enumerate(self.layers):
+                caches = decoding.layer_caches(state, index)
+                x = layer(x, visible, padding, start=start, caches=caches)
+            output = self.output_projection(self.final_norm(x))
+            decoding.layer_caches(state, 0)["cross_attn"].source = weakref.ref(memory)
+        return output, state
 
-    def _check_memory(self, memory: Tensor, padding: Tensor | None, batch: int) -> None:
-        """Raise UserError if memory or its mask has the wrong shape."""
+    def _check_memory(self, state: dict[str, Any], memory: Tensor, visible: Tensor) -> None:
+        """Raise UserError if the state was computed from another memory.
+
+        Keys are computed again where that is another tensor than in the step before.
+        """
+        cache = decoding.layer_caches(state, 0)["cross_attn"]
+        if cache.length and (cache.source is None or cache.source() is not memory):
+            first = cast(DecoderLayer, self.layers[0])
+            key, _ = first.cross_attention.keys_and_values(visible)
+            decoding.check_memory(cache, memory, key)
+
+    def _memory_padding(self, memory: Tensor, padding: Tensor | None, batch: int) -> Tensor | None:
+        """Return the memory's padding as bool; raise UserError if either has a wrong shape."""
         if memory.ndim != 3 or len(memory) != batch or memory.shape[2] != self.config.d_model:
             raise UserError(
                 f"memory: expected [{batch}, S, d_model={self.config.d_model}], "
                 f"got {list(memory.shape)}"
             )
-        _check_mask(padding, "memory_key_padding_mask", tuple(memory.shape[:2]), "on padding")
-
-
-def _configuration(**fields: Any) -> TransformerConfig:
-    """Return the configuration with these fields.
-
-    Raises UserError for a wrong one, with its name and what it can be.
-    """
-    try:
-        return TransformerConfig(**fields)
-    except ValidationError as error:
-        path, sentence = mistake(error)
-        if sentence is None:
-            near = nearest(path[-1], TransformerConfig.model_fields)
-            known = ", ".join(TransformerConfig.model_fields)
-            sentence = "no such argument; "
-            sentence += f"did you mean {near}?" if near else f"there are {known}"
-        raise UserError(f"{'.'.join(path)}: {sentence}") from None
-
-
-def _seed() -> int:
-    """Draw a seed from torch's generator.
-
-    So torch.manual_seed makes weights repeatable, and no two modules start alike.
-    """
-    return int(torch.randint(2**62, (), device="cpu"))
-
-
-def _check_mask(mask: Tensor | None, name: str, shape: tuple[int, ...], meaning: str) -> None:
-    """Raise UserError if the argument `name` is no bool mask of this shape."""
-    if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != shape):
-        raise UserError(
-            f"{name}: expected bool {list(shape)}, True {meaning}; "
-            f"got {str(mask.dtype).removeprefix('torch.')} {list(mask.shape)}"
-        )
-
-
-def _check_input(x: Tensor, name: str, size: int) -> tuple[int, int]:
-    """Return batch size and length of x; raise UserError if it is not [B, T, size]."""
-    if x.ndim != 3 or x.shape[2] != size:
-        raise UserError(f"{name}: expected [B, T, input_size={size}], got {list(x.shape)}")
-    return x.shape[0], x.shape[1]
-
-
-def _check_calendar(values: Tensor, sizes: Sequence[int], shape: tuple[int, int]) -> None:
-    """Raise UserError if `values` are no calendar features of these sizes."""
-    if tuple(values.shape) != (*shape, len(sizes)):
-        raise UserError(
-            f"time_features: expected [B, T, features] = {[*shape, len(sizes)]}, "
-            f"got {list(values.shape)}"
-        )
-    for feature, size in zip(values.unbind(-1), sizes, strict=True):
-        if bool(((feature < 0) | (feature >= size) | (feature != feature.floor())).any()):
-            raise UserError(
-                f"time_features: a feature of size {size} takes whole numbers 0 to {size - 1}; "
-                f"found {float(feature.min()):g} to {float(feature.max()):g}"
-            )
-
-
-def _without_padding(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Return x with zeros under the padding, where users may have anything, even NaN."""
-    return x if padding is None else x.masked_fill(padding.unsqueeze(-1), 0.0)
+        return padding_mask(padding, "memory_key_padding_mask", batch, memory.shape[1])

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from model.moe import Compute, Experts
+from model.experts import Compute, Experts
 
 
 class _AllToAll(torch.autograd.Function):

@@ -78,7 +78,17 @@ TORCH: dict[str, tuple[str, ...]] = {
         "__create_chunk_list__",
     ),
     "torch.distributed.checkpoint.utils": ("__get_tensor_shard__",),
-    "torch._tensor": ("_make_wrapper_subclass",),
+    "torch.Tensor": ("_make_wrapper_subclass",),
+    # model/tracing.py: tests/model/test_tracing.py
+    "torch._C": ("_are_functorch_transforms_active",),
+    # kernels without a public name: tests/model/test_attention_kernels.py, test_norm.py,
+    # test_feedforward.py, tests/gpu/test_gpu.py
+    "torch.ops.aten": (
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_efficient_attention",
+        "native_layer_norm_backward",
+        "silu_backward",
+    ),
     # stacks.py reads arguments of collectives off their frames: tests/faults/test_watchdog.py
     "torch.distributed.distributed_c10d": (
         "PrefixStore",

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from model.attention import Attention
-from model.moe import Experts
+from model.experts import Experts
 from parallel.layout import Layout
 from parallel.sharding import is_sharded
 

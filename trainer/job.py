@@ -185,7 +185,7 @@ def _introduce(plan: Plan, start: Start, mesh: Mesh) -> None:
     settings, train = plan.configuration.settings, plan.configuration.settings.train
     for note in plan.dataset.notes:
         log.warning("data: %s", note)
-    for note in settings.model.unused():
+    for note in settings.model.unused("model."):
         log.warning(note)
     if train.warmup_steps > train.steps:
         log.warning("train.warmup_steps=%s is longer than the run", train.warmup_steps)

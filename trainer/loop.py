@@ -273,7 +273,7 @@ class Trainer:
     def _record_first_step(self) -> None:
         kernels = join_records(self.mesh, self.engine.network.kernels())
         if self.mesh.is_main:
-            unused = self.settings.model.unused()
+            unused = self.settings.model.unused("model.")
             self.plan.run.record(kernels=kernels, idle=unused, warnings=self.warnings.messages)
 
     def _record_warnings(self) -> None:

@@ -16,10 +16,11 @@ from torch import Tensor
 from model.attention_backends import KERNELS, attend
 from model.attention_kernels import Call, Kernel, MaskKind
 from model.config import TransformerConfig
+from model.experts import grouped_linear, looped_linear
 from model.feedforward import SwiGLU
 from model.frequency import frequency_attention
 from model.init import initialise
-from model.moe import MixtureOfExperts, grouped_linear, looped_linear
+from model.moe import MixtureOfExperts
 from model.norm import normalise
 from tests.conftest import ROOT
 from tests.formulas import attention, normalised

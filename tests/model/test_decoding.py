@@ -87,8 +87,45 @@ def test_the_state_of_another_decoder_or_memory_is_refused() -> None:
     memory = torch.randn(2, 5, SMALL["d_model"])
     _, state = decoder.forward_one_step(torch.randn(2, 1, 3), memory, {})
     for wrong in (memory[:1], memory[:, :4]):
-        with pytest.raises(UserError, match="it is of 2 sequences over a memory of 5"):
+        with pytest.raises(UserError, match="are of 2 sequences"):
             decoder.forward_one_step(torch.randn(len(wrong), 1, 3), wrong, state)
     deeper = TransformerDecoder(3, 1, **{**SMALL, "num_layers": 3}).eval()
     with pytest.raises(UserError, match="it has 2 layers, and this decoder 3"):
         deeper.forward_one_step(torch.randn(2, 1, 3), memory, state)
+
+
+def test_a_step_that_fails_leaves_the_state_as_it_was() -> None:
+    decoder = TransformerDecoder(3, 1, **SMALL, max_seq_len=3).eval()
+    memory, x = torch.randn(2, 5, 24), torch.randn(2, 3, 3)
+    full = decoder(x, memory)
+    state: dict[str, Any] = {}
+    last = decoder.layers[-1].feed_forward
+    for t in range(3):
+        before = copy.deepcopy(state)
+        hook = last.register_forward_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("late")))
+        with pytest.raises(RuntimeError, match="late"):
+            decoder.forward_one_step(x[:, t : t + 1] + 1, memory, state)
+        hook.remove()
+        assert set(before) == set(state)
+        for ours, theirs in zip(state.get("layers", []), before.get("layers", []), strict=True):
+            for name, cache in ours.items():
+                assert all(torch.equal(cache[k], theirs[name][k]) for k in ("key", "value"))
+        step, state = decoder.forward_one_step(x[:, t : t + 1], memory, state)
+        assert (step - full[:, t : t + 1]).abs().max() < 1e-5
+    with pytest.raises(ValueError, match="longer than max_seq_len=3"):
+        decoder.forward_one_step(x[:, :1], memory, state)
+    assert state["layers"][0]["self_attn"]["key"].shape[1] == 3
+
+
+@pytest.mark.parametrize("position", ["sinusoidal", "rotary"])
+def test_a_state_of_another_memory_of_the_same_size_is_refused(position: str) -> None:
+    decoder = TransformerDecoder(3, 1, **SMALL, position=position).eval()
+    memory, token = torch.randn(2, 5, 24), torch.randn(2, 1, 3)
+    _, state = decoder.forward_one_step(token, memory, {})
+    other = memory.clone()
+    other[1, 4] += 1.0
+    with pytest.raises(UserError, match="it belongs to another memory of the same size"):
+        decoder.forward_one_step(token, other, state)
+    first, _ = decoder.forward_one_step(token, memory.clone(), copy.deepcopy(state))
+    second, _ = decoder.forward_one_step(token, memory, state)
+    assert torch.equal(first, second)

@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.config import TransformerConfig
+from model.experts import grouped_linear
 from model.init import initialise
-from model.moe import MixtureOfExperts, grouped_linear
+from model.moe import MixtureOfExperts
 from model.recompute import recomputed
 from model.router import balance_loss
 
@@ -88,7 +89,7 @@ def test_balance_loss_of_a_row_ignores_its_padding_and_other_rows() -> None:
 
 def test_auxiliary_gradient_is_attached_and_scaled() -> None:
     moe = mixture(balance_loss=0.5)
-    moe.loss_scale = 0.25
+    moe.attached_scale = 0.25
     x = torch.randn(4, 6, 16)
     (moe(x) * 0).sum().backward()
     attached = moe.router.weight.grad
@@ -208,8 +209,8 @@ def test_a_bias_changes_choices_but_not_gates() -> None:
 
 
 def test_bias_balancing_balances() -> None:
-    torch.manual_seed(0)
     moe = mixture(num_experts=8, top_k=2, balance_rate=0.02, balance_loss=0.0)
+    torch.manual_seed(0)
     x = torch.randn(16, 32, 16) + 1.0
     imbalance = []
     for _ in range(100):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
@@ -108,6 +109,26 @@ def test_forward_is_the_loop_over_layers_and_each_parameter_is_in_one() -> None:
         for p, _ in net.get_submodule(m).named_parameters()
     }
     assert named == {name for name, _ in net.named_parameters()}
+
+
+@pytest.mark.parametrize("architecture", ["encoder", "decoder", "encoder_decoder"])
+@pytest.mark.parametrize("calendar", [(), (24,)], ids=["numbers", "calendar"])
+def test_a_forecast_depends_on_what_is_known_of_its_future(
+    architecture: str, calendar: tuple[int, ...]
+) -> None:
+    """Each covariate, number or embedded, of each future patch."""
+    shape = SeriesShape(context_length=40, prediction_length=12, channels=3, covariates=1)
+    shape = replace(shape, calendar=calendar)
+    net = network(shape, architecture=architecture)
+    context, covariates = torch.randn(2, 40, 3), torch.zeros(2, 52, 1 + len(calendar))
+    future = torch.randn(2, 12, 3)
+    before = net(net.inputs(context, covariates, future))
+    for column in range(covariates.shape[-1]):
+        for point in (40, 51):
+            other = covariates.clone()
+            other[:, point, column] = 5.0
+            after = net(net.inputs(context, other, future))
+            assert (after - before).abs().max() > 1e-4, (column, point)
 
 
 @pytest.mark.parametrize("architecture", ["encoder", "decoder", "encoder_decoder"])

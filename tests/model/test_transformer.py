@@ -91,16 +91,17 @@ def test_every_option_trains_and_is_deterministic_in_evaluation(options: dict[st
     encoder = TransformerEncoder(3, **SMALL, **options)
     x, padding = torch.randn(3, 20, 3), torch.zeros(3, 20, dtype=torch.bool)
     padding[1, 12:], padding[2] = True, True
-    encoder(x, padding).square().mean().backward()
+    loss = encoder(x, src_key_padding_mask=padding).square().mean() + encoder.aux_loss()
+    loss.backward()
     for name, parameter in encoder.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
     encoder.eval()
-    first = encoder(x, padding)
+    first = encoder(x, src_key_padding_mask=padding)
     assert first.isfinite().all()
-    assert torch.equal(first, encoder(x, padding))
+    assert torch.equal(first, encoder(x, src_key_padding_mask=padding))
     other = x.clone()
     other[1, 12:] = 7.0
-    torch.testing.assert_close(first[1, :12], encoder(other, padding)[1, :12])
+    torch.testing.assert_close(first[1, :12], encoder(other, None, padding)[1, :12])
 
 
 @pytest.mark.parametrize("options", CAUSAL, ids=str)
@@ -127,7 +128,7 @@ def test_gradient_checkpointing_changes_no_bit_of_the_gradients() -> None:
         torch.manual_seed(5)
         encoder = TransformerEncoder(3, **options, use_gradient_checkpointing=checkpointed)
         torch.manual_seed(6)
-        encoder(torch.randn(4, 15, 3)).square().sum().backward()
+        (encoder(torch.randn(4, 15, 3)).square().sum() + encoder.aux_loss()).backward()
         gradients.append([p.grad for p in encoder.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 0
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
@@ -174,12 +175,24 @@ def test_a_causal_decoder_refuses_frequency_attention_with_the_alternatives() ->
 def test_masks_of_the_wrong_shape_or_meaning_are_named() -> None:
     encoder, decoder = TransformerEncoder(3, **SMALL), TransformerDecoder(3, 2, **SMALL)
     x, memory = torch.randn(2, 8, 3), torch.randn(2, 5, 24)
-    with pytest.raises(UserError, match=r"expected bool \[2, 8\], True on padding; got float32"):
-        encoder(x, torch.ones(2, 8))
+    with pytest.raises(UserError, match=r"floats are 0, and -inf on padding; found 1 to 1"):
+        encoder(x, src_key_padding_mask=torch.ones(2, 8))
+    with pytest.raises(UserError, match=r"expected bool \[2, 8\], True on padding; got int64"):
+        encoder(x, src_key_padding_mask=torch.ones(2, 8, dtype=torch.long))
     with pytest.raises(UserError, match=r"src_key_padding_mask: .*; got bool \[8, 2\]"):
-        encoder(x, torch.ones(8, 2, dtype=torch.bool))
-    with pytest.raises(UserError, match=r"tgt_mask: expected bool \[8, 8\], True where a query"):
+        encoder(x, src_key_padding_mask=torch.ones(8, 2, dtype=torch.bool))
+    with pytest.raises(UserError, match=r"got bool \[2, 8\]; a padding mask is src_key_padding_m"):
+        encoder(x, torch.ones(2, 8, dtype=torch.bool))
+    with pytest.raises(UserError, match=r"tgt_mask: expected \[8, 8\].* True where a query"):
         decoder(x, memory, tgt_mask=torch.ones(8, 5, dtype=torch.bool))
+    with pytest.raises(UserError, match="a padding mask is tgt_key_padding_mask="):
+        decoder(x, memory, torch.ones(2, 8, dtype=torch.bool))
+    with pytest.raises(UserError, match=r"memory_mask: expected \[8, 5\]"):
+        decoder(x, memory, memory_mask=torch.ones(8, 8, dtype=torch.bool))
+    with pytest.raises(UserError, match="tgt_is_causal: this decoder was made with is_causal=True"):
+        decoder(x, memory, tgt_is_causal=False)
+    with pytest.raises(UserError, match="memory_is_causal: give the mask"):
+        decoder(x, memory, memory_is_causal=True)
     with pytest.raises(UserError, match=r"memory: expected \[2, S, d_model=24\], got \[3, 5, 24\]"):
         decoder(x, torch.randn(3, 5, 24))
     with pytest.raises(UserError, match=r"memory_key_padding_mask: expected bool \[2, 5\]"):
@@ -225,7 +238,7 @@ def test_padding_may_hold_anything(att_type: str) -> None:
     x, padding = torch.randn(2, 9, 3), torch.arange(9).expand(2, 9) >= 6
     hidden = padding.unsqueeze(-1)
     fills = (0.0, float("nan"))
-    outputs = [encoder(x.masked_fill(hidden, fill), padding)[:, :6] for fill in fills]
+    outputs = [encoder(x.masked_fill(hidden, fill), None, padding)[:, :6] for fill in fills]
     assert torch.equal(*outputs)
     if att_type == "frequency":
         return

@@ -37,15 +37,24 @@ def test_deepspeed_has_what_is_used_of_it(module: str) -> None:
     assert not moved, f"{module} has moved {', '.join(moved)}"
 
 
-@pytest.mark.parametrize("module", sorted(set(TORCH) - {"torch._tensor"}))
+COMPILED: dict[str, object] = {
+    "torch.Tensor": torch.Tensor,
+    "torch._C": torch._C,
+    "torch.ops.aten": torch.ops.aten,
+}
+"""What has no source to read."""
+
+
+@pytest.mark.parametrize("module", sorted(set(TORCH) - set(COMPILED)))
 def test_torch_has_what_is_used_of_it(module: str) -> None:
     moved = sorted(set(TORCH[module]) - names_in(module))
     assert not moved, f"{module} has moved {', '.join(moved)}"
 
 
-def test_torch_makes_wrapper_subclasses() -> None:
-    """Its class is compiled: there is no source to read."""
-    assert all(hasattr(torch.Tensor, name) for name in TORCH["torch._tensor"])
+@pytest.mark.parametrize("name", COMPILED)
+def test_torch_has_what_is_used_of_its_compiled_parts(name: str) -> None:
+    moved = [member for member in TORCH[name] if not hasattr(COMPILED[name], member)]
+    assert not moved, f"{name} has moved {', '.join(moved)}"
 
 
 def test_a_name_that_moved_is_seen() -> None:

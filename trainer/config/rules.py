@@ -80,7 +80,9 @@ def _check_lengths(configuration: Configuration) -> None:
         raise configuration.error(
             "model.patch_length", f"{patch} is longer than data.context_length={context}"
         )
-    tokens = settings.model.sequence_length(context, settings.data.prediction_length)
+    data = settings.data
+    is_future_known = bool(data.covariates or data.calendar)
+    tokens = settings.model.sequence_length(context, data.prediction_length, is_future_known)
     if tokens > settings.model.max_seq_len:
         raise configuration.error(
             "model.max_seq_len",

@@ -92,7 +92,7 @@ class Engine:
             instrument(self.network)
         self._parallel = parallelize(self.network, mesh, train.seed)
         for mixture in self.network.mixtures().values():
-            mixture.loss_scale = 1.0 / self.accumulation
+            mixture.attached_scale = 1.0 / self.accumulation
         self._optimizer = make_optimizer(self.network, train, layout)
         # DeepSpeed starts its collectives group by group: ranks that have others would wait.
         groups = [group["name"] for group in self._optimizer.param_groups]

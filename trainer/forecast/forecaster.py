@@ -13,7 +13,9 @@ from torch import Tensor
 
 from model import rollout
 from model.errors import UserError
+from model.init import postponed
 from model.network import Inputs, TimeSeriesTransformer
+from model.sentences import first_line
 from trainer.checkpoint.keys import state_of
 from trainer.checkpoint.tensor_files import check_shapes
 from trainer.config import Settings
@@ -79,17 +81,23 @@ class Forecaster:
     ) -> npt.NDArray[np.float64]:
         """Return forecasts [B, H, C] from contexts [B, L, C], both in the series' own units.
 
-        Missing points of a context are NaN. `covariates` [B, L + H, F] are known in advance, as
-        `trainer.data.tables.known_features` makes them. Raises UserError for other shapes.
+        Missing points of a context are NaN, and each channel of a context has at least one point.
+        `covariates` [B, L + H, F] are known in advance, as `trainer.data.tables.known_features`
+        makes them; all are there. Raises UserError for other shapes and values.
         """
         shape = self.facts.shape
-        values = np.asarray(context, np.float64)
         length = shape.context_length + shape.prediction_length
         columns = shape.covariates + len(shape.calendar)
-        _check_shape("context", values, (shape.context_length, shape.channels))
+        values = _array("context", context, (shape.context_length, shape.channels))
         rows = len(values)
-        features = np.zeros((rows, length, 0)) if covariates is None else np.asarray(covariates)
-        _check_shape("covariates", features, (length, columns))
+        features = _array(
+            "covariates",
+            np.zeros((rows, length, 0)) if covariates is None else covariates,
+            (length, columns),
+        )
+        if len(features) != rows:
+            raise UserError(f"covariates: of {len(features)} contexts, and there are {rows}")
+        _check_values(values, features)
         mean, deviation = np.asarray(self.facts.mean), np.asarray(self.facts.deviation)
         batch = WindowBatch(
             ((values - mean) / deviation).astype(np.float32),
@@ -101,10 +109,38 @@ class Forecaster:
         return np.asarray(forecast.double().numpy() * deviation + mean)
 
 
-def _check_shape(name: str, values: npt.NDArray[np.float64], wanted: tuple[int, int]) -> None:
-    """Raise UserError where values are not of the shape [B, *wanted]."""
+def _array(name: str, given: npt.ArrayLike, wanted: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """Return what a user gave as an array [B, *wanted]; raise UserError where it is none."""
+    if hasattr(given, "columns"):
+        raise UserError(
+            f"{name}: a table's columns are not known here; pass an array [B, {wanted[0]}, "
+            f"{wanted[1]}], such as table[[columns]].to_numpy()[None, -{wanted[0]}:]"
+        )
+    try:
+        values = np.asarray(given, np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}: not an array of numbers: {first_line(error)}") from None
     if values.ndim != 3 or values.shape[1:] != wanted:
         raise UserError(f"{name}: expected [B, {wanted[0]}, {wanted[1]}], got {list(values.shape)}")
+    return values
+
+
+def _check_values(context: npt.NDArray[np.float64], covariates: npt.NDArray[np.float64]) -> None:
+    """Raise UserError where values cannot be forecast from, naming the first of them."""
+    for name, values, wrong, sentence in (
+        ("context", context, np.isinf(context), "set it to NaN if it is missing"),
+        ("covariates", covariates, ~np.isfinite(covariates), "all covariates must be known"),
+    ):
+        if wrong.any():
+            place = [int(i) for i in np.argwhere(wrong)[0]]
+            raise UserError(f"{name}: found {values[tuple(place)]} at {place}; {sentence}")
+    empty = np.isnan(context).all(axis=1)
+    if empty.any():
+        row, channel = (int(i) for i in np.argwhere(empty)[0])
+        raise UserError(
+            f"context: channel {channel} of context {row} has no value at all; leave it out, or "
+            "begin where it has one"
+        )
 
 
 def _load_network(source: WeightsSource) -> TimeSeriesTransformer:
@@ -114,7 +150,8 @@ def _load_network(source: WeightsSource) -> TimeSeriesTransformer:
         wanted = TimeSeriesTransformer(settings.model, shape)
     shapes = {key: tuple(tensor.shape) for key, tensor in state_of(wanted).items()}
     check_shapes(source.path, source.shapes(), shapes)
-    network = TimeSeriesTransformer(settings.model, shape)
+    with postponed():
+        network = TimeSeriesTransformer(settings.model, shape)
     source.read(state_of(network))
     return network.bfloat16() if settings.train.precision == "bf16" else network
 

@@ -1,20 +1,34 @@
-"""Forescale's public API.
+"""Forescale's public API: layers for time series, training, and forecasts.
 
-from forescale import TransformerEncoder, TransformerDecoder, Forecaster, train
+    from forescale import TransformerEncoder, TransformerDecoder, DecoderOnlyTransformer
+    from forescale import Forecaster, train
+
+`UserError` is what they raise for a user's mistake, in one sentence.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
-import model as _model
+_ROOT = Path(__file__).resolve().parent.parent
 
-if not (Path(__file__).parent / "model") == Path(_model.__file__ or "").parent:
-    raise ImportError(
-        f"{_model.__file__} hides Forescale's package `model`; rename it or run from elsewhere"
-    )
 
+def _check_packages() -> None:
+    """Raise ImportError where a user's own file hides one of Forescale's packages."""
+    for name in ("model", "parallel", "trainer", "launch"):
+        found = importlib.util.find_spec(name)
+        origin = Path((found.origin if found is not None else None) or name).resolve()
+        if origin != _ROOT / name / "__init__.py":
+            raise ImportError(
+                f"{origin} hides Forescale's package `{name}`; rename it or run from elsewhere"
+            )
+
+
+_check_packages()
+
+from model.decoder_only import DecoderOnlyTransformer
 from model.decoding import reorder
 from model.errors import UserError
 from model.layers import BaseTransformerLayer
@@ -23,13 +37,17 @@ from trainer.forecast.forecaster import Forecaster
 
 __all__ = [
     "BaseTransformerLayer",
+    "DecoderOnlyTransformer",
     "Forecaster",
     "TransformerDecoder",
     "TransformerEncoder",
     "UserError",
+    "__version__",
     "reorder",
     "train",
 ]
+
+__version__ = "0.1.0"
 
 
 def train(
