@@ -132,3 +132,22 @@ def test_the_future_does_not_reach_the_past(att_type: str) -> None:
 def test_a_package_that_does_not_load_is_a_reason() -> None:
     function, reason = attention_kernels._package("no_such_package_at_all", "attention")
     assert function is None and reason == "not usable: No module named 'no_such_package_at_all'"
+
+
+@pytest.mark.parametrize("mask", ["none", "keys", "full", "heads", "floats"])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_memory_efficient_kernel_takes_every_mask(
+    mask: str, kv_heads: int, dtype: torch.dtype
+) -> None:
+    """On the meta device, which checks shapes and types as CUDA does; 16 does not divide 200."""
+    with torch.device("meta"):
+        q, k, v = (t.requires_grad_() for t in tensors(kv_heads=kv_heads, dtype=dtype))
+        shapes = {"keys": (2, 1, 1, 200), "full": (1, 1, 200, 200)}
+        shape = shapes.get(mask, (2, 4, 200, 200))
+        values = torch.ones(shape, dtype=torch.float32 if mask == "floats" else torch.bool)
+        kernel = attention_kernels.TorchEfficient()
+        y = kernel(q, k, v, None if mask == "none" else values, False, 0.1)
+        gradients = torch.autograd.grad(y.sum(), (q, k, v))
+    assert y.shape == q.shape and y.dtype == dtype
+    assert [g.shape for g in gradients] == [t.shape for t in (q, k, v)]
