@@ -42,13 +42,13 @@ def group_of(item: pytest.Item) -> str | None:
     Tests of a file belong together, for its fixtures are made once; a test may name another group
     itself.
     """
+    named = item.get_closest_marker("xdist_group")
+    if named is not None:
+        return str(named.args[0])
     file = item.path.relative_to(ROOT).as_posix()
     is_slow_job = file.startswith("tests/slurm") and item.get_closest_marker("slow") is not None
     if f"{file}::{item.name}".startswith(ALONE) or is_slow_job:
         return "alone"
-    named = item.get_closest_marker("xdist_group")
-    if named is not None:
-        return str(named.args[0])
     if file in DIVIDED:
         return None
     return next((folder for folder in SHARED if file.startswith(folder)), file)
@@ -62,6 +62,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item, group in groups.items():
         if group is not None:
             item.add_marker(pytest.mark.xdist_group(group), append=False)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Stop a worker that would not run the tests of a group together."""
+    if not hasattr(session.config, "workerinput"):
+        return
+    lost = [item for item in session.items if group_of(item) and "@" not in item.nodeid]
+    if lost:
+        raise pytest.UsageError(
+            f"pytest-xdist gives {lost[0].nodeid} no group with pytest {pytest.__version__}; "
+            "install the versions in constraints.txt"
+        )
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -71,6 +71,7 @@ def test_a_preempted_job_comes_back(submit: Submit, undisturbed: list[Row]) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("waits for Slurm's minute, beside others")
 def test_a_run_that_hangs_at_its_time_limit_comes_back(
     submit: Submit, undisturbed: list[Row]
 ) -> None:
