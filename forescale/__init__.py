@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,18 @@ def train(
 ) -> Path:
     """Train `config` with one rank and return the run folder; for notebooks.
 
+    A signal makes it save at the next step and takes effect then: Ctrl-C, or a notebook's
+    interrupt, is a KeyboardInterrupt, and SIGUSR1 returns. The same call goes on from there.
+
     A keyword changes a setting: a section as a dict, train={"steps": 100}, or a dotted key,
     **{"train.steps": 100}. Raises UserError for what the command line exits with 2 for.
     """
     from launch.cluster_environment import announced, discover
     from trainer.config import load
     from trainer.config.load import flat
+    from trainer.faults.signals import StopRequest
     from trainer.job import train as run
+    from trainer.loop import Outcome
     from trainer.prepare import prepare
 
     cluster = discover()
@@ -73,6 +79,9 @@ def train(
     settings = load(config, flat(overrides))
     plan = prepare(settings, run_dir=None if run_dir is None else Path(run_dir), resume=resume)
     # The process group of one rank stays: DeepSpeed keeps what it made of it for the next run.
+    stop = StopRequest()
     with announced(cluster) as address:
-        run(plan, local_world=cluster.local_world, address=address)
+        outcome = run(plan, local_world=cluster.local_world, stop=stop, address=address)
+    if outcome is Outcome.SAVED and stop.number is not None and stop.exit_code:
+        signal.raise_signal(stop.number)  # what follows is not to take the run for a finished one
     return plan.run.path

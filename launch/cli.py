@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -192,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         where = error.ctx.command_path if error.ctx else "forescale"
         _fail(f"{error.format_message()} (see {where} --help)", error.exit_code)
     except click.Abort:
-        _fail("interrupted", 1)
+        _fail("interrupted", 128 + signal.SIGINT)
 
 
 def _fail(sentence: str, code: int) -> NoReturn:

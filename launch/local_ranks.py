@@ -13,7 +13,7 @@ from types import FrameType
 
 from launch.cluster_environment import free_port
 from launch.machine import processors
-from trainer.faults.signals import PARENT, SIGNALS, StopRequest
+from trainer.faults.signals import PARENT, SIGNALS, StopRequest, is_heeded
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel")
 """Device files of accelerators. Without any, DeepSpeed is spared its search and its warning."""
@@ -26,7 +26,8 @@ def launch(ranks: int, arguments: Sequence[str], stop: StopRequest) -> int:
 
     DeepSpeed's launcher ends its ranks at once on SIGINT and SIGTERM. So it runs in a session of
     its own, where a Ctrl-C does not reach it, and ignores SIGUSR1, which this process sends
-    instead: the ranks save and end by themselves. A second Ctrl-C ends everything at once.
+    instead: the ranks save and end by themselves, with 0, and `stop` has the signal that came here.
+    A second Ctrl-C ends everything at once.
     """
     command = [
         sys.executable,
@@ -46,8 +47,9 @@ def launch(ranks: int, arguments: Sequence[str], stop: StopRequest) -> int:
 
     def ask(number: int, frame: FrameType | None) -> None:
         asked.append(number)
+        stop.number = stop.number or number
 
-    for number in SIGNALS:
+    for number in filter(is_heeded, SIGNALS):
         signal.signal(number, ask)
     # An ignored signal stays ignored in the launcher; the ranks install a handler.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -56,11 +58,14 @@ def launch(ranks: int, arguments: Sequence[str], stop: StopRequest) -> int:
     while True:
         try:
             code = process.wait(timeout=0.5)
-            # The launcher exits with 1 whatever ended it by a signal.
-            return code if code >= 0 else 1
         except subprocess.TimeoutExpired:
             if asked or stop:
                 _pass_on(process, at_once=asked.count(signal.SIGINT) > 1)
+            continue
+        if asked.count(signal.SIGINT) > 1 and code < 0:
+            return 128 + signal.SIGINT
+        # The launcher exits with 1 whatever else ended it by a signal.
+        return code if code >= 0 else 1
 
 
 def _pass_on(process: subprocess.Popen[bytes], *, at_once: bool) -> None:

@@ -21,6 +21,7 @@ def start(
 ) -> int:
     """Check everything, then train as this rank or through `ranks` new ones; return the exit code.
 
+    That is 0 for a run that is done, and `StopRequest.exit_code` for one that a signal has stopped.
     Raises UserError on rank 0 for what the user can mend, and RunFailedError for a run that failed.
     """
     from trainer.config import load
@@ -48,7 +49,8 @@ def start(
         from launch.local_ranks import launch
 
         options = ["--run-dir", str(plan.run.path), "--resume", resume]
-        return launch(ranks, [str(config), *overrides, *options], stop)
+        code = launch(ranks, [str(config), *overrides, *options], stop)
+        return stop.exit_code if code == 0 and not plan.run.is_done() else code
 
 
 def _report(cluster: ClusterEnvironment, error: UserError) -> int:
@@ -65,17 +67,18 @@ def _train(plan: Plan, cluster: ClusterEnvironment, stop: StopRequest) -> int:
     use_processors(cluster)
     from parallel.mesh import destroy_mesh
     from trainer.job import train
+    from trainer.loop import Outcome
 
     here = cluster.rank, cluster.local_rank, cluster.local_world
     try:
         with announced(cluster) as address:
-            train(plan, *here, stop, address=address)
+            outcome = train(plan, *here, stop, address=address)
     except RunFailedError as error:
         if cluster.rank == 0:
             raise
         return error.exit_code
     destroy_mesh()
-    return 0
+    return stop.exit_code if outcome is Outcome.SAVED else 0
 
 
 def use_processors(cluster: ClusterEnvironment) -> None:

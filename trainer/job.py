@@ -13,6 +13,7 @@ from rich.table import Table
 from model.errors import LeaseLostError
 from model.sentences import ranges
 from parallel.address import Address
+from parallel.collectives import any_of
 from parallel.layout import Layout
 from parallel.mesh import Mesh, init_mesh, is_initialised
 from parallel.rendezvous import Rendezvous, meet
@@ -20,7 +21,7 @@ from trainer.checkpoint.saver import Phase, Saver
 from trainer.checkpoint.tensor_files import Storage
 from trainer.config.load import flat
 from trainer.engine.engine import Engine
-from trainer.faults.signals import StopRequest, ended_by_signal, stop_on_signal
+from trainer.faults.signals import SIGNALS, StopRequest, ended_by_signal, stop_on_signal
 from trainer.faults.stragglers import AttentionClock, Stragglers
 from trainer.faults.watchdog import Watchdog
 from trainer.logs.log import Warnings, log, shown
@@ -61,7 +62,8 @@ def train(
     """Run `plan` on this rank, from where it starts to its last step or to a signal.
 
     `local_world` counts the ranks on this machine, which meet at `address`, by default what
-    MASTER_ADDR and MASTER_PORT name; `stop` may have been asked for already.
+    MASTER_ADDR and MASTER_PORT name; `stop` may have been asked for already. Where the run was
+    saved, `stop` has the same exit code on all ranks.
     """
     with ExitStack() as stack:
         warnings = stack.enter_context(shown(is_main=rank == 0))
@@ -87,7 +89,15 @@ def train(
             if not lease.is_held():
                 raise LeaseLostError(plan.run.path)
             plan.run.mark(outcome, trainer.steps_done)
+        if outcome is Outcome.SAVED:
+            _agree_on_signal(mesh, stop)
     return outcome
+
+
+def _agree_on_signal(mesh: Mesh, stop: StopRequest) -> None:
+    """Have all ranks end alike, whichever of them a signal has come to."""
+    came = any_of(mesh, [stop.number == number for number in SIGNALS])
+    stop.number = next((n for n, has_come in zip(SIGNALS, came, strict=True) if has_come), None)
 
 
 def make_trainer(

@@ -104,6 +104,7 @@ def test_unfit_nodes_are_excluded_whatever_else_there_was() -> None:
         ({"stop": "", "saved": "step 5\n"}, 0, End(0, "{run} was asked to stop")),
         ({"saved": "step 5\n"}, 0, Requeue(0, "step 5 is saved")),
         ({"saved": "step 5\n"}, 138, Requeue(0, "step 5 is saved")),
+        ({"saved": "step 5\n"}, 143, Requeue(0, "step 5 is saved")),  # TERM, from a preemption
         ({"saved": "step 4\n"}, 0, Failure(EARLY)),  # where the attempt before had saved
         ({}, 138, Failure(EARLY)),
         ({}, 137, Failure("the ranks ended with code 137")),

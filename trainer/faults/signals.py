@@ -1,4 +1,4 @@
-"""Signals that request a run to save and stop."""
+"""Signals that request a run to save and stop, and the exit code of a run that has."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ class StopRequest:
     second Ctrl-C, a second or more after the first, ends the process at once.
     """
 
+    number: int | None = None
+    """The first signal that came, to any rank once the ranks have agreed; None: there was none."""
+
     def __init__(self) -> None:
         self._requested_at: float | None = None
         self._parent = int(os.environ.get(PARENT, "0"))
@@ -38,9 +41,20 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self._requested_at = before or now
+        self.number = self.number or number
 
     def __bool__(self) -> bool:
         return self._requested_at is not None or self._is_orphan()
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of a run that has saved and stopped: 128 + the signal, as shells count.
+
+        It is 0 for SIGUSR1: a launcher sends that one to start the run again later.
+        """
+        if self.number is None or self.number == signal.SIGUSR1:
+            return 0
+        return 128 + self.number
 
     def _is_orphan(self) -> bool:
         """Return whether the process that would pass signals on has ended."""
@@ -65,12 +79,17 @@ def stop_on_signal(
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, request) for number in signals}
+    before = {number: signal.signal(number, request) for number in signals if is_heeded(number)}
     try:
         yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def is_heeded(number: signal.Signals) -> bool:
+    """Return whether a signal requests a stop: not a hang-up that nohup has told to ignore."""
+    return number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
 
 
 @contextmanager
