@@ -38,6 +38,9 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
 TIMES = ("step_seconds", "tokens_per_second", "points_per_second", "attention_seconds")
 """What two runs of one commit differ in."""
 
+SCORES = ("step", "split", "windows", "units", "scores", "per_channel")
+"""What is compared of an evaluation: a commit may say more of it."""
+
 
 def forescale(tree: Path, *arguments: str) -> str:
     """Run the command line of the checkout `tree` with this Python; its standard output.
@@ -65,7 +68,8 @@ def numbers(run: Path) -> list[Any]:
     """The row of each step without times, then the evaluation; floats are read exactly."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
-    return [*rows, json.loads((run / "evaluation.json").read_text(encoding="utf-8"))]
+    evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    return [*rows, {key: evaluation[key] for key in SCORES}]
 
 
 def scores(tree: Path, weights: Path) -> Any:

@@ -81,7 +81,7 @@ def train(
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 @log_options
 def evaluate(run: Path, split: str, as_json: bool) -> None:
-    """Score RUN's newest checkpoint on every window of a split, beside naive forecasts.
+    """Score RUN's newest checkpoint on the windows of a split, beside naive forecasts.
 
     RUN may be a checkpoint or an export too.
     """

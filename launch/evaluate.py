@@ -8,7 +8,7 @@ from launch.output import print_json, showing_log
 
 
 def score(run: Path, split: str, *, as_json: bool) -> None:
-    """Print the scores on every window of `split`.
+    """Print the scores on the windows of `split` that data.score_every chooses.
 
     Raises UserError where there are no weights or windows.
     """
@@ -17,6 +17,7 @@ def score(run: Path, split: str, *, as_json: bool) -> None:
     from trainer.forecast.evaluate import evaluate
     from trainer.forecast.forecaster import Forecaster
     from trainer.forecast.report import print_table
+    from trainer.logs.progress import ScoringProgress
 
     chosen = Split(split)
     with showing_log(as_json=as_json):
@@ -24,7 +25,14 @@ def score(run: Path, split: str, *, as_json: bool) -> None:
         if not forecaster.dataset.windows(chosen):
             raise UserError(f"{run}: data.split leaves no window in the {split} part")
         size = forecaster.settings.train.micro_batch_size
-        evaluation = evaluate(forecaster.dataset, chosen, forecaster.predict, batch_size=size)
+        with ScoringProgress(split) as progress:
+            evaluation = evaluate(
+                forecaster.dataset,
+                chosen,
+                forecaster.predict,
+                batch_size=size,
+                progress=progress,
+            )
     if as_json:
         print_json({"step": forecaster.step, **evaluation.summary()})
     else:

@@ -28,7 +28,7 @@ from trainer.forecast.evaluate import Evaluation, evaluate
 from trainer.forecast.report import draw, pictured_windows, print_table
 from trainer.logs.log import Warnings, log
 from trainer.logs.metrics import MetricsLog, Row
-from trainer.logs.progress import TrainingProgress
+from trainer.logs.progress import ScoringProgress, TrainingProgress
 from trainer.prepare import Plan
 from trainer.run.control_files import ControlFiles, Requests
 from trainer.run.folder import DONE_MARKER, SAVED_MARKER
@@ -293,14 +293,17 @@ class Trainer:
 
     def _evaluate(self, split: Split, *, pictured: bool = False) -> Evaluation:
         """Raise _StoppedError where a signal comes."""
-        return evaluate(
-            self.dataset,
-            split,
-            lambda batches: self.engine.predict(self._until_stopped(batches)),
-            batch_size=self.settings.train.micro_batch_size,
-            mesh=self.mesh,
-            keep=pictured_windows(self.dataset, split) if pictured else (),
-        )
+        is_main, while_training = self.mesh.is_main, split is Split.VALIDATION
+        with ScoringProgress(split, shown=is_main, with_bar=not while_training) as progress:
+            return evaluate(
+                self.dataset,
+                split,
+                lambda batches: self.engine.predict(self._until_stopped(batches)),
+                batch_size=self.settings.train.micro_batch_size,
+                mesh=self.mesh,
+                keep=pictured_windows(self.dataset, split) if pictured else (),
+                progress=progress,
+            )
 
     def _until_stopped(self, batches: Iterable[WindowBatch]) -> Iterator[WindowBatch]:
         """Yield batches; all ranks ask for equally many, and so look for a signal together."""

@@ -16,6 +16,9 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 OffIsNone = BeforeValidator(lambda value: "none" if value is False else value)
 """Validator that takes false for none: YAML reads a bare `off` as false."""
 
+AllIsOne = BeforeValidator(lambda value: 1 if value == "all" else value)
+"""Validator that takes 1 for `all`, of the distance between things."""
+
 
 class NetworkConfig(ModelConfig):
     """The network, and the source of its first weights."""
@@ -70,6 +73,10 @@ class DataConfig(Section):
     season_lengths: list[PositiveInt] | None = None
     """Periods in points, shortest first: each gives a seasonal-naive baseline, the first scales
     MASE. Default: the day and the week, where the sampling interval has them."""
+    score_every: Annotated[PositiveInt | None, AllIsOne] = None
+    """Distance between the windows that are scored: `all` or 1 scores every window of a part, as
+    the literature does. Default: the least with which at most 20,000 windows are scored and that
+    shares no factor with a season, so that every time of a day counts."""
 
     @model_validator(mode="after")
     def _columns_have_one_part(self) -> DataConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -18,6 +19,9 @@ from trainer.data.series_facts import SeriesFacts
 from trainer.data.tables import Doubles, Floats, Series, Table, read_table
 
 Indices = npt.NDArray[np.int64]
+
+MAX_SCORED = 20_000
+"""Windows of a split that are scored at most, unless data.score_every says otherwise."""
 
 
 class Split(StrEnum):
@@ -179,6 +183,22 @@ class Dataset:
     def windows(self, split: Split) -> int:
         """Return the number of windows in `split`."""
         return len(self._windows[split])
+
+    def score_every(self, split: Split) -> int:
+        """Return the distance between the windows of `split` that are scored.
+
+        One that shared a factor with a season would leave some of its phases out.
+        """
+        if self.config.score_every is not None:
+            return self.config.score_every
+        every = max(1, math.ceil(self.windows(split) / MAX_SCORED))
+        while any(math.gcd(every, season) > 1 for season in self.season_lengths):
+            every += 1
+        return every
+
+    def scored(self, split: Split) -> Indices:
+        """Return the numbers of the windows of `split` that are scored, on whatever layout."""
+        return np.arange(0, self.windows(split), self.score_every(split))
 
     def draw(self, seed: int, start: int, stop: int) -> Indices:
         """Return the numbers of the training windows that are the run's samples start..stop-1.

@@ -1,4 +1,4 @@
-"""Scores of a network on every window of a split, beside those of forecasts without training."""
+"""Scores of a network on the windows of a split, beside those of forecasts without training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from parallel.collectives import sum_over_ranks
 from parallel.mesh import Mesh
-from trainer.data.dataset import Dataset, Split, WindowBatch
+from trainer.data.dataset import Dataset, Indices, Split, WindowBatch
 from trainer.data.tables import Floats
 
 Predict = Callable[[Iterable[WindowBatch]], Iterable[tuple[WindowBatch, Tensor]]]
@@ -28,10 +28,15 @@ MODEL = "Forescale"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Errors of several forecasters, summed over all windows of a split."""
+    """Errors of several forecasters, summed over the windows of a split that are scored."""
 
     split: Split
     windows: int
+    """Number of windows that are scored."""
+    all_windows: int
+    """Number of windows in the split."""
+    score_every: int
+    """Distance between windows that are scored."""
     channels: list[str]
     units: str
     """The units that errors are measured in."""
@@ -78,6 +83,8 @@ class Evaluation:
         return {
             "split": str(self.split),
             "windows": self.windows,
+            "all_windows": self.all_windows,
+            "score_every": self.score_every,
             "units": self.units,
             "scores": self.scores(),
             "per_channel": per_channel,
@@ -92,20 +99,28 @@ def evaluate(
     batch_size: int,
     mesh: Mesh | None = None,
     keep: Sequence[int] = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Score every window of a split once, on the ranks of `mesh` or in this process alone.
+    """Score the windows `dataset.scored(split)`, on the ranks of `mesh` or in this process alone.
 
-    `keep` are the windows whose forecasts are kept. All replicas compute equally many batches of
-    equal shape; padding has weight 0. Sums are reduced over ranks, never means.
+    `keep` are those of them whose forecasts are kept; `progress` is called with the number of
+    windows that are done, and of all, after each batch. All replicas compute equally many batches
+    of equal shape; padding has weight 0. Sums are reduced over ranks, never means.
     """
     replicas, replica = (1, 0) if mesh is None else (mesh.layout.data, mesh.coordinates.data)
-    batches = _batches_of_replica(dataset.windows(split), batch_size, replicas, replica)
+    scored = dataset.scored(split)
+    batches = batches_of_replica(scored, batch_size, replicas, replica)
     names = [MODEL, *(seasonal_name(s) for s in dataset.season_lengths), "last value"]
     channels = len(dataset.channels)
     sums = np.zeros((2 * len(names) + 1, channels))
     kept = np.zeros((len(keep), dataset.shape.prediction_length, channels))
-    contents = (dataset.batch(split, index, batch_size) for index in batches)
-    for index, (window, prediction) in zip(batches, predict(contents), strict=False):
+
+    def contents() -> Iterator[WindowBatch]:
+        for number, index in enumerate(batches, 1):
+            yield dataset.batch(split, index, batch_size)
+            progress(min(number * batch_size * replicas, len(scored)), len(scored))
+
+    for index, (window, prediction) in zip(batches, predict(contents()), strict=False):
         forecasts = [prediction.numpy(), *baselines(window.context, dataset)]
         valid = ~np.isnan(window.target) & (window.weight[:, None, None] > 0)
         for row, forecast in enumerate(forecasts):
@@ -124,7 +139,9 @@ def evaluate(
             kept = sum_over_ranks(mesh, torch.from_numpy(kept) * seen).cpu().numpy()
     return Evaluation(
         split,
+        len(scored),
         dataset.windows(split),
+        dataset.score_every(split),
         dataset.channels,
         dataset.units,
         {name: sums[2 * row] for row, name in enumerate(names)},
@@ -135,15 +152,16 @@ def evaluate(
     )
 
 
-def _batches_of_replica(
-    windows: int, batch_size: int, replicas: int, replica: int
-) -> list[npt.NDArray[np.int64]]:
-    """Return the numbers of a replica's windows, batch by batch.
+def batches_of_replica(
+    scored: Indices, batch_size: int, replicas: int, replica: int
+) -> list[Indices]:
+    """Return the numbers of a replica's part of the windows `scored`, batch by batch.
 
     All replicas have equally many batches; the last one may have fewer windows, or none.
     """
-    starts = range(replica * batch_size, windows + replica * batch_size, replicas * batch_size)
-    return [np.arange(min(s, windows), min(s + batch_size, windows)) for s in starts]
+    first = replica * batch_size
+    starts = range(first, len(scored) + first, replicas * batch_size)
+    return [scored[start : start + batch_size] for start in starts]
 
 
 def seasonal_name(season: int) -> str:

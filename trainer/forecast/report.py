@@ -20,16 +20,19 @@ def print_table(evaluation: Evaluation) -> None:
     for name, scores in evaluation.scores().items():
         numbers = (f"{scores[key]:.4f}" for key in ("mse", "mae", "mase"))
         table.add_row(name, *numbers, style="bold" if name == MODEL else None)
+    windows = f"{evaluation.windows} {evaluation.split} windows"
+    if evaluation.windows < evaluation.all_windows:
+        of = f"{evaluation.windows} of {evaluation.all_windows} {evaluation.split} windows"
+        windows = f"{of}, one in {evaluation.score_every} (data.score_every)"
     console = Console(width=100)
-    console.print(
-        f"\n{evaluation.windows} {evaluation.split} windows, errors in {evaluation.units}"
-    )
+    console.print(f"\n{windows}, errors in {evaluation.units}")
     console.print(table)
 
 
 def pictured_windows(dataset: Dataset, split: Split, count: int = 3) -> list[int]:
-    """Return the numbers of windows at even distances over a split."""
-    return [int(dataset.windows(split) * (i + 0.5) / count) for i in range(count)]
+    """Return the numbers of windows at even distances over those of a split that are scored."""
+    scored = dataset.scored(split)
+    return [int(scored[int(len(scored) * (i + 0.5) / count)]) for i in range(count)]
 
 
 MAX_CHANNELS = 6

@@ -1,8 +1,10 @@
-"""The progress of training: a bar on a terminal, plain lines in a log."""
+"""The progress of training and of scoring: a bar on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
+import logging
 import sys
+import time
 from types import TracebackType
 
 from rich.console import Console
@@ -11,6 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from trainer.logs.log import log
 from trainer.logs.metrics import Row
 
+SCORING_SECONDS = 10.0
+"""Seconds between lines of a log while windows are scored: where that is quick there is none."""
+
+
+def _has_bar() -> bool:
+    """Return whether a bar may be drawn: on a terminal, and not with --quiet."""
+    return sys.stdout.isatty() and log.isEnabledFor(logging.INFO)
+
 
 class TrainingProgress:
     """Shows the steps of a run to the user, where `shown`: on the main rank."""
@@ -18,7 +28,7 @@ class TrainingProgress:
     def __init__(self, steps: int, done: int, every: int, *, shown: bool) -> None:
         self._steps, self._every, self._shown = steps, every, shown
         self._bar: Progress | None = None
-        if shown and sys.stdout.isatty():
+        if shown and _has_bar():
             self._bar = Progress(
                 TextColumn("training"),
                 BarColumn(),
@@ -57,3 +67,42 @@ class TrainingProgress:
             row["step"] % self._every == 0 or row["step"] == self._steps or "validation_mse" in row
         ):
             log.info("step %s/%s  %s", row["step"], self._steps, numbers)
+
+
+class ScoringProgress:
+    """Shows how many windows are scored, where `shown`: on the main rank.
+
+    Without `with_bar` it prints lines on a terminal, too: where another bar is drawn there.
+    """
+
+    def __init__(self, what: str, *, shown: bool = True, with_bar: bool = True) -> None:
+        self._what, self._shown = what, shown
+        self._said_at = time.monotonic()
+        self._bar: Progress | None = None
+        if shown and with_bar and _has_bar():
+            self._bar = Progress(
+                TextColumn("scoring"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=Console(),
+                transient=True,
+            )
+            self._task = self._bar.add_task("", total=None)
+
+    def __enter__(self) -> ScoringProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` windows are scored."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total)
+        elif self._shown and time.monotonic() - self._said_at >= SCORING_SECONDS:
+            self._said_at = time.monotonic()
+            log.info("scored %s of %s %s windows", f"{done:,}", f"{total:,}", self._what)

@@ -23,6 +23,7 @@ FREE_TO_CHANGE = (
     "checkpoint.",
     "logging.",
     "faults.",
+    "data.score_every",
     "train.micro_batch_size",
     "train.steps",
 )

@@ -15,8 +15,12 @@ from tests import ranks
 from tests.settings import train_rank
 from trainer.config.settings import DataConfig
 from trainer.data import Dataset, Split
-from trainer.forecast.evaluate import MODEL, evaluate
+from trainer.forecast.evaluate import MODEL, batches_of_replica, evaluate
 from trainer.forecast.forecaster import Forecaster
+from trainer.forecast.report import pictured_windows, print_table
+from trainer.logs import progress
+from trainer.logs.log import shown
+from trainer.logs.progress import ScoringProgress
 
 
 @pytest.fixture
@@ -77,6 +81,7 @@ def test_naive_forecasts_use_the_context_alone(dataset: Dataset) -> None:
     ("world", "changes"),
     [
         (2, {"parallel.pipeline": 2}),
+        (2, {"data.score_every": 3}),
         (3, {"train.micro_batch_size": 1, "train.global_batch_size": 15}),
         (4, {"parallel.pipeline": 2, "train.micro_batch_size": 5, "train.global_batch_size": 10}),
         (4, {"parallel.pipeline": 2, "model.architecture": "decoder", "model.use_moe": False}),
@@ -103,7 +108,75 @@ def test_a_layout_scores_what_one_process_scores(
     theirs = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     forecaster = Forecaster.load(tmp_path / "run")
     ours = evaluate(forecaster.dataset, Split.TEST, forecaster.predict, batch_size=64)
-    assert theirs["windows"] == ours.windows == 140 - 32 + 1
+    every = changes.get("data.score_every", 1)
+    assert theirs["windows"] == ours.windows == len(range(0, 140 - 32 + 1, every))
     for name, scores in ours.scores().items():
         assert theirs["scores"][name] == pytest.approx(scores, rel=1e-6)
     assert (tmp_path / "run" / "forecast.png").stat().st_size > 10_000
+
+
+def long(folder: Path, **config: Any) -> Dataset:
+    """Return an hourly series with 40,000 test windows."""
+    hours = pd.date_range("2000-01-01", periods=41_000, freq="h")
+    table = pd.DataFrame({"date": hours, "a": np.sin(np.arange(41_000) / 4)})
+    table.to_parquet(folder / "long.parquet")
+    return Dataset(
+        DataConfig(
+            source=str(folder / "long.parquet"),
+            context_length=168,
+            prediction_length=24,
+            split=[900, 77, 40_023],
+            **config,
+        )
+    )
+
+
+def test_of_many_windows_some_are_scored_at_every_time_of_the_day(tmp_path: Path) -> None:
+    dataset = long(tmp_path)
+    assert dataset.windows(Split.TEST) == 40_000 and dataset.season_lengths == [24, 168]
+    scored = dataset.scored(Split.TEST)
+    assert len(scored) <= 20_000 and set(np.diff(scored)) == {5}  # 2, 3 and 4 divide a day
+    assert set(scored % 168) == set(range(168))
+    assert dataset.score_every(Split.VALIDATION) == 1
+    assert {*pictured_windows(dataset, Split.TEST)} < {*scored.tolist()}
+
+
+@pytest.mark.parametrize(("chosen", "count"), [("all", 40_000), (1, 40_000), (16, 2500)])
+def test_a_distance_that_is_chosen_is_kept(tmp_path: Path, chosen: Any, count: int) -> None:
+    assert len(long(tmp_path, score_every=chosen).scored(Split.TEST)) == count
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_replicas_score_the_same_windows_together(replicas: int) -> None:
+    scored = np.arange(0, 100, 7)
+    parts = [batches_of_replica(scored, 4, replicas, replica) for replica in range(replicas)]
+    assert len({len(part) for part in parts}) == 1
+    together = np.concatenate([np.concatenate(part) for part in parts])
+    np.testing.assert_array_equal(np.sort(together), scored)
+
+
+def test_windows_that_are_left_out_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also how far the scoring is, where it takes long."""
+    monkeypatch.setattr(progress, "SCORING_SECONDS", 0.0)
+    dataset = long(tmp_path, score_every=1000)
+    with shown(), ScoringProgress("test") as scoring:
+        result = evaluate(
+            dataset,
+            Split.TEST,
+            lambda batches: ((b, torch.zeros(len(b.context), 24, 1)) for b in batches),
+            batch_size=16,
+            progress=scoring,
+        )
+    summary = result.summary()
+    assert (summary["windows"], summary["all_windows"]) == (40, 40_000)
+    assert summary["score_every"] == 1000
+    print_table(result)
+    said = capsys.readouterr().out
+    assert [line for line in said.splitlines() if "scored" in line] == [
+        "scored 16 of 40 test windows",
+        "scored 32 of 40 test windows",
+        "scored 40 of 40 test windows",
+    ]
+    assert "40 of 40000 test windows, one in 1000 (data.score_every), errors in units" in said
