@@ -11,6 +11,7 @@ from typing import Any, Literal, NoReturn
 
 import click
 
+from launch.other_words import Commands
 from model.errors import ReportedElsewhereError, RunFailedError, UserError
 from trainer.logs.log import VARIABLE
 
@@ -51,7 +52,7 @@ def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return quiet(verbose(command))
 
 
-@click.group(context_settings=HELP)
+@click.group(context_settings=HELP, cls=Commands)
 @click.version_option(package_name="forescale")
 def forescale() -> None:
     """Train large transformers for time series, on any layout of ranks with the same result."""
@@ -63,14 +64,26 @@ def forescale() -> None:
 @run_dir_option
 @resume_option
 @click.option("--ranks", type=click.IntRange(1), help="Start this many local ranks.")
+@click.option("--dry-run", is_flag=True, help="Check all, say what would be done, write nothing.")
 @log_options
 def train(
-    config: Path, overrides: Sequence[str], run_dir: Path | None, resume: str, ranks: int | None
+    config: Path,
+    overrides: Sequence[str],
+    run_dir: Path | None,
+    resume: str,
+    ranks: int | None,
+    dry_run: bool,
 ) -> None:
-    """Train CONFIG, a YAML file; KEY=VALUE changes a setting, as in train.steps=100."""
-    from launch.start import start
+    """Train CONFIG, a YAML file, or go on where it stopped.
 
-    sys.exit(start(config, overrides, run_dir=run_dir, resume=resume, ranks=ranks))
+    KEY=VALUE changes a setting, as in train.steps=100; `forescale keys` lists them.
+    """
+    from launch.start import start, try_out
+
+    if dry_run:
+        try_out(config, overrides, run_dir=run_dir, resume=resume, ranks=ranks)
+    else:
+        sys.exit(start(config, overrides, run_dir=run_dir, resume=resume, ranks=ranks))
 
 
 @forescale.command()
@@ -81,9 +94,9 @@ def train(
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 @log_options
 def evaluate(run: Path, split: str, as_json: bool) -> None:
-    """Score RUN's newest checkpoint on the windows of a split, beside naive forecasts.
+    """Score RUN's weights on a split, beside naive forecasts.
 
-    RUN may be a checkpoint or an export too.
+    These are its newest checkpoint's, on the windows that data.score_every chooses. RUN may be a checkpoint or an export too.
     """
     from launch.evaluate import score
 
@@ -102,7 +115,10 @@ def evaluate(run: Path, split: str, as_json: bool) -> None:
 )
 @log_options
 def export(source: Path, out: Path, precision: Literal["fp32", "bf16"]) -> None:
-    """Write the weights of SOURCE, a run or a checkpoint, to the folder OUT for others to use."""
+    """Write weights to a folder for others to use.
+
+    They are those of SOURCE, a run or a checkpoint, and go to the new folder OUT.
+    """
     from launch.output import showing_log
     from trainer.weights.export import export as write
     from trainer.weights.source import find
@@ -143,7 +159,10 @@ def plan(
     as_json: bool,
     explain: bool,
 ) -> None:
-    """Explain what `train` would do with CONFIG on a number of ranks, or refuse it as it would."""
+    """Explain what `train` would do on a number of ranks.
+
+    A CONFIG that `train` would refuse is refused.
+    """
     from launch.plan import print_plan
 
     print_plan(
@@ -159,8 +178,24 @@ def plan(
 
 
 @forescale.command()
+@click.argument("section", required=False)
+@json_option
+def keys(section: str | None, as_json: bool) -> None:
+    """List the keys of a configuration: type, default, meaning.
+
+    SECTION is one such as `train`, or a key such as `train.steps`, and gives the whole text.
+    """
+    from launch.keys import print_keys
+
+    print_keys(section, as_json=as_json)
+
+
+@forescale.command()
 def doctor() -> None:
-    """Report what this machine has and which parts work, to paste into a bug report."""
+    """Report what this machine has and which parts work there.
+
+    The report is made to be pasted into a bug report.
+    """
     from launch.doctor import report
 
     report()
@@ -172,7 +207,10 @@ def doctor() -> None:
 @json_option
 @explain_option
 def preflight(run: Path, tasks: int, as_json: bool, explain: bool) -> None:
-    """Tell whether this node is fit to train RUN, one task for each node asking at once."""
+    """Tell whether this node is fit to train RUN.
+
+    It is started on all nodes at once, by one task on each.
+    """
     from launch.preflight import check
 
     sys.exit(0 if check(run, tasks, as_json=as_json, with_text=explain) else 1)
@@ -184,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Launchers put --local_rank first, before a subcommand too; LOCAL_RANK says the same.
     given = [word for word in given if not word.startswith(("--local_rank=", "--local-rank="))]
     try:
-        forescale.main(given, standalone_mode=False)
+        forescale.main(given or ["--help"], standalone_mode=False)
     except ReportedElsewhereError as error:
         sys.exit(error.exit_code)
     except (UserError, RunFailedError) as error:

@@ -60,6 +60,10 @@ def _run(run: RunFolder, *, verify: bool) -> Known:
     rows = read_metrics(run.path / "metrics.jsonl")
     environment = _read_json(run.path / "environment.json") or {}
     ended = [marker for marker in ("done", "saved") if (run.path / marker).exists()]
+    checkpoints = [
+        {"path": str(c.path), "step": c.step, "damage": c.verify(contents=verify)}
+        for c in run.store.committed()
+    ]
     return {
         "kind": "run",
         "path": str(run.path),
@@ -70,12 +74,20 @@ def _run(run: RunFolder, *, verify: bool) -> Known:
         "layout": environment.get("layout"),
         "versions": environment.get("versions"),
         "last_step": rows[-1] if rows else None,
-        "checkpoints": [
-            {"path": str(c.path), "step": c.step, "damage": c.verify(contents=verify)}
-            for c in run.store.committed()
-        ],
+        "checkpoints": checkpoints,
+        "verified": _verified(checkpoints) if verify else None,
         "quarantined": sorted(folder.name for folder in run.store.folder.glob("*.damaged")),
         "evaluation": _read_json(run.path / "evaluation.json"),
+    }
+
+
+def _verified(checkpoints: list[Known]) -> dict[str, int]:
+    """Return how many checkpoints were read and found intact, and how many files and bytes."""
+    intact = [read_manifest(Path(c["path"])) for c in checkpoints if c["damage"] is None]
+    return {
+        "checkpoints": len(intact),
+        "files": sum(len(entries) for entries in intact),
+        "bytes": sum(size for entries in intact for size, _ in entries.values()),
     }
 
 
@@ -88,6 +100,7 @@ def _checkpoint(checkpoint: Checkpoint, *, verify: bool) -> Known:
     description = checkpoint.description()
     shapes = tensor_shapes(checkpoint.path)
     weights = of_kinds(shapes, WEIGHTS)
+    sizes = [size for size, _ in read_manifest(checkpoint.path).values()]
     return {
         "kind": "checkpoint",
         "path": str(checkpoint.path),
@@ -97,7 +110,8 @@ def _checkpoint(checkpoint: Checkpoint, *, verify: bool) -> Known:
         "parameters": sum(map(math.prod, weights.values())),
         "weights": len(weights),
         "tensors": len(shapes),
-        "bytes": sum(size for size, _ in read_manifest(checkpoint.path).values()),
+        "files": len(sizes),
+        "bytes": sum(sizes),
         "contents_verified": verify,
     }
 
@@ -150,6 +164,13 @@ def _run_rows(known: Known) -> dict[str, str]:
     for checkpoint in known["checkpoints"]:
         if checkpoint["damage"]:
             rows[Path(checkpoint["path"]).name] = f"damaged: {checkpoint['damage']}"
+    verified = known["verified"]
+    if verified is not None:
+        count, files = verified["checkpoints"], f"{verified['files']} files"
+        rows["verified"] = (
+            f"every byte of {count} checkpoint{'s' if count != 1 else ''} by its sum: {files}, "
+            f"{_mebibytes(verified['bytes'])}"
+        )
     if known["quarantined"]:
         rows["quarantined"] = ", ".join(known["quarantined"])
     evaluation = known["evaluation"]
@@ -161,6 +182,7 @@ def _run_rows(known: Known) -> dict[str, str]:
 
 def _checkpoint_rows(known: Known) -> dict[str, str]:
     by_sizes = "by its files' sizes; --verify reads all"
+    by_sums = f"every byte of its {known['files']} files by its sum"
     return {
         "checkpoint": known["path"],
         "step": str(known["step"]),
@@ -169,7 +191,7 @@ def _checkpoint_rows(known: Known) -> dict[str, str]:
         "parameters": f"{known['parameters']:,} in {known['weights']} tensors",
         "tensors": f"{known['tensors']}: weights in fp32 and AdamW's moments",
         "size": _mebibytes(known["bytes"]),
-        "whole": "every byte by its sum" if known["contents_verified"] else by_sizes,
+        "whole": by_sums if known["contents_verified"] else by_sizes,
     }
 
 
@@ -182,6 +204,7 @@ def _export_rows(known: Known) -> dict[str, str]:
         "forecasts": f"{known['prediction_length']} points of {channels} from {context}",
         "parameters": f"{known['parameters']:,} in {known['weights']} tensors",
         "size": _mebibytes(known["bytes"]),
+        "whole": "every byte of its weights by its sum",
     }
 
 

@@ -53,6 +53,32 @@ def start(
         return stop.exit_code if code == 0 and not plan.run.is_done() else code
 
 
+def try_out(
+    config: Path, overrides: Sequence[str], *, run_dir: Path | None, resume: str, ranks: int | None
+) -> None:
+    """Check everything and print what `start` would do; write nothing and start no rank.
+
+    Raises UserError where `start` would.
+    """
+    from rich.console import Console
+
+    from launch.output import showing_log
+    from launch.plan import explain, print_text
+    from trainer.logs.log import log
+
+    cluster = discover()
+    world = ranks or cluster.world
+    node = world if ranks else cluster.local_world
+    if cluster.rank:
+        return
+    with showing_log():
+        known = explain(config, overrides, world, node, run_dir, resume)
+        for warning in known.plan.warnings():
+            log.warning(warning)
+        print_text(known, Console(width=110))
+        log.info("dry run: nothing was written, and no rank was started")
+
+
 def _report(cluster: ClusterEnvironment, error: UserError) -> int:
     """Have rank 0 quote what went wrong, unless the same has ended it; return the exit code."""
     address = announce(cluster)

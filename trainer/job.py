@@ -192,13 +192,9 @@ def _ranks_by_machine(hosts: dict[str, list[int]], layout: Layout) -> str:
 
 def _introduce(plan: Plan, start: Start, mesh: Mesh) -> None:
     """Say what will be done, and what will not."""
-    settings, train = plan.configuration.settings, plan.configuration.settings.train
-    for note in plan.dataset.notes:
-        log.warning("data: %s", note)
-    for note in settings.model.unused("model."):
-        log.warning(note)
-    if train.warmup_steps > train.steps:
-        log.warning("train.warmup_steps=%s is longer than the run", train.warmup_steps)
+    train = plan.configuration.settings.train
+    for warning in plan.warnings():
+        log.warning(warning)
     first = start.steps_done + 1
     what = f"steps {first} to {train.steps} of {train.global_batch_size} windows each"
     if start.steps_done >= train.steps:

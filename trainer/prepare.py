@@ -24,6 +24,14 @@ class Plan:
     run: RunFolder
     start: Start
 
+    def warnings(self) -> list[str]:
+        """Return a sentence about each thing that the run will not do as one might expect."""
+        settings, train = self.configuration.settings, self.configuration.settings.train
+        found = [f"data: {note}" for note in self.dataset.notes] + settings.model.unused("model.")
+        if train.warmup_steps > train.steps:
+            found.append(f"train.warmup_steps={train.warmup_steps} is longer than the run")
+        return found
+
 
 def prepare(
     configuration: Configuration,

@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from launch.cli import main
+from launch import other_words
+from launch.cli import forescale, main
 from tests.conftest import ROOT
 
 TRAIN = ["train", "configs/tiny.yaml"]
@@ -113,10 +114,67 @@ def test_a_folder_that_is_no_run_is_refused(
     assert "is no run folder" in said or "is neither a run folder nor a checkpoint" in said
 
 
+@pytest.mark.parametrize("arguments", [[], ["--local_rank=0"], ["--help"]])
+def test_without_a_command_the_commands_are_listed(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(arguments)
+    said = capsys.readouterr()
+    assert said.err == "" and said.out.startswith("Usage: ")
+    for name, command in forescale.commands.items():
+        assert any(line.split()[:1] == [name] for line in said.out.splitlines()), name
+        assert command.get_short_help_str(limit=200) and not command.hidden
+
+
+@pytest.mark.parametrize(
+    ("word", "way"),
+    [
+        ("fit", "that is `forescale train`"),
+        ("test", "that is `forescale evaluate`"),
+        ("Score", "that is `forescale evaluate`"),
+        ("info", "that is `forescale show`"),
+        ("validate", "`evaluate RUN --split validation` scores a run"),
+        ("help", "`forescale --help` lists the commands"),
+    ],
+)
+def test_words_of_other_tools_lead_to_the_command(
+    word: str, way: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"No such command '{word}': {way}" in refused([word, "runs/x"], capsys)
+
+
+def test_every_word_of_other_tools_has_a_way(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, words in other_words.COMMANDS.items():
+        for word in words:
+            assert word not in forescale.commands
+            way = other_words.meant(word, forescale.commands)
+            assert way == f"that is `forescale {command}`" or command not in forescale.commands
+            assert way is not None
+    assert "Forecaster.load(RUN)" in refused(["predict", "runs/x"], capsys) or (
+        "forecast" in forescale.commands
+    )
+    assert "No such command 'sing'" in refused(["sing"], capsys)
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--run-dir", str(tmp_path / "runs" / "it"), "--dry-run"]
+    settings = ["data.rows=800", "parallel.pipeline=2", "train.warmup_steps=11", "--ranks=2"]
+    main([*TRAIN, *settings, *where])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "on 2 ranks: pipeline 2 x data 1" in said and "it starts anew" in said
+    assert "train.warmup_steps=11 is longer than the run" in said
+    assert "dry run: nothing was written, and no rank was started" in said
+    assert list(tmp_path.iterdir()) == []
+    assert "form 2 pipeline stages" in refused([*TRAIN, "parallel.pipeline=2", *where], capsys)
+
+
 def test_help_imports_no_torch() -> None:
     code = (
-        "import sys\nfrom launch.cli import main\n"
-        "try:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
+        "import sys\nfrom launch.cli import forescale, main\n"
+        "for name in (*forescale.commands, 'train'):\n"
+        "    try:\n        main([name, '--help'])\n    except SystemExit:\n        pass\n"
         "heavy = {'torch', 'pydantic', 'pandas', 'numpy', 'deepspeed'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -12,6 +12,7 @@ import pytest
 from launch.cli import main
 from tests import ranks
 from tests.settings import train_rank
+from trainer.checkpoint.manifest import read_manifest
 from trainer.logs.metrics import read_metrics
 
 SETTINGS = {"train.steps": 2, "data.rows": 800, "parallel.pipeline": 2}
@@ -140,6 +141,7 @@ def test_a_run_is_one_object(known: Any, run: Path, capsys: pytest.CaptureFixtur
         "checkpoints": [
             {"path": f"{run}/checkpoints/step-00000002", "step": 2, "damage": None},
         ],
+        "verified": None,
         "quarantined": [],
         "evaluation": json.loads((run / "evaluation.json").read_text()),
     }
@@ -147,6 +149,21 @@ def test_a_run_is_one_object(known: Any, run: Path, capsys: pytest.CaptureFixtur
     said = capsys.readouterr().out
     assert re.search(r"^state +done, step 2 of 2 *$", said, re.MULTILINE)
     assert f"loss {rows[-1]['loss']:.4f}" in said
+
+
+def test_what_was_verified_is_told(
+    known: Any, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = [size for size, _ in read_manifest(run / "checkpoints" / "step-00000002").values()]
+    found = {"checkpoints": 1, "files": len(sizes), "bytes": sum(sizes)}
+    assert known("show", "--verify", run)["verified"] == found
+    main(["show", "--verify", str(run)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"every byte of 1 checkpoint by its sum: {len(sizes)} files, " in said
+    assert f" {sum(sizes) / 2**20:.1f} MiB" in said
+    main(["show", "--verify", str(run / "checkpoints" / "step-00000002")])
+    said = capsys.readouterr().out
+    assert f"every byte of its {len(sizes)} files by its sum" in said
 
 
 def test_a_checkpoint_and_an_export_are_one_object(
@@ -164,6 +181,7 @@ def test_a_checkpoint_and_an_export_are_one_object(
         "parameters": parameters,
         "weights": shown["weights"],
         "tensors": shown["tensors"],
+        "files": len(read_manifest(checkpoint)),
         "bytes": shown["bytes"],
         "contents_verified": False,
     }
