@@ -96,7 +96,8 @@ def train(
 def evaluate(run: Path, split: str, as_json: bool) -> None:
     """Score RUN's weights on a split, beside naive forecasts.
 
-    These are its newest checkpoint's, on the windows that data.score_every chooses. RUN may be a checkpoint or an export too.
+    These are its newest checkpoint's, on the windows that data.score_every chooses. RUN may be a
+    checkpoint or an export too.
     """
     from launch.evaluate import score
 

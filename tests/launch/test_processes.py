@@ -40,16 +40,24 @@ def finished(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """Return the losses of one process, through the library's public API."""
+    """Return the losses of one process, through the library's public API.
+
+    A notebook shows whatever is written to standard error; DeepSpeed would try compilers there.
+    """
     run = tmp_path_factory.mktemp("alone") / "run"
+    compilers = tmp_path_factory.mktemp("compilers")
+    for name in ("cc", "gcc", "c++", "g++", "clang", "nvcc"):
+        (compilers / name).write_text(f"#!/bin/sh\necho {name} $* >> {compilers}/called\nexit 1\n")
+        (compilers / name).chmod(0o755)
     code = (
         "import forescale\n"
         f"for run in ({str(run)!r}, {str(run) + '-again'!r}):\n"
         "    forescale.train('configs/tiny.yaml', run_dir=run, data={'rows': 800}, "
         "**{'logging.tensorboard': False})"
     )
-    ended = finished([sys.executable, "-c", code])
-    assert ended.returncode == 0, ended.stderr
+    ended = finished(["env", f"PATH={compilers}:{os.environ['PATH']}", sys.executable, "-c", code])
+    assert ended.returncode == 0 and ended.stderr == "", ended.stderr
+    assert not (compilers / "called").exists(), (compilers / "called").read_text()
     first, again = (
         [row["loss"] for row in read_metrics(folder / "metrics.jsonl")]
         for folder in (run, run.with_name("run-again"))

@@ -7,13 +7,11 @@ import json
 import os
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainer.files import sync
+from trainer.logs.board import Board
 from trainer.logs.log import log
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 Row = dict[str, Any]
 """Numbers of a step by name; a list holds one number for each expert or rank."""
@@ -55,11 +53,7 @@ class MetricsLog:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
         self._size = os.fstat(self._file).st_size
         self._waiting: list[Row] = []
-        self._board: SummaryWriter | None = None
-        if tensorboard is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(tensorboard), purge_step=steps_done + 1)
+        self._board = Board(tensorboard, steps_done, path.name) if tensorboard else None
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -70,7 +64,8 @@ class MetricsLog:
     def write(self, row: Row) -> None:
         """Append a step's row."""
         self._append(row)
-        self._write_to_board(row)
+        if self._board is not None:
+            self._board.write(row)
 
     def complete(self, row: Row) -> None:
         """Replace the last row by `row`, which has more numbers of the same step."""
@@ -80,7 +75,8 @@ class MetricsLog:
         os.ftruncate(self._file, self._size)
         self._append(row)
         added = {name: value for name, value in row.items() if name not in before}
-        self._write_to_board({"step": row["step"], **added})
+        if self._board is not None:
+            self._board.write({"step": row["step"], **added})
 
     def _append(self, row: Row) -> None:
         self.last = row
@@ -120,28 +116,7 @@ class MetricsLog:
         """Close the files."""
         os.close(self._file)
         if self._board is not None:
-            self._try_on_board(self._board.close)
-
-    def _write_to_board(self, row: Row) -> None:
-        """Write a row's numbers to TensorBoard, a list's under names of their own."""
-        for name, value in row.items():
-            parts = {name: value}
-            if isinstance(value, list):
-                parts = {f"{name}/{index}": part for index, part in enumerate(value)}
-            for part, number in parts.items():
-                if part != "step" and self._board is not None:
-                    self._try_on_board(self._board.add_scalar, part, number, int(row["step"]))
-
-    def _try_on_board(self, action: Any, *arguments: Any) -> None:
-        """Call one of TensorBoard's functions; do without TensorBoard where it cannot write."""
-        try:
-            action(*arguments)
-        except OSError as error:
-            log.warning(
-                f"TensorBoard's files cannot be written: {error.strerror}; "
-                f"{self._path.name} has all numbers"
-            )
-            self._board = None
+            self._board.close()
 
 
 def _line(row: Row) -> str:
