@@ -179,6 +179,21 @@ def plan(
 
 
 @forescale.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@log_options
+def init(source: Path, config: Path | None) -> None:
+    """Write a first configuration for a CSV or Parquet file.
+
+    It looks at SOURCE for timestamps, series, columns to forecast and their rhythm, and writes
+    CONFIG, by default NAME_OF_SOURCE.yaml, which trains as it is.
+    """
+    from launch.first_config import write_config
+
+    write_config(source, config)
+
+
+@forescale.command()
 @click.argument("section", required=False)
 @json_option
 def keys(section: str | None, as_json: bool) -> None:

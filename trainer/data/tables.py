@@ -55,8 +55,8 @@ def read_table(config: DataConfig) -> Table:
 
     Raises UserError for anything that would make the network train on nonsense.
     """
-    frame, name = _frame(config)
-    time_column = _time_column(frame, config, name)
+    frame, name = read_frame(config)
+    time_column = find_time_column(frame, config, name)
     targets = _targets(frame, config, name, time_column)
     values = _numbers(frame, targets, name, "targets")
     covariates = _numbers(frame, config.covariates, name, "covariates")
@@ -66,7 +66,7 @@ def read_table(config: DataConfig) -> Table:
             f"data.covariates: {name}, row {row + 1}: {config.covariates[column]} is missing, "
             "but covariates must be known for every row; fill it or leave the column out"
         )
-    times = _times(frame[time_column], name) if time_column is not None else None
+    times = parse_times(frame[time_column], name) if time_column is not None else None
     if config.calendar and times is None:
         raise UserError(
             f"data.calendar: {name} has no column of timestamps; "
@@ -95,7 +95,7 @@ def known_features(config: DataConfig, times: pd.DatetimeIndex | None, columns: 
     return np.concatenate([calendar_waves(*arguments), columns], axis=1)
 
 
-def _frame(config: DataConfig) -> tuple[pd.DataFrame, str]:
+def read_frame(config: DataConfig) -> tuple[pd.DataFrame, str]:
     """Return the source as a frame, and its name in sentences."""
     if config.source == "vic_elec":
         return _vic_elec(), "vic_elec"
@@ -147,7 +147,7 @@ def _vic_elec() -> pd.DataFrame:
         return pd.DataFrame(raw["vic_elec"])
 
 
-def _time_column(frame: pd.DataFrame, config: DataConfig, name: str) -> str | None:
+def find_time_column(frame: pd.DataFrame, config: DataConfig, name: str) -> str | None:
     """Return the column of timestamps: the configured one, else the first with a usual name."""
     if config.time_column == NO_TIME:
         return None
@@ -176,9 +176,9 @@ def _targets(
         _require(frame, config.targets, name, "targets")
         return config.targets
     taken = {time_column, config.id_column, *config.covariates}
-    free = [str(c) for c in frame.columns if c not in taken and not _is_index(str(c))]
+    free = [str(c) for c in frame.columns if c not in taken and not is_row_number(str(c))]
     texts = [c for c in free if frame[c].dtype == object or pd.api.types.is_string_dtype(frame[c])]
-    broken = [c for c in texts if _mostly_numbers(frame[c])]
+    broken = [c for c in texts if mostly_numbers(frame[c])]
     if broken:
         _numbers(frame, broken, name, "targets")
     numeric = [c for c in free if frame[c].dtype.kind in "iuf" or c in broken]
@@ -187,7 +187,7 @@ def _targets(
     return numeric
 
 
-def _is_index(column: str) -> bool:
+def is_row_number(column: str) -> bool:
     """Return whether a column is a row number that pandas wrote without a name."""
     return column.startswith("Unnamed: ")
 
@@ -203,7 +203,7 @@ def _columns_left_out(
     return [f"forecasting {', '.join(targets)}; left out: {', '.join(others)}"]
 
 
-def _mostly_numbers(column: pd.Series) -> bool:
+def mostly_numbers(column: pd.Series) -> bool:
     """Return whether a column of text holds numbers but for a few words."""
     return bool(pd.to_numeric(column, errors="coerce").notna().mean() > 0.5)
 
@@ -227,7 +227,7 @@ def _numbers(frame: pd.DataFrame, columns: list[str], name: str, key: str) -> Do
     return result
 
 
-def _times(column: pd.Series, name: str) -> pd.DatetimeIndex:
+def parse_times(column: pd.Series, name: str) -> pd.DatetimeIndex:
     """Return a column of timestamps; raise UserError for other contents."""
     if pd.api.types.is_numeric_dtype(column):
         raise UserError(

@@ -1,0 +1,216 @@
+"""`forescale init`: a first configuration for a table, made by looking at it."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from launch.output import showing_log
+from model.errors import UserError
+from trainer.config.settings import DataConfig
+from trainer.config.yaml_text import parse_value
+from trainer.data import Dataset
+from trainer.data.survey import Survey, survey
+from trainer.files import replace
+from trainer.logs.log import log
+
+MIN_ROWS = 20
+"""Rows of a series with which something can be trained, validated and tested."""
+
+DAY = pd.Timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """What an interval between points suggests."""
+
+    words: str
+    seasons: tuple[int, ...]
+    """Periods in points, shortest first."""
+    context: int
+    horizon: int
+    calendar: tuple[str, ...]
+
+
+SLOW = (
+    (1, Rhythm("daily", (7,), 56, 14, ("day_of_week", "day_of_year"))),
+    (7, Rhythm("weekly", (52,), 104, 13, ("day_of_year",))),
+    (30.4, Rhythm("monthly", (12,), 36, 12, ("month",))),
+    (91.3, Rhythm("quarterly", (4,), 24, 8, ("month",))),
+    (365.25, Rhythm("yearly", (), 12, 4, ())),
+)
+"""Days between points -> their rhythm; horizons as in the M4 competition, about."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """The size of a first network, and how long it is trained."""
+
+    values: float
+    """Values to learn from, at most."""
+    width: int
+    layers: int
+    dropout: float
+    steps: int
+
+
+SIZES = (
+    Size(1e4, 32, 2, 0.2, 500),
+    Size(1e6, 64, 2, 0.1, 1000),
+    Size(1e8, 128, 3, 0.1, 4000),
+    Size(float("inf"), 256, 4, 0.0, 20_000),
+)
+
+MAX_ROWS = 2048
+"""Windows times channels that a micro-batch of a first run has at most."""
+
+
+def write_config(source: Path, file: Path | None) -> None:
+    """Write a configuration for `source` to `file`, by default NAME_OF_SOURCE.yaml here.
+
+    Raises UserError where the table cannot be used, or the file is there already.
+    """
+    file = file or Path(f"{source.name.split('.')[0]}.yaml")
+    if file.exists():
+        raise UserError(f"{file} is there already; name another: forescale init {source} CONFIG")
+    found = survey(str(source))
+    text = first_config(found, file)
+    with showing_log():
+        content = parse_value(text)
+        for note in Dataset(DataConfig.model_validate(content["data"])).notes:
+            log.warning("data: %s", note)
+        replace(file, text)
+        log.info("%s: %s", source, describe(found))
+        log.info("wrote %s; now: forescale train %s", file, file)
+
+
+def describe(found: Survey) -> str:
+    """Return in words what was found in a table."""
+    what = [f"{found.rows:,} rows", rhythm_of(found.interval).words]
+    if found.time_column:
+        what[1] += f" by {found.time_column}"
+    if found.id_column:
+        what.append(f"{found.series:,} series by {found.id_column}")
+    what.append(f"forecasting {_shortened(found.targets)}")
+    if found.others:
+        what.append(f"left out: {_shortened(found.others)}")
+    return "; ".join(what)
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def rhythm_of(interval: pd.Timedelta | None) -> Rhythm:
+    """Return what an interval suggests; None for points without timestamps."""
+    if interval is None:
+        return Rhythm("without timestamps", (), 96, 24, ())
+    days = interval / DAY
+    for length, rhythm in SLOW:
+        if 0.9 < days / length < 1.1:
+            return rhythm
+    per_day = round(1 / days) if days < 1 else 0
+    words = "hourly" if per_day == 24 else f"every {span(interval)}"
+    if per_day < 2:
+        return Rhythm(words, (), 96, 24, ("day_of_year",))
+    is_whole = abs(1 / days - per_day) < 1e-6
+    seasons = (per_day, 7 * per_day) if is_whole else ()
+    context = next((n for n in (7 * per_day, per_day) if n <= 2016), 512)
+    horizon = per_day if per_day <= 288 else 60
+    return Rhythm(words, seasons, context, horizon, ("time_of_day", "day_of_week"))
+
+
+def span(interval: pd.Timedelta) -> str:
+    """Return an interval in words: `15 minutes`, or `minute` for one."""
+    seconds = interval.total_seconds()
+    units = {"day": 86_400, "hour": 3600, "minute": 60, "second": 1}
+    unit = next((unit for unit, length in units.items() if seconds % length == 0), "second")
+    count = seconds / units[unit]
+    return unit if count == 1 else f"{count:g} {unit}s"
+
+
+def first_config(found: Survey, file: Path) -> str:
+    """Return the text of a configuration that trains on the table as it is.
+
+    Raises UserError where its series are too short.
+    """
+    if found.length < MIN_ROWS:
+        each = "each of its series has" if found.series > 1 else "it has"
+        raise UserError(
+            f"{found.source}: {each} {found.length} rows; at least {MIN_ROWS} are needed"
+        )
+    head = textwrap.wrap(describe(found), 98)
+    lines = [*head, f"  forescale train {file}", "All keys: forescale keys"]
+    lines = [f"# {line}" for line in lines]
+    for section, keys in _sections(found).items():
+        lines.append(f"{section}:")
+        for key, (value, comment) in keys.items():
+            lines.append(f"  {key}: {as_yaml(value)}".ljust(34) + f" # {comment}")
+    return "\n".join(lines) + "\n"
+
+
+Sections = dict[str, dict[str, tuple[Any, str]]]
+"""Section -> key -> value and comment."""
+
+
+def _sections(found: Survey) -> Sections:
+    rhythm, channels = rhythm_of(found.interval), len(found.targets)
+    horizon = min(rhythm.horizon, max(1, found.length // 10))
+    # Half of the typical training part: the other half is where windows differ.
+    context = min(rhythm.context, max(horizon, int(0.35 * found.length) - horizon))
+    seasons = [season for season in rhythm.seasons if 1 < season <= context]
+    patch = max(n for n in range(1, horizon + 1) if horizon % n == 0 and n <= max(1, context // 14))
+    values = found.rows * channels
+    size = next(size for size in SIZES if values <= size.values)
+    every = size.steps // 5
+    micro = max(n for n in (1, 2, 4, 8, 16, 32, 64) if n == 1 or n * channels <= MAX_ROWS)
+    named = (found.id_column, f"names each of {found.series:,} series")
+    id_column = {"id_column": named} if found.id_column else {}
+    return {
+        "model": {
+            "d_model": (size.width, f"width, for {values:,} values"),
+            "nhead": (size.width // 16, "attention heads"),
+            "num_layers": (size.layers, "of the encoder, and of the decoder"),
+            "dim_feedforward": (4 * size.width, "SwiGLU takes 2/3 of it"),
+            "dropout": (size.dropout, "more for little data"),
+            "patch_length": (patch, "points that make a token"),
+            "loss": ("mae", "or mse, huber, quantile, student_t"),
+        },
+        "data": {
+            "source": (found.source, "CSV or Parquet"),
+            "time_column": (found.time_column or "none", rhythm.words),
+            **id_column,
+            "targets": (found.targets, "what is forecast"),
+            "covariates": ([], "columns known in advance, such as holidays"),
+            "calendar": (list(rhythm.calendar), "what the network is told of each timestamp"),
+            "context_length": (context, "points that a forecast is made from"),
+            "prediction_length": (horizon, "points that are forecast"),
+            "season_lengths": (seasons, "periods of the naive forecasts beside it"),
+            "split": ([0.7, 0.1, 0.2], "training, validation, test, in time order"),
+        },
+        "train": {
+            "steps": (size.steps, "optimizer steps"),
+            "global_batch_size": (64, "windows of a step"),
+            "micro_batch_size": (micro, "of them computed at once"),
+            "learning_rate": (1e-3, "peak, after the warm-up"),
+            "warmup_steps": (size.steps // 10, "steps of it"),
+        },
+        "checkpoint": {"every": (every, "steps between checkpoints")},
+        "logging": {"validate_every": (every, "steps between scores of the validation part")},
+    }
+
+
+def as_yaml(value: Any) -> str:
+    """Return a value as the configuration's YAML reads it back."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(as_yaml, value))}]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    is_plain = re.fullmatch(r"[A-Za-z_./][\w./-]*", value) and parse_value(value) == value
+    return value if is_plain else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,208 @@
+"""`forescale init` looks at a table and writes a configuration that trains as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from launch.cli import main
+from launch.first_config import as_yaml, span
+from tests import ranks
+from trainer.config import load
+from trainer.config.yaml_text import parse_value
+from trainer.data import Split
+from trainer.logs.metrics import read_metrics
+from trainer.prepare import prepare
+
+RNG = np.random.default_rng(0)
+
+
+def times(rows: int, freq: str) -> pd.DatetimeIndex:
+    return pd.date_range("2015-01-01", periods=rows, freq=freq)
+
+
+def values(rows: int) -> Any:
+    return RNG.normal(size=rows)
+
+
+def shops() -> pd.DataFrame:
+    """Return 12 series of a day each row, sorted by day, with a flag and a text."""
+    days = times(120, "D")
+    frame = pd.DataFrame(
+        {
+            "Day of sale": np.repeat(days.astype(str), 12),
+            "shop": np.tile(np.arange(100, 112), 120),
+            "sold": values(1440),
+            "promo": RNG.integers(0, 2, 1440),
+            "note": "a: b",
+        }
+    )
+    return frame
+
+
+TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "hourly": (
+        lambda: pd.DataFrame({"date": times(3000, "h"), "a b": values(3000), "#c": values(3000)}),
+        {
+            "time_column": "date",
+            "targets": ["a b", "#c"],
+            "context_length": 168,
+            "prediction_length": 24,
+            "season_lengths": [24, 168],
+            "calendar": ["time_of_day", "day_of_week"],
+        },
+    ),
+    "short": (
+        lambda: pd.DataFrame({"ds": times(20, "MS"), "y": values(20)}),
+        {"context_length": 5, "prediction_length": 2, "season_lengths": [], "calendar": ["month"]},
+    ),
+    "monthly": (
+        lambda: pd.DataFrame({"ds": times(400, "MS"), "y": values(400), "year": 2000}),
+        {
+            "targets": ["y"],
+            "context_length": 36,
+            "prediction_length": 12,
+            "season_lengths": [12],
+            "calendar": ["month"],
+        },
+    ),
+    "shops": (
+        shops,
+        {
+            "time_column": "Day of sale",
+            "id_column": "shop",
+            "targets": ["sold"],
+            "context_length": 30,
+            "prediction_length": 12,
+            "season_lengths": [7],
+        },
+    ),
+    "minutes": (
+        lambda: pd.DataFrame({"timestamp": times(9000, "min"), "1e3": values(9000)}),
+        {"targets": ["1e3"], "context_length": 1440, "prediction_length": 60},
+    ),
+    "numbered": (
+        lambda: pd.DataFrame({"time": np.arange(500), "no": values(500)}),
+        {
+            "time_column": "none",
+            "targets": ["no"],
+            "calendar": [],
+            "season_lengths": [],
+            "id_column": None,
+        },
+    ),
+    "long": (
+        lambda: pd.DataFrame(
+            {
+                "unique_id": np.repeat(["a", "b"], 300),
+                "ds": np.tile(times(300, "W").astype(str), 2),
+                "y": values(600),
+                "sku": "x",
+            }
+        ),
+        {"id_column": "unique_id", "season_lengths": [52], "calendar": ["day_of_year"]},
+    ),
+    "gaps": (
+        lambda: pd.DataFrame(
+            {"date": times(2000, "15min"), "y": np.where(np.arange(2000) % 9, values(2000), np.nan)}
+        ),
+        {"season_lengths": [96], "prediction_length": 96, "context_length": 604},
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Work where the configuration is to be written."""
+    monkeypatch.chdir(tmp_path)
+    return
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_what_a_table_holds_is_seen_and_trains(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, expected = TABLES[name]
+    make().to_csv(f"{name}.csv", index=False)
+    main(["init", f"{name}.csv"])
+    said = capsys.readouterr().out
+    assert f"wrote {name}.yaml; now: forescale train {name}.yaml" in said
+    configuration = load(tmp_path / f"{name}.yaml")
+    data = configuration.settings.data.model_dump()
+    assert {key: data[key] for key in expected} == expected
+    dataset = prepare(configuration, run_dir=tmp_path / "run").dataset
+    assert all(dataset.windows(split) > 0 for split in Split)
+    for line in (tmp_path / f"{name}.yaml").read_text().splitlines():
+        assert line.endswith(":") or "# " in line, line
+
+
+def _train(rank: int, world: int, config: Path) -> int:
+    from launch.start import start
+
+    run, few = config.with_suffix(""), ["train.steps=2", "train.warmup_steps=1"]
+    return start(config, few, run_dir=run, resume="auto", ranks=None)
+
+
+def test_the_configuration_trains(tmp_path: Path) -> None:
+    shops().to_parquet("shops.parquet")
+    main(["init", "shops.parquet", "mine.yaml"])
+    text = (tmp_path / "mine.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace("shops.parquet", f"{tmp_path}/shops.parquet"))
+    assert ranks.run(_train, 1, tmp_path / "mine.yaml") == [0]
+    assert len(read_metrics(tmp_path / "mine" / "metrics.jsonl")) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.head(19), "it has 19 rows; at least 20 are needed"),
+        (lambda t: t[["date"]], "has no numeric column to forecast"),
+        (lambda t: t.iloc[::-1], "sort the file by time"),
+        (lambda t: pd.concat([t, t]), "no single column tells the series apart"),
+        (
+            lambda t: t.assign(load=t["load"].astype(str).where(t.index != 5, "five")),
+            "row 6, column load: 'five' is not a number",
+        ),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_refused(
+    change: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(pd.DataFrame({"date": times(400, "h"), "load": values(400)})).to_csv("x.csv")
+    with pytest.raises(SystemExit) as ended:
+        main(["init", "x.csv"])
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert message in said.err and said.err.count("\n") == 1
+    assert not (tmp_path / "x.yaml").exists()
+
+
+def test_a_file_that_is_there_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shops().to_csv("x.csv", index=False)
+    (tmp_path / "x.yaml").write_text("mine\n")
+    with pytest.raises(SystemExit):
+        main(["init", "x.csv"])
+    assert "x.yaml is there already; name another: forescale init x.csv CONFIG" in (
+        capsys.readouterr().err
+    )
+    assert (tmp_path / "x.yaml").read_text() == "mine\n"
+
+
+@pytest.mark.parametrize(
+    "value", ["a", "a b", "no", "1e3", "#c", "2024-01-01", "null", "ä: b", "[x", 'a"b', "./x.csv"]
+)
+def test_names_are_read_back(value: str) -> None:
+    assert parse_value(as_yaml([value, 1, 0.5])) == [value, 1, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("interval", "words"),
+    [("1min", "minute"), ("15min", "15 minutes"), ("6h", "6 hours"), ("0.5s", "0.5 seconds")],
+)
+def test_intervals_are_told_in_words(interval: str, words: str) -> None:
+    assert span(pd.Timedelta(interval)) == words
