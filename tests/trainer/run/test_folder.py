@@ -36,6 +36,7 @@ def test_a_run_folder_of_another_configuration_is_refused(
     settings = tiny(data__rows=800)
     run.config_file.write_text(yaml.safe_dump(settings.settings.model_dump()))
     prepare(tiny(data__rows=800, parallel__pipeline=2, train__steps=3), run_dir=run.path, world=2)
+    prepare(tiny(data__rows=800, data__score_every=7), run_dir=run.path)  # changes no step
     with pytest.raises(UserError, match=message):
         prepare(tiny(**{"data__rows": 800, **change}), run_dir=run.path)
     with pytest.raises(UserError, match="holds a run already"):
