@@ -75,7 +75,7 @@ def stop_on_signal(
 
     Python handles signals in the main thread only: in another thread none is handled.
     """
-    request = request or StopRequest()
+    request = StopRequest() if request is None else request
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

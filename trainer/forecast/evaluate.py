@@ -132,6 +132,7 @@ def evaluate(
         for slot, wanted in enumerate(keep):
             if wanted in index:
                 kept[slot] = prediction[int(np.flatnonzero(index == wanted)[0])]
+    progress(len(scored), len(scored))
     if mesh is not None:
         seen = float(mesh.sees_output)
         sums = sum_over_ranks(mesh, torch.from_numpy(sums) * seen).cpu().numpy()
