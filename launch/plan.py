@@ -114,6 +114,7 @@ def explain(
         offloaded=settings.parallel.offload_optimizer == "cpu",
         recomputed=settings.parallel.activation_checkpointing != "none",
     )
+    costs = stage_costs(network, work)
     return Explanation(
         plan,
         work,
@@ -121,8 +122,8 @@ def explain(
         active_parameters(settings.model, shape),
         node,
         node_spans(layout, node),
-        stage_costs(network, work),
-        traffic(network, work),
+        costs,
+        traffic(network, work, costs),
     )
 
 

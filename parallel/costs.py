@@ -6,7 +6,7 @@ docs/parallel.md has the formulas in words, and tests count them in real runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -120,18 +120,19 @@ def _alike(dense: int, experts: int, layout: Layout) -> tuple[tuple[int, int], t
     return (dense, layout.data), (experts, layout.stage // layout.expert)
 
 
-def traffic(network: TimeSeriesTransformer, work: Work) -> list[dict[str, float]]:
+def traffic(
+    network: TimeSeriesTransformer, work: Work, costs: Sequence[StageCosts]
+) -> list[dict[str, float]]:
     """Return for each stage the bytes that a rank hands to collectives in a step, by axis.
 
-    Evaluation and checkpoints are left out.
+    `costs` are those of the stages. Evaluation and checkpoints are left out.
     """
-    stages = split_layers(network, work.layout.pipeline)
-    costs = stage_costs(network, work)
+    tied = tied_modules([cost.layers for cost in costs])
     sent = []
-    for number, (layers, cost) in enumerate(zip(stages, costs, strict=True)):
+    for number, cost in enumerate(costs):
         per_micro_batch = {"tensor": 0.0, "expert": 0.0}
         rows = work.micro_batch * network.rows_per_sample
-        for layer in (layer for layer in layers if layer.is_block):
+        for layer in (layer for layer in cost.layers if layer.is_block):
             block = network.get_submodule(layer.modules[0])
             tokens, memory = rows * layer.tokens[0], rows * layer.memory
             for axis, elements in _block(network, block, tokens, memory, work).items():
@@ -142,7 +143,7 @@ def traffic(network: TimeSeriesTransformer, work: Work) -> list[dict[str, float]
             | {
                 "pipeline": size * _boundaries(network, rows, number, work.layout.pipeline),
                 "data": _data(cost, work),
-                "tied": _tied(network, stages, number, work.layout),
+                "tied": _tied(network, tied, number, work.layout),
             }
         )
     return sent
@@ -204,12 +205,15 @@ def _data(cost: StageCosts, work: Work) -> float:
 
 
 def _tied(
-    network: TimeSeriesTransformer, stages: list[list[Layer]], number: int, layout: Layout
+    network: TimeSeriesTransformer, tied: dict[str, list[int]], number: int, layout: Layout
 ) -> float:
-    """Return the bytes of gradients of weights that several stages hold, summed once a step."""
+    """Return the bytes of gradients of weights that several stages hold, summed once a step.
+
+    `tied` has the stages that hold such a module.
+    """
     total = 0
     here = layout.coordinates(number * layout.stage)
-    for name, holders in tied_modules(stages).items():
+    for name, holders in tied.items():
         if number in holders:
             for leaf, parameter in network.get_submodule(name).named_parameters():
                 shard = shard_of(f"{name}.{leaf}", parameter.shape, layout, here)

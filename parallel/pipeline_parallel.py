@@ -19,19 +19,34 @@ from parallel.mesh import Mesh
 
 
 def balance(costs: Sequence[float], stages: int) -> list[range]:
-    """Return `stages` consecutive, non-empty ranges of `costs` whose largest sum is smallest."""
+    """Return `stages` consecutive, non-empty ranges of `costs` whose largest sum is smallest.
+
+    Of equally good ranges the later ones are the longer ones. Costs are positive; it takes
+    O(stages * len(costs)).
+    """
     sums = [0.0, *accumulate(costs)]
-    best: dict[tuple[int, int], tuple[float, int]] = {(0, 0): (0.0, 0)}
-    for stage in range(1, stages + 1):
-        for end in range(stage, len(costs) + 1):
-            best[stage, end] = min(
-                (max(best[stage - 1, start][0], sums[end] - sums[start]), start)
-                for start in range(stage - 1, end)
-                if (stage - 1, start) in best
-            )
+    largest = sums
+    """Number of first costs -> the smallest largest sum of so many ranges of them."""
+    starts: list[list[int]] = []
+    """Number of first costs -> where the last of the ranges begins, one list for each cut."""
+    for stage in range(1, stages):
+        before, start = largest, stage
+        largest, begins = list(sums), [0] * len(sums)
+        for end in range(stage + 1, len(sums)):
+            # A later start makes this range's sum smaller and those before it larger, and the best
+            # start is never before the best one of a smaller `end`.
+            best = max(before[start], sums[end] - sums[start])
+            while start + 1 < end:
+                later = max(before[start + 1], sums[end] - sums[start + 1])
+                if later >= best:
+                    break
+                best, start = later, start + 1
+            largest[end], begins[end] = best, start
+        starts.append(begins)
     cuts = [len(costs)]
-    for stage in range(stages, 0, -1):
-        cuts.append(best[stage, cuts[-1]][1])
+    for begins in reversed(starts):
+        cuts.append(begins[cuts[-1]])
+    cuts.append(0)
     return [range(start, end) for start, end in zip(cuts[:0:-1], cuts[-2::-1], strict=True)]
 
 

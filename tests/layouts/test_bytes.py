@@ -124,7 +124,8 @@ def test_bytes_and_parameters_of_a_rank_are_the_formulas(
         weight_bytes=2 if train.precision == "bf16" else 4,
         recomputed=parallel.activation_checkpointing != "none",
     )
-    costs, expected = stage_costs(network, work), traffic(network, work)
+    costs = stage_costs(network, work)
+    expected = traffic(network, work, costs)
     for stage, members in enumerate(layout.stage_groups()):
         assert {counted[rank][1] for rank in members} == {costs[stage].dense + costs[stage].experts}
     sums = {
