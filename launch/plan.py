@@ -17,8 +17,10 @@ from rich.table import Table
 
 from launch.output import print_json, showing_log
 from parallel.layout import Layout
+from trainer.config.sizes import weight_bytes
 
 if TYPE_CHECKING:
+    from model.network import TimeSeriesTransformer
     from model.sequential import Layer
     from parallel.costs import StageCosts, Work
     from trainer.prepare import Plan
@@ -95,25 +97,16 @@ def explain(
     configuration = load(config, parse_overrides(overrides))
     plan = prepare(configuration, run_dir=run_dir, resume=resume, world=world)
     refuse_if_leased(plan.run.path, Attempt.here())
+    return explain_plan(plan, node)
 
-    import torch
 
-    from model.network import TimeSeriesTransformer
+def explain_plan(plan: Plan, node: int) -> Explanation:
+    """Compute what a plan costs, on nodes of `node` ranks."""
     from model.size import active_parameters, network_parameters
-    from parallel.costs import Work, stage_costs, traffic
+    from parallel.costs import stage_costs, traffic
 
-    settings, layout, shape = configuration.settings, plan.layout, plan.dataset.shape
-    with torch.device("meta"):
-        network = TimeSeriesTransformer(settings.model, shape)
-    work = Work(
-        layout,
-        settings.parallel.zero_stage,
-        settings.train.micro_batch_size,
-        settings.train.accumulation(layout.data),
-        weight_bytes=2 if settings.train.precision == "bf16" else 4,
-        offloaded=settings.parallel.offload_optimizer == "cpu",
-        recomputed=settings.parallel.activation_checkpointing != "none",
-    )
+    settings, layout, shape = plan.configuration.settings, plan.layout, plan.dataset.shape
+    network, work = network_and_work(plan)
     costs = stage_costs(network, work)
     return Explanation(
         plan,
@@ -124,6 +117,27 @@ def explain(
         node_spans(layout, node),
         costs,
         traffic(network, work, costs),
+    )
+
+
+def network_and_work(plan: Plan) -> tuple[TimeSeriesTransformer, Work]:
+    """Return a plan's network on the meta device, and how the run uses its layout."""
+    import torch
+
+    from model.network import TimeSeriesTransformer
+    from parallel.costs import Work
+
+    settings, layout = plan.configuration.settings, plan.layout
+    with torch.device("meta"):
+        network = TimeSeriesTransformer(settings.model, plan.dataset.shape)
+    return network, Work(
+        layout,
+        settings.parallel.zero_stage,
+        settings.train.micro_batch_size,
+        settings.train.accumulation(layout.data),
+        weight_bytes=weight_bytes(settings),
+        offloaded=settings.parallel.offload_optimizer == "cpu",
+        recomputed=settings.parallel.activation_checkpointing != "none",
     )
 
 

@@ -11,7 +11,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-PositiveInt = Annotated[int, Field(ge=1)]
+LARGEST_INT = 10**15
+"""Largest whole number that a setting takes: more of anything is a slip, and 1e308 is a number."""
+
+PositiveInt = Annotated[int, Field(ge=1, le=LARGEST_INT)]
+LayerCount = Annotated[int, Field(ge=1, le=10_000)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -46,7 +50,7 @@ class TransformerConfig(Section):
     num_kv_heads: PositiveInt | None = None
     """Number of key/value heads for grouped-query attention (Ainslie et al. 2023); must divide
     nhead. Default: nhead."""
-    num_layers: PositiveInt = 6
+    num_layers: LayerCount = 6
     """Number of layers of the encoder, and of the decoder unless num_decoder_layers is set."""
     dim_feedforward: PositiveInt = 2048
     """Hidden width of the plain MLP. SwiGLU uses 2/3 of it, rounded up to a multiple of 64, so
@@ -183,7 +187,7 @@ class ModelConfig(TransformerConfig):
     of what is known of the future, if anything is), decoder (each
     patch gives the next one, causally), or encoder_decoder (a query decoder has a query for each
     future patch)."""
-    num_decoder_layers: PositiveInt | None = None
+    num_decoder_layers: LayerCount | None = None
     """Number of decoder layers of an encoder_decoder. Default: num_layers."""
     patch_length: PositiveInt = 16
     """Number of points per patch, that is, per token; 1 makes every point a token."""

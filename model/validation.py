@@ -10,6 +10,8 @@ from model.sentences import nearest
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
 
+MAX_SHOWN = 80
+"""Most characters that are shown of a wrong value."""
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -34,8 +36,8 @@ def mistake(error: ValidationError) -> tuple[tuple[str, ...], str | None]:
         str(part) for part in first["loc"] if isinstance(part, str) and part.isidentifier()
     )
     kind, given = first["type"], first["input"]
-    if kind == "extra_forbidden":
-        return path, None
+    if kind in ("extra_forbidden", "invalid_key"):
+        return tuple(map(str, first["loc"])), None
     if kind == "value_error":
         # Our own validators name the key of their section first: "nhead: 3 heads ...".
         leaf, _, sentence = str(first["ctx"]["error"]).partition(": ")
@@ -45,6 +47,10 @@ def mistake(error: ValidationError) -> tuple[tuple[str, ...], str | None]:
         choices = expected.removeprefix("one of ").replace(" or ", ", ").split(", ")
         near = nearest(given, choices)
         expected += "" if near is None else f" (did you mean {near}?)"
+    elif kind == "too_short":
+        expected = f"at least {first['ctx']['min_length']} values"
+    elif kind == "too_long":
+        expected = f"at most {first['ctx']['max_length']} values"
     elif kind in _EXPECTED:
         expected = _EXPECTED[kind]
     else:
@@ -53,6 +59,7 @@ def mistake(error: ValidationError) -> tuple[tuple[str, ...], str | None]:
     if isinstance(given, bool) and kind != "bool_type":
         hint = "; YAML reads a bare on, off, yes and no as true and false: quote it to mean text"
     shown = "nothing" if given is None else "keys" if isinstance(given, dict) else repr(given)
+    shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}..."
     return path, f"expected {expected}, got {shown}{hint}"
 
 

@@ -210,10 +210,11 @@ class Trainer:
         """Yield this replica's part of the step's samples; all replicas' parts are the batch."""
         train, replicas = self.settings.train, self.mesh.layout.data
         size = train.micro_batch_size
-        start = (step - 1) * train.global_batch_size
-        drawn = self.dataset.draw(train.seed, start, start + train.global_batch_size)
-        for first in range(self.mesh.coordinates.data * size, len(drawn), replicas * size):
-            yield self.dataset.batch(Split.TRAIN, drawn[first : first + size])
+        begin, end = (step - 1) * train.global_batch_size, step * train.global_batch_size
+        for first in range(begin + self.mesh.coordinates.data * size, end, replicas * size):
+            yield self.dataset.batch(
+                Split.TRAIN, self.dataset.draw(train.seed, first, first + size)
+            )
 
     def _compare_ranks(self) -> Row:
         """Name slow ranks every so many steps; return what the step's row has of it."""

@@ -9,6 +9,7 @@ from model.errors import UserError
 from parallel.layout import Layout
 from trainer.config import Configuration
 from trainer.config.rules import check
+from trainer.config.sizes import check_sizes
 from trainer.data import Dataset
 from trainer.resume import Start, choose
 from trainer.run.folder import RunFolder
@@ -50,4 +51,5 @@ def prepare(
         dataset = Dataset(configuration.settings.data)
     except UserError as error:
         raise configuration.locate(error) from None
+    check_sizes(configuration, layout, dataset.shape)
     return Plan(configuration, layout, dataset, run, choose(configuration, run, dataset, resume))

@@ -8,7 +8,11 @@ from __future__ import annotations
 import sys
 from typing import Any, cast
 
+from pydantic import ValidationError
+
 from model.sentences import nearest
+from model.validation import mistake
+from trainer.config.deepspeed_section import PASSED_TO_DEEPSPEED, DeepSpeedSection, siblings
 from trainer.config.load import Configuration
 from trainer.config.settings import Settings
 
@@ -34,31 +38,6 @@ OWNED_BY_FORESCALE = {
     "steps_per_print": "logging.every",
 }
 """Keys of DeepSpeed's configuration that Forescale owns -> the setting that decides each."""
-
-PASSED_TO_DEEPSPEED: dict[str, type] = {
-    "comms_logger": dict,
-    "dump_state": bool,
-    "flops_profiler": dict,
-    "memory_breakdown": bool,
-    "timers": dict,
-    "wall_clock_breakdown": bool,
-    "zero_optimization.allgather_bucket_size": int,
-    "zero_optimization.allgather_partitions": bool,
-    "zero_optimization.contiguous_gradients": bool,
-    "zero_optimization.overlap_comm": bool,
-    "zero_optimization.reduce_bucket_size": int,
-    "zero_optimization.reduce_scatter": bool,
-    "zero_optimization.round_robin_gradients": bool,
-    "zero_optimization.stage3_max_live_parameters": int,
-    "zero_optimization.stage3_max_reuse_distance": int,
-    "zero_optimization.stage3_param_persistence_threshold": int,
-    "zero_optimization.stage3_prefetch_bucket_size": int,
-    "zero_optimization.use_multi_rank_bucket_allreduce": bool,
-}
-"""Keys that a configuration may add -> their types. None of them changes a result."""
-
-_IN_WORDS = {dict: "keys below it", bool: "true or false", int: "a whole number"}
-"""Types -> what an error calls a value of them."""
 
 
 def deepspeed_config(settings: Settings, accumulation: int) -> dict[str, Any]:
@@ -96,7 +75,10 @@ def _merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_deepspeed(configuration: Configuration) -> None:
-    """Raise UserError for a key of the section `deepspeed` that is not a user's to set."""
+    """Raise UserError for a key of the section `deepspeed` that is not a user's to set.
+
+    So that no rank dies of it, also for a value that DeepSpeed would refuse.
+    """
     content = configuration.settings.deepspeed
     zero = content.get("zero_optimization", {})
     keys = {key: value for key, value in content.items() if key != "zero_optimization"}
@@ -104,7 +86,7 @@ def check_deepspeed(configuration: Configuration) -> None:
         keys |= {f"zero_optimization.{key}": value for key, value in zero.items()}
     else:
         keys["zero_optimization"] = zero
-    for key, value in keys.items():
+    for key in keys:
         name = f"deepspeed.{key}"
         if key in OWNED_BY_FORESCALE:
             raise configuration.error(
@@ -114,6 +96,10 @@ def check_deepspeed(configuration: Configuration) -> None:
             near = nearest(key, PASSED_TO_DEEPSPEED)
             hint = f"did you mean {near}?" if near else ", ".join(PASSED_TO_DEEPSPEED)
             raise configuration.error(name, f"this cannot be passed on to DeepSpeed; {hint}")
-        if type(value) is not PASSED_TO_DEEPSPEED[key]:
-            wanted = _IN_WORDS.get(PASSED_TO_DEEPSPEED[key], "text")
-            raise configuration.error(name, f"expected {wanted}, got {value!r}")
+    try:
+        DeepSpeedSection.model_validate(content)
+    except ValidationError as error:
+        path, sentence = mistake(error)
+        if sentence is None:
+            sentence = f"DeepSpeed has no such key; there are {', '.join(siblings(path))}"
+        raise configuration.error(".".join(("deepspeed", *path)), sentence) from None

@@ -136,7 +136,7 @@ def _check_tensor(configuration: Configuration) -> None:
     model, parallel = configuration.settings.model, configuration.settings.parallel
     tensor, shared = parallel.tensor, _heads_and_width(model, parallel.expert)
     if shared % tensor:
-        fitting = [n for n in divisors(shared) if n < tensor]
+        fitting = [n for n in range(1, min(tensor, shared + 1)) if shared % n == 0]
         raise configuration.error(
             "parallel.tensor",
             f"{tensor} ranks cannot share {model.kv_heads} key/value heads (model.num_kv_heads or "
@@ -152,7 +152,8 @@ def _check_batches(configuration: Configuration, layout: Layout) -> None:
         return
     per_round = micro * data
     near = sorted({max(1, total // per_round) * per_round, -(-total // per_round) * per_round})
-    micros = [m for m in range(1, micro + 1) if total % (m * data) == 0]
+    # Of sizes beyond every machine's a far smaller one is offered.
+    micros = [m for m in range(1, min(micro, 10_000) + 1) if total % (m * data) == 0]
     way_out = f"train.global_batch_size={' or '.join(str(n) for n in near)}"
     if micros:
         way_out += f" or train.micro_batch_size={micros[-1]}"

@@ -10,8 +10,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from model.config import CALENDAR_SIZES, ModelConfig, PositiveInt, Section
+from model.config import CALENDAR_SIZES, LARGEST_INT, ModelConfig, PositiveInt, Section
 
+NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST_INT)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 OffIsNone = BeforeValidator(lambda value: "none" if value is False else value)
 """Validator that takes false for none: YAML reads a bare `off` as false."""
@@ -168,7 +169,7 @@ class TrainConfig(Section):
     """AdamW's peak learning rate."""
     final_learning_rate: Fraction = 0.0
     """Learning rate at the cosine's end, as a share of learning_rate."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    warmup_steps: NonNegativeInt = 100
     """Steps of linear warm-up before the cosine."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay of matrices; norms and biases have none."""
@@ -198,7 +199,7 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; the last step always has one."""
     keep: PositiveInt = 3
     """Number of newest checkpoints that stay."""
-    keep_every: Annotated[int, Field(ge=0)] = 0
+    keep_every: NonNegativeInt = 0
     """Number of steps at whose multiples checkpoints stay for good; 0: none does."""
     asynchronous: bool = True
     """Whether checkpoints are written while training continues, from a copy of the state in the
@@ -208,7 +209,7 @@ class CheckpointConfig(Section):
 class FaultsConfig(Section):
     """Detection of faults, and their consequences."""
 
-    hang_seconds: Annotated[float, Field(ge=0)] = 300.0
+    hang_seconds: Annotated[float, Field(ge=0, le=1e9)] = 300.0
     """Seconds without progress of some rank after which a run reports which ranks wait for which,
     and ends, to be started again; 0: never."""
     max_skipped_steps: PositiveInt = 10
@@ -228,7 +229,7 @@ class LoggingConfig(Section):
     every: PositiveInt = 10
     """Steps between progress lines where the output is no terminal, and between comparisons of
     the ranks' attention times."""
-    validate_every: Annotated[int, Field(ge=0)] = 0
+    validate_every: NonNegativeInt = 0
     """Steps between passes over the validation windows; 0: never."""
     tensorboard: bool = True
     """Whether TensorBoard event files are written into the run folder."""

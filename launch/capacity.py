@@ -1,0 +1,75 @@
+"""Whether this machine can hold what its ranks do, found before they meet.
+
+Weights, gradients and the optimizer's states are known by formula. Without this check a run would
+end in a traceback of the allocator, or be killed by the system without a word.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psutil
+
+from launch.cluster_environment import ClusterEnvironment
+from launch.machine import GIB
+from launch.plan import network_and_work
+from model.errors import UserError
+from trainer.config.sizes import micro_batch_bytes, weight_bytes
+
+if TYPE_CHECKING:
+    from parallel.costs import StageCosts
+    from trainer.prepare import Plan
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A memory of this machine, and what its ranks need of it at least, in bytes."""
+
+    name: str
+    size: float
+    needed: float
+
+
+def check_memory(plan: Plan, here: ClusterEnvironment) -> None:
+    """Raise UserError where the ranks of this machine need more memory than it has."""
+    from parallel.costs import stage_costs
+
+    settings = plan.configuration.settings
+    costs = stage_costs(*network_and_work(plan))
+    first = here.rank - here.local_rank
+    ranks = range(max(0, first), min(first + here.local_world, plan.layout.world))
+    stages = [costs[plan.layout.coordinates(rank).pipeline] for rank in ranks]
+    batch = micro_batch_bytes(settings, plan.dataset.shape)
+    memories = _memories(stages, batch, here.local_rank)
+    for memory in memories:
+        if memory.needed > memory.size:
+            raise UserError(
+                f"{memory.name} has {memory.size / GIB:.3g} GiB of memory, and its ranks need at "
+                f"least {memory.needed / GIB:.3g} GiB for weights, gradients, optimizer and a "
+                "micro-batch; use a smaller network, train.precision=bf16, or more machines with "
+                "parallel.pipeline, parallel.tensor or parallel.zero_stage=3"
+            )
+    bucket = settings.deepspeed.get("zero_optimization", {}).get("reduce_bucket_size", 0)
+    if bucket * weight_bytes(settings) > memories[0].size:
+        raise plan.configuration.error(
+            "deepspeed.zero_optimization.reduce_bucket_size",
+            f"{bucket} elements are more than {memories[0].name} can hold; DeepSpeed's default is "
+            "500000000",
+        )
+
+
+def _memories(stages: list[StageCosts], batch: int, local_rank: int) -> list[Memory]:
+    """Return this rank's device's memory, and the host's, for ranks of `stages`."""
+    import torch
+
+    hosted = sum(stage.host for stage in stages)
+    host = float(psutil.virtual_memory().total + psutil.swap_memory().total)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not gpus:
+        needed = sum(stage.total + batch for stage in stages)
+        return [Memory("this machine", host, needed + hosted)]
+    index = local_rank % gpus
+    needed = sum(stage.total + batch for stage in stages[index::gpus])
+    size = float(torch.cuda.get_device_properties(index).total_memory)
+    return [Memory(f"GPU {index}", size, needed), Memory("this machine", host, hosted)]

@@ -1,0 +1,59 @@
+"""What this machine's memory cannot hold is refused before a rank begins, in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import forescale
+from launch.capacity import check_memory
+from launch.cluster_environment import ClusterEnvironment
+from model.errors import UserError
+from tests.launch.test_cli import TRAIN, refused
+from tests.settings import TINY, planned
+
+LEARNED = {"model.position": "learned"}
+WIDE = {**LEARNED, "model.max_seq_len": 10**10}
+"""A table of 6.4e11 parameters: 12 TiB with gradients and optimizer."""
+
+
+def check(tmp_path: Path, changes: dict[str, Any], world: int = 1, rank: int = 0) -> None:
+    here = ClusterEnvironment(rank=rank, local_rank=rank, world=world, local_world=world)
+    check_memory(planned(tmp_path / "run", {"data.rows": 800, **changes}, world), here)
+
+
+def test_a_run_that_this_machine_cannot_hold_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    changes = ["model.position=learned", "model.max_seq_len=10000000000"]
+    said = refused([*TRAIN, *changes, "--run-dir", str(run)], capsys)
+    assert "this machine has" in said and "its ranks need at least 1.19e+04 GiB" in said
+    assert not run.exists()
+    with pytest.raises(UserError, match="this machine has"):
+        forescale.train(TINY, run_dir=run, **WIDE)
+    assert not run.exists()
+
+
+def test_all_ranks_of_this_machine_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    class Memory:
+        total = 40 * 2**20
+
+    monkeypatch.setattr(psutil, "virtual_memory", Memory)
+    monkeypatch.setattr(psutil, "swap_memory", lambda: type("Swap", (), {"total": 0}))
+    changes = {"model.d_model": 128, "model.nhead": 4}
+    check(tmp_path, changes)
+    for rank in range(4):
+        with pytest.raises(UserError, match=r"this machine has 0\.0391 GiB"):
+            check(tmp_path, changes, world=4, rank=rank)
+
+
+def test_a_bucket_that_this_machine_cannot_hold_is_refused(tmp_path: Path) -> None:
+    key = "deepspeed.zero_optimization.reduce_bucket_size"
+    with pytest.raises(UserError, match=f"{key}: 68719476736 elements are more than"):
+        check(tmp_path, {key: 2**36})
+    check(tmp_path, {key: 10**8})
