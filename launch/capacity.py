@@ -13,12 +13,12 @@ import psutil
 
 from launch.cluster_environment import ClusterEnvironment
 from launch.machine import GIB
-from launch.plan import network_and_work
 from model.errors import UserError
 from trainer.config.sizes import micro_batch_bytes, weight_bytes
 
 if TYPE_CHECKING:
-    from parallel.costs import StageCosts
+    from model.network import TimeSeriesTransformer
+    from parallel.costs import StageCosts, Work
     from trainer.prepare import Plan
 
 
@@ -29,6 +29,27 @@ class Memory:
     name: str
     size: float
     needed: float
+
+
+def network_and_work(plan: Plan) -> tuple[TimeSeriesTransformer, Work]:
+    """Return a plan's network on the meta device, and how the run uses its layout."""
+    import torch
+
+    from model.network import TimeSeriesTransformer
+    from parallel.costs import Work
+
+    settings, layout = plan.configuration.settings, plan.layout
+    with torch.device("meta"):
+        network = TimeSeriesTransformer(settings.model, plan.dataset.shape)
+    return network, Work(
+        layout,
+        settings.parallel.zero_stage,
+        settings.train.micro_batch_size,
+        settings.train.accumulation(layout.data),
+        weight_bytes=weight_bytes(settings),
+        offloaded=settings.parallel.offload_optimizer == "cpu",
+        recomputed=settings.parallel.activation_checkpointing != "none",
+    )
 
 
 def check_memory(plan: Plan, here: ClusterEnvironment) -> None:

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from launch.capacity import network_and_work
 from launch.output import print_json, showing_log
 from parallel.layout import Layout
-from trainer.config.sizes import weight_bytes
 
 if TYPE_CHECKING:
-    from model.network import TimeSeriesTransformer
     from model.sequential import Layer
     from parallel.costs import StageCosts, Work
     from trainer.prepare import Plan
@@ -117,27 +116,6 @@ def explain_plan(plan: Plan, node: int) -> Explanation:
         node_spans(layout, node),
         costs,
         traffic(network, work, costs),
-    )
-
-
-def network_and_work(plan: Plan) -> tuple[TimeSeriesTransformer, Work]:
-    """Return a plan's network on the meta device, and how the run uses its layout."""
-    import torch
-
-    from model.network import TimeSeriesTransformer
-    from parallel.costs import Work
-
-    settings, layout = plan.configuration.settings, plan.layout
-    with torch.device("meta"):
-        network = TimeSeriesTransformer(settings.model, plan.dataset.shape)
-    return network, Work(
-        layout,
-        settings.parallel.zero_stage,
-        settings.train.micro_batch_size,
-        settings.train.accumulation(layout.data),
-        weight_bytes=weight_bytes(settings),
-        offloaded=settings.parallel.offload_optimizer == "cpu",
-        recomputed=settings.parallel.activation_checkpointing != "none",
     )
 
 

@@ -40,14 +40,13 @@ def start(
             configuration = load(config, parse_overrides(overrides))
             world = ranks or cluster.world
             plan = prepare(configuration, run_dir=run_dir, resume=resume, world=world)
-            trains_here = ranks is None or ranks == 1 or plan.start.is_done
-            if trains_here and not plan.start.is_done:
+            if (ranks is None or ranks == 1) and not plan.start.is_done:
                 check_memory(plan, cluster)
         except UserError as error:
             if cluster.rank == 0:
                 raise
             return _report(cluster, error)
-        if trains_here:
+        if ranks is None or ranks == 1 or plan.start.is_done:
             return _train(plan, cluster, stop)
         refuse_if_leased(plan.run.path, Attempt.here())  # here rather than in a rank
         from launch.local_ranks import launch

@@ -16,6 +16,7 @@ from model.errors import DivergedError, LeaseLostError
 from parallel.collectives import any_of, any_rank, join_records
 from parallel.mesh import Mesh
 from trainer.checkpoint.saver import Saver
+from trainer.config.load import flat
 from trainer.data import Split
 from trainer.data.dataset import WindowBatch
 from trainer.engine.engine import CHUNK, Engine
@@ -29,6 +30,8 @@ from trainer.forecast.report import draw, pictured_windows, print_table
 from trainer.logs.log import Warnings, log
 from trainer.logs.metrics import MetricsLog, Row
 from trainer.logs.progress import ScoringProgress, TrainingProgress
+from trainer.logs.sink import RunDescription
+from trainer.logs.sinks import Sinks
 from trainer.prepare import Plan
 from trainer.run.control_files import ControlFiles, Requests
 from trainer.run.folder import DONE_MARKER, SAVED_MARKER
@@ -97,7 +100,13 @@ class Trainer:
             if self.mesh.is_main:
                 run = self.plan.run
                 board = run.tensorboard_folder if self.settings.logging.tensorboard else None
-                metrics = MetricsLog(run.metrics_file, self.steps_done, tensorboard=board)
+                sinks = Sinks(
+                    self.settings.logging.sinks,
+                    RunDescription(run.path, flat(self.settings.model_dump())),
+                )
+                metrics = MetricsLog(
+                    run.metrics_file, self.steps_done, tensorboard=board, sinks=sinks
+                )
                 stack.enter_context(metrics)
             for part in (self._catch_up, self._train, self._finish):
                 if part(metrics) is Outcome.SAVED:

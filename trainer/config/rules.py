@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from math import gcd
 
 from model.config import ModelConfig
 from parallel.layout import Layout
 from trainer.config.deepspeed_config import check_deepspeed
 from trainer.config.load import Configuration
+from trainer.logs.sinks import is_installed
 
 
 def check(configuration: Configuration, world: int) -> Layout:
@@ -18,6 +20,7 @@ def check(configuration: Configuration, world: int) -> Layout:
     _check_tensor(configuration)
     _check_batches(configuration, layout)
     _check_lengths(configuration)
+    _check_sinks(configuration)
     check_deepspeed(configuration)
     return layout
 
@@ -162,3 +165,13 @@ def _check_batches(configuration: Configuration, layout: Layout) -> None:
         f"{total} = micro_batch_size {micro} x data-parallel ranks {data} x accumulation "
         f"{total / per_round:.4g}, and accumulation must be whole; use {way_out}",
     )
+
+
+def _check_sinks(configuration: Configuration) -> None:
+    for name in configuration.settings.logging.sinks:
+        if not is_installed(name):
+            raise configuration.error(
+                "logging.sinks",
+                f"{name} is not installed for {sys.executable}; pip install {name} there, or "
+                "leave it out",
+            )

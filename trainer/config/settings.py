@@ -233,6 +233,9 @@ class LoggingConfig(Section):
     """Steps between passes over the validation windows; 0: never."""
     tensorboard: bool = True
     """Whether TensorBoard event files are written into the run folder."""
+    sinks: list[Literal["wandb", "mlflow"]] = []
+    """Further places for the metrics: Weights & Biases (extra `wandb`) and MLflow (extra `mlflow`),
+    set up by their own environment variables, such as WANDB_MODE and MLFLOW_TRACKING_URI."""
 
 
 class Settings(Section):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from trainer.logs.log import log
+from trainer.logs.sink import scalars
 
 GROUPS = {
     "loss": ("loss", "validation_mse"),
@@ -60,9 +60,8 @@ class Board:
 
     def write(self, row: dict[str, Any]) -> None:
         """Write a row's numbers, those of a list under names of their own."""
-        for name, value in row.items():
-            for tag, number in _scalars(name, value):
-                self._try("add_scalar", tag, number, int(row["step"]))
+        for name, number in scalars(row).items():
+            self._try("add_scalar", _tag(name), number, int(row["step"]))
 
     def close(self) -> None:
         """Close the files."""
@@ -82,14 +81,9 @@ class Board:
             self._writer = None
 
 
-def _scalars(name: str, value: Any) -> Iterator[tuple[str, float]]:
-    """Yield the tags and numbers of a metric."""
-    if name == "step":
-        return
-    group = next((group for group, names in GROUPS.items() if name in names), None)
-    tag = f"{group or ('routing' if '/' in name else 'run')}/{name}"
-    if isinstance(value, list):
-        for index, part in enumerate(value):
-            yield f"{tag}/{index}", part
-    else:
-        yield tag, value
+def _tag(name: str) -> str:
+    """Return the group and name of a metric; a list's numbers have names such as `name/0`."""
+    metric, _, number = name.rpartition("/")
+    whole = metric if number.isdigit() else name
+    group = next((group for group, names in GROUPS.items() if whole in names), None)
+    return f"{group or ('routing' if '/' in whole else 'run')}/{name}"

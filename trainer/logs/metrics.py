@@ -12,6 +12,7 @@ from typing import Any
 from trainer.files import sync
 from trainer.logs.board import Board
 from trainer.logs.log import log
+from trainer.logs.sinks import Sinks
 
 Row = dict[str, Any]
 """Numbers of a step by name; a list holds one number for each expert or rank."""
@@ -33,14 +34,21 @@ def read_metrics(path: Path) -> list[Row]:
 
 
 class MetricsLog:
-    """Appends rows to a metrics file, and writes them to the folder `tensorboard`, if there is one.
+    """Appends rows to a metrics file, and writes them to the folder `tensorboard` and to `sinks`.
 
     A resumed run continues the file with no step missing and none twice. Rows that a full disk does
     not take are kept in memory until it does, and no checkpoint is committed before them.
     """
 
-    def __init__(self, path: Path, steps_done: int, *, tensorboard: Path | None = None) -> None:
-        self._path = path
+    def __init__(
+        self,
+        path: Path,
+        steps_done: int,
+        *,
+        tensorboard: Path | None = None,
+        sinks: Sinks | None = None,
+    ) -> None:
+        self._path, self._sinks = path, sinks
         kept = [row for row in read_metrics(path) if row["step"] <= steps_done]
         self.last: Row | None = kept[-1] if kept else None
         missing = steps_done - len(kept)
@@ -58,14 +66,16 @@ class MetricsLog:
     def __enter__(self) -> MetricsLog:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(failed=kind is not None)
 
     def write(self, row: Row) -> None:
         """Append a step's row."""
         self._append(row)
         if self._board is not None:
             self._board.write(row)
+        if self._sinks is not None:
+            self._sinks.write(row)
 
     def complete(self, row: Row) -> None:
         """Replace the last row by `row`, which has more numbers of the same step."""
@@ -77,6 +87,8 @@ class MetricsLog:
         added = {name: value for name, value in row.items() if name not in before}
         if self._board is not None:
             self._board.write({"step": row["step"], **added})
+        if self._sinks is not None:
+            self._sinks.write({"step": row["step"], **added})
 
     def _append(self, row: Row) -> None:
         self.last = row
@@ -112,11 +124,13 @@ class MetricsLog:
         self._flush()
         os.fsync(self._file)
 
-    def close(self) -> None:
-        """Close the files."""
+    def close(self, *, failed: bool = False) -> None:
+        """Close the files, and the sinks of a run that has `failed` or not."""
         os.close(self._file)
         if self._board is not None:
             self._board.close()
+        if self._sinks is not None:
+            self._sinks.close(failed=failed)
 
 
 def _line(row: Row) -> str:
