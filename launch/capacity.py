@@ -58,11 +58,12 @@ def check_memory(plan: Plan, here: ClusterEnvironment) -> None:
 
     settings = plan.configuration.settings
     costs = stage_costs(*network_and_work(plan))
-    first = here.rank - here.local_rank
-    ranks = range(max(0, first), min(first + here.local_world, plan.layout.world))
-    stages = [costs[plan.layout.coordinates(rank).pipeline] for rank in ranks]
+    first, layout = here.rank - here.local_rank, plan.layout
+    ranks = range(max(0, first), min(first + here.local_world, layout.world))
+    local = [costs[layout.coordinates(rank).pipeline] for rank in ranks]
+    own = costs[layout.coordinates(here.rank).pipeline]
     batch = micro_batch_bytes(settings, plan.dataset.shape)
-    memories = _memories(stages, batch, here.local_rank)
+    memories = _memories(own, local, batch, here.local_rank)
     for memory in memories:
         if memory.needed > memory.size:
             raise UserError(
@@ -80,17 +81,21 @@ def check_memory(plan: Plan, here: ClusterEnvironment) -> None:
         )
 
 
-def _memories(stages: list[StageCosts], batch: int, local_rank: int) -> list[Memory]:
-    """Return this rank's device's memory, and the host's, for ranks of `stages`."""
+def _memories(
+    own: StageCosts, local: list[StageCosts], batch: int, local_rank: int
+) -> list[Memory]:
+    """Return the memory of this rank's device, and the host's.
+
+    `own` is this rank's stage, `local` those of all ranks of this machine. Of a GPU only this
+    rank's part is counted: others may have hidden theirs from it.
+    """
     import torch
 
-    hosted = sum(stage.host for stage in stages)
+    hosted = sum(stage.host for stage in local)
     host = float(psutil.virtual_memory().total + psutil.swap_memory().total)
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not gpus:
-        needed = sum(stage.total + batch for stage in stages)
-        return [Memory("this machine", host, needed + hosted)]
-    index = local_rank % gpus
-    needed = sum(stage.total + batch for stage in stages[index::gpus])
+    if not torch.cuda.is_available():
+        needed = sum(stage.total + batch for stage in local) + hosted
+        return [Memory("this machine", host, needed)]
+    index = local_rank % torch.cuda.device_count()
     size = float(torch.cuda.get_device_properties(index).total_memory)
-    return [Memory(f"GPU {index}", size, needed), Memory("this machine", host, hosted)]
+    return [Memory(f"GPU {index}", size, own.total + batch), Memory("this machine", host, hosted)]

@@ -1,0 +1,42 @@
+"""The Python of docs/how-to.md runs as it is printed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import forescale
+from tests.conftest import ROOT
+from tests.settings import TINY
+
+
+def blocks() -> list[str]:
+    """Return the blocks of Python, also those in lists."""
+    text = (ROOT / "docs" / "how-to.md").read_text()
+    found = re.findall(r"^( *)```python\n(.*?)^\1```", text, re.MULTILINE | re.DOTALL)
+    return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a run of two steps in runs/tiny."""
+    folder = tmp_path_factory.mktemp("how-to")
+    (folder / "runs").mkdir()
+    settings = {"train.steps": 2, "data.rows": 800, "logging.tensorboard": False}
+    forescale.train(TINY, run_dir=folder / "runs" / "tiny", **settings)
+    return folder
+
+
+def test_there_are_blocks() -> None:
+    assert len(blocks()) >= 2
+
+
+@pytest.mark.parametrize("number", range(len(blocks())))
+def test_a_block_runs(
+    number: int, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    exec(compile(blocks()[number], f"block {number}", "exec"), {})
+    assert capsys.readouterr().out
