@@ -6,6 +6,7 @@ end in a traceback of the allocator, or be killed by the system without a word.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,13 @@ class Memory:
     name: str
     size: float
     needed: float
+
+    def shortage(self) -> str:
+        """Return that it is too small, in words."""
+        return (
+            f"{self.name} has {self.size / GIB:.3g} GiB of memory, and its ranks need at least "
+            f"{self.needed / GIB:.3g} GiB for weights, gradients, optimizer and a micro-batch"
+        )
 
 
 def network_and_work(plan: Plan) -> tuple[TimeSeriesTransformer, Work]:
@@ -57,20 +65,12 @@ def check_memory(plan: Plan, here: ClusterEnvironment) -> None:
     from parallel.costs import stage_costs
 
     settings = plan.configuration.settings
-    costs = stage_costs(*network_and_work(plan))
-    first, layout = here.rank - here.local_rank, plan.layout
-    ranks = range(max(0, first), min(first + here.local_world, layout.world))
-    local = [costs[layout.coordinates(rank).pipeline] for rank in ranks]
-    own = costs[layout.coordinates(here.rank).pipeline]
-    batch = micro_batch_bytes(settings, plan.dataset.shape)
-    memories = _memories(own, local, batch, here.local_rank)
+    memories = _memories(plan, stage_costs(*network_and_work(plan)), here)
     for memory in memories:
         if memory.needed > memory.size:
             raise UserError(
-                f"{memory.name} has {memory.size / GIB:.3g} GiB of memory, and its ranks need at "
-                f"least {memory.needed / GIB:.3g} GiB for weights, gradients, optimizer and a "
-                "micro-batch; use a smaller network, train.precision=bf16, or more machines with "
-                "parallel.pipeline, parallel.tensor or parallel.zero_stage=3"
+                f"{memory.shortage()}; use a smaller network, train.precision=bf16, or more "
+                "machines with parallel.pipeline, parallel.tensor or parallel.zero_stage=3"
             )
     bucket = settings.deepspeed.get("zero_optimization", {}).get("reduce_bucket_size", 0)
     if bucket * weight_bytes(settings) > memories[0].size:
@@ -81,21 +81,31 @@ def check_memory(plan: Plan, here: ClusterEnvironment) -> None:
         )
 
 
-def _memories(
-    own: StageCosts, local: list[StageCosts], batch: int, local_rank: int
-) -> list[Memory]:
+def shortage(plan: Plan, costs: Sequence[StageCosts], node: int) -> str | None:
+    """Return why this machine could not be a node of `node` ranks, if it could not."""
+    world = plan.layout.world
+    here = ClusterEnvironment(rank=0, local_rank=0, world=world, local_world=min(node, world))
+    short = [m for m in _memories(plan, costs, here) if m.needed > m.size]
+    return short[0].shortage() if short else None
+
+
+def _memories(plan: Plan, costs: Sequence[StageCosts], here: ClusterEnvironment) -> list[Memory]:
     """Return the memory of this rank's device, and the host's.
 
-    `own` is this rank's stage, `local` those of all ranks of this machine. Of a GPU only this
-    rank's part is counted: others may have hidden theirs from it.
+    Of a GPU only this rank's part is counted: others may have hidden theirs from it.
     """
     import torch
 
+    layout, first = plan.layout, here.rank - here.local_rank
+    ranks = range(max(0, first), min(first + here.local_world, layout.world))
+    local = [costs[layout.coordinates(rank).pipeline] for rank in ranks]
+    own = costs[layout.coordinates(here.rank).pipeline]
+    batch = micro_batch_bytes(plan.configuration.settings, plan.dataset.shape)
     hosted = sum(stage.host for stage in local)
     host = float(psutil.virtual_memory().total + psutil.swap_memory().total)
     if not torch.cuda.is_available():
         needed = sum(stage.total + batch for stage in local) + hosted
         return [Memory("this machine", host, needed)]
-    index = local_rank % torch.cuda.device_count()
+    index = here.local_rank % torch.cuda.device_count()
     size = float(torch.cuda.get_device_properties(index).total_memory)
     return [Memory(f"GPU {index}", size, own.total + batch), Memory("this machine", host, hosted)]

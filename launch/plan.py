@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from launch.capacity import network_and_work
+from launch.capacity import network_and_work, shortage
 from launch.output import print_json, showing_log
 from parallel.layout import Layout
 
@@ -217,6 +217,9 @@ def print_text(known: Explanation, console: Console) -> None:
         f"Activations come on top: of {work.micro_batch} windows at a time, in a pipeline of up to "
         f"{min(work.accumulation, layout.pipeline)} micro-batches; and DeepSpeed's buffers."
     )
+    short = shortage(plan, known.costs, known.node)
+    if short is not None:
+        console.print(f"It cannot be trained here: {short}.")
 
 
 def where_it_begins(plan: Plan) -> str:

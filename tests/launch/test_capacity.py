@@ -9,6 +9,7 @@ import pytest
 
 import forescale
 from launch.capacity import check_memory
+from launch.cli import main
 from launch.cluster_environment import ClusterEnvironment
 from model.errors import UserError
 from tests.launch.test_cli import TRAIN, refused
@@ -57,3 +58,15 @@ def test_a_bucket_that_this_machine_cannot_hold_is_refused(tmp_path: Path) -> No
     with pytest.raises(UserError, match=f"{key}: 68719476736 elements are more than"):
         check(tmp_path, {key: 2**36})
     check(tmp_path, {key: 10**8})
+
+
+def test_a_plan_tells_what_this_machine_cannot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = ["plan", "configs/tiny.yaml", "--world", "1", "--run-dir", str(tmp_path / "run")]
+    main(plan)
+    assert "cannot be trained here" not in capsys.readouterr().out
+    main([*plan, "model.position=learned", "model.max_seq_len=10000000000"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "It cannot be trained here: this machine has" in said
+    assert "and its ranks need at least 1.19e+04 GiB for weights" in said
