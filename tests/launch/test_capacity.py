@@ -42,14 +42,14 @@ def test_all_ranks_of_this_machine_count(tmp_path: Path, monkeypatch: pytest.Mon
     import psutil
 
     class Memory:
-        total = 40 * 2**20
+        total = 20 * 2**20
 
     monkeypatch.setattr(psutil, "virtual_memory", Memory)
     monkeypatch.setattr(psutil, "swap_memory", lambda: type("Swap", (), {"total": 0}))
     changes = {"model.d_model": 128, "model.nhead": 4}
     check(tmp_path, changes)
     for rank in range(4):
-        with pytest.raises(UserError, match=r"this machine has 0\.0391 GiB"):
+        with pytest.raises(UserError, match=r"this machine has 0\.0195 GiB"):
             check(tmp_path, changes, world=4, rank=rank)
 
 

@@ -40,8 +40,8 @@ def test_a_network_that_no_machine_holds_is_refused() -> None:
         ("dim_feedforward", {"dim_feedforward": 10**12}),
         ("num_experts", {"num_experts": 10**9}),
         ("freq_modes", {"att_type": "frequency", "freq_modes": 10**12}),
-        ("num_layers", {"d_model": 40_000, "num_layers": 10_000, "num_decoder_layers": 1}),
-        ("num_decoder_layers", {"d_model": 40_000, "num_decoder_layers": 10_000}),
+        ("num_layers", {"d_model": 8_000, "num_layers": 10_000, "num_decoder_layers": 1}),
+        ("num_decoder_layers", {"d_model": 8_000, "num_decoder_layers": 10_000}),
     ],
 )
 def test_the_key_that_makes_it_large_is_named(key: str, changes: dict[str, Any]) -> None:
