@@ -103,3 +103,22 @@ def check_deepspeed(configuration: Configuration) -> None:
         if sentence is None:
             sentence = f"DeepSpeed has no such key; there are {', '.join(siblings(path))}"
         raise configuration.error(".".join(("deepspeed", *path)), sentence) from None
+    _check_timers(configuration)
+
+
+def _check_timers(configuration: Configuration) -> None:
+    """Raise UserError for timers that an assertion of DeepSpeed's pipeline engine fails at."""
+    settings = configuration.settings
+    if settings.parallel.pipeline == 1:
+        return
+    profiler = settings.deepspeed.get("flops_profiler", {})
+    for key, is_on in (
+        ("wall_clock_breakdown", settings.deepspeed.get("wall_clock_breakdown", False)),
+        ("flops_profiler.enabled", profiler.get("enabled", False)),
+    ):
+        if is_on:
+            raise configuration.error(
+                f"deepspeed.{key}",
+                "DeepSpeed cannot time pipeline stages; leave it out, or profile with "
+                "parallel.pipeline=1",
+            )

@@ -84,6 +84,15 @@ class ZeroOptimization(Section):
     stage3_prefetch_bucket_size: Elements = 50_000_000
     use_multi_rank_bucket_allreduce: bool = True
 
+    @model_validator(mode="after")
+    def _partitions_stay_in_order(self) -> ZeroOptimization:
+        if self.round_robin_gradients:
+            raise ValueError(
+                "round_robin_gradients: true moves parameters to other partitions than those that "
+                "checkpoints are written by; leave it out"
+            )
+        return self
+
 
 class DeepSpeedSection(Section):
     """The whole section. None of its keys changes a result."""

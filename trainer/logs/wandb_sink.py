@@ -22,8 +22,8 @@ class WandbSink:
 
         Raises RuntimeError where nobody is logged in; W&B would ask on the terminal.
         """
-        mode = wandb.setup().settings.mode
-        if mode not in ("offline", "disabled") and not wandb.login(prompt=False):
+        is_online = wandb.setup().settings.mode not in ("offline", "disabled")
+        if is_online and not wandb.login(prompt=False):
             raise RuntimeError("nobody is logged in: run `wandb login`, or set WANDB_MODE=offline")
         self._run = wandb.init(
             id=identifier,
@@ -36,7 +36,7 @@ class WandbSink:
         # W&B's own count of steps cannot go back, as a resumed run does.
         self._run.define_metric("*", step_metric="step")
         self._run.config.update(dict(run.settings), allow_val_change=True)
-        if self._run.url:
+        if is_online:
             log.info("W&B:               %s", self._run.url)
         return str(self._run.id)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,6 +103,12 @@ def test_a_wrong_value_is_named(override: str, message: str) -> None:
         ("stage3_prefetch_bucket_size", "-1", "expected greater than or equal to 0, got -1"),
         ("overlap_comm", "auto", "expected true or false, got 'auto'"),
         ("reduce_scatter", "null", "expected true or false, got nothing"),
+        (
+            "round_robin_gradients",
+            "true",
+            "true moves parameters to other partitions than those that checkpoints are written "
+            "by; leave it out",
+        ),
     ],
 )
 def test_a_wrong_value_of_zero_is_named(key: str, value: str, message: str) -> None:
@@ -129,7 +136,7 @@ def test_no_value_of_another_kind_is_taken(key: str, tmp_path: Path) -> None:
                 check_deepspeed(load(file, {f"deepspeed.{key}": value}))
             except UserError as error:
                 assert f"deepspeed.{key}: expected " in str(error) or "written" in str(error)
-                assert kind is not bool or not is_of_type
+                assert kind is not bool or not is_of_type or key.endswith("round_robin_gradients")
             else:
                 assert is_of_type
 
@@ -151,3 +158,14 @@ def test_deepspeed_takes_what_is_taken_here() -> None:
         assert getattr(profiler, name) == default, name
     edges = {"reduce_bucket_size": 1, "allgather_bucket_size": 2, "stage3_max_live_parameters": 0}
     DeepSpeedZeroConfig(**{**zero, **edges})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("wall_clock_breakdown", True), ("flops_profiler", {"enabled": True})]
+)
+def test_timers_do_not_go_with_stages(key: str, value: Any) -> None:
+    """DeepSpeed's pipeline engine starts a timer twice, and an assertion fails."""
+    changes = {f"deepspeed.{key}": value}
+    check_deepspeed(load(TINY, changes))
+    with pytest.raises(UserError, match=rf"deepspeed\.{key}.*: DeepSpeed cannot time pipeline"):
+        check_deepspeed(load(TINY, {**changes, "parallel.pipeline": 2}))
