@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -29,17 +31,18 @@ def launch(ranks: int, arguments: Sequence[str], stop: StopRequest) -> int:
     instead: the ranks save and end by themselves, with 0, and `stop` has the signal that came here.
     A second Ctrl-C ends everything at once.
     """
+    # What `deepspeed` itself starts on each machine: starting that first would import all of
+    # DeepSpeed once more.
+    devices = json.dumps({"localhost": _devices(ranks)}).encode()
     command = [
         sys.executable,
+        "-u",
         "-m",
-        "deepspeed.launcher.runner",
+        "deepspeed.launcher.launch",
         "--quiet",
-        "--hostfile",
-        os.devnull,
-        "--num_accelerators",
-        str(ranks),
-        "--master_port",
-        str(free_port()),
+        f"--world_info={base64.urlsafe_b64encode(devices).decode()}",
+        "--master_addr=127.0.0.1",
+        f"--master_port={free_port()}",
         str(Path(__file__).with_name("train.py")),
         *arguments,
     ]
@@ -72,6 +75,17 @@ def _pass_on(process: subprocess.Popen[bytes], *, at_once: bool) -> None:
     """Signal the ranks; repeated until they end, since one that is starting has no handler yet."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL if at_once else signal.SIGUSR1)
+
+
+def _devices(ranks: int) -> list[str]:
+    """Return the ranks' devices: of those that CUDA_VISIBLE_DEVICES names, if it does, the first.
+
+    Ranks beyond the number of devices share them.
+    """
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    if not any(named):
+        return [str(rank) for rank in range(ranks)]
+    return (named + ["-1"] * ranks)[:ranks]  # -1 ends CUDA's list
 
 
 def _environment(ranks: int) -> dict[str, str]:
