@@ -40,19 +40,9 @@ def _start(rank: int, world: int, run: Path, number: int) -> int:
     return start(TINY, SETTINGS, run_dir=run, resume="auto", ranks=None)
 
 
-@pytest.mark.parametrize(
-    ("number", "world", "code"),
-    [
-        (signal.SIGINT, 1, 130),
-        (signal.SIGTERM, 2, 143),
-        (signal.SIGHUP, 1, 129),
-        (signal.SIGUSR1, 2, 0),
-    ],
-)
-def test_a_run_that_a_signal_stops_ends_with_the_signals_code_on_all_ranks(
-    number: int, world: int, code: int, tmp_path: Path
-) -> None:
-    assert ranks.run(_start, world, tmp_path / "run", number) == [code] * world
+def test_a_run_that_a_signal_stops_ends_with_the_signals_code_on_all_ranks(tmp_path: Path) -> None:
+    """Ctrl-C under --ranks is in test_processes.py."""
+    assert ranks.run(_start, 2, tmp_path / "run", signal.SIGTERM) == [143, 143]
     assert (tmp_path / "run" / "saved").exists() and not (tmp_path / "run" / "done").exists()
 
 
@@ -71,6 +61,21 @@ def _train_from_python(rank: int, world: int, run: Path) -> str:
 def test_ctrl_c_interrupts_what_follows_in_python(tmp_path: Path) -> None:
     assert ranks.run(_train_from_python, 1, tmp_path / "run") == ["interrupted"]
     assert (tmp_path / "run" / "saved").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        (signal.SIGHUP, 129),
+        (signal.SIGUSR1, 0),
+    ],
+)
+def test_each_signal_has_its_code(number: int, code: int) -> None:
+    stop = StopRequest()
+    stop(number, None)
+    assert stop.exit_code == code
 
 
 def test_the_first_signal_counts() -> None:
