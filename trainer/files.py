@@ -1,9 +1,12 @@
-"""Small files, written so that a crash leaves the old or the new content."""
+"""Small files, written so that a crash leaves the old or the new content; and users' paths."""
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
+
+from model.errors import UserError
 
 
 def write_synced(path: Path, text: str) -> None:
@@ -34,3 +37,18 @@ def sync(path: Path) -> None:
 def nearest_existing(path: Path) -> Path:
     """Return `path`, or the nearest folder above it that exists: where it would be made."""
     return next(above for above in (path, *path.parents) if above.exists())
+
+
+def check_reachable(path: Path, what: str = "") -> None:
+    """Raise UserError, beginning with `what`, for a path that the system cannot even look up.
+
+    Its name may be too long, or a folder above it closed to this user. A path where nothing is can
+    be looked up.
+    """
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
+    except (OSError, ValueError) as error:
+        shown = str(path) if len(str(path)) <= 80 else f"{str(path)[:80]}..."
+        reason = getattr(error, "strerror", None) or "it is no path"
+        raise UserError(f"{what}cannot look up {shown!r}: {reason}; choose another path") from None

@@ -11,6 +11,7 @@ from trainer.config import Configuration
 from trainer.config.rules import check
 from trainer.config.sizes import check_sizes
 from trainer.data import Dataset
+from trainer.files import check_reachable
 from trainer.resume import Start, choose
 from trainer.run.folder import RunFolder
 
@@ -47,6 +48,7 @@ def prepare(
     """
     layout = check(configuration, world)
     run = RunFolder(run_dir or Path("runs") / configuration.name)
+    check_reachable(run.path, "--run-dir: ")
     try:
         dataset = Dataset(configuration.settings.data)
     except UserError as error:

@@ -14,6 +14,7 @@ from model.errors import UserError
 from trainer.checkpoint.store import Checkpoint, Store
 from trainer.config import Configuration
 from trainer.data import Dataset
+from trainer.files import check_reachable
 from trainer.logs.log import log
 from trainer.run.control_files import refuse_if_stopped
 from trainer.run.folder import RunFolder, check_same
@@ -93,6 +94,7 @@ def _named_checkpoint(run: RunFolder, resume: str) -> Checkpoint | None:
             )
         return newest
     path = Path(resume)
+    check_reachable(path, "--resume: ")
     chosen = [c for c in Store(path.parent).committed() if c.path.name == path.name]
     if not chosen:
         raise UserError(f"--resume: {resume} is no checkpoint; they are called step-00000200")

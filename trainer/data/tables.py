@@ -15,6 +15,7 @@ from model.errors import UserError
 from model.sentences import first_line
 from trainer.config.settings import DataConfig
 from trainer.data.calendars import calendar_values, calendar_waves
+from trainer.files import check_reachable
 
 TIME_NAMES = ("time", "date", "timestamp", "datetime", "ds")
 
@@ -100,6 +101,7 @@ def read_frame(config: DataConfig) -> tuple[pd.DataFrame, str]:
     if config.source == "vic_elec":
         return _vic_elec(), "vic_elec"
     path = Path(config.source)
+    check_reachable(path, "data.source: ")
     if not path.is_file():
         raise UserError(f"data.source: there is no file {path}")
     try:

@@ -19,6 +19,7 @@ from model.validation import mistake
 from trainer.checkpoint.store import Checkpoint
 from trainer.config.settings import Settings
 from trainer.data.series_facts import SeriesFacts
+from trainer.files import check_reachable
 from trainer.run.folder import RunFolder
 from trainer.weights.export_folder import Export
 
@@ -92,6 +93,7 @@ def find(path: Path) -> WeightsSource:
     That is the newest one that is intact by its files' sizes. Raises UserError where there are no
     weights.
     """
+    check_reachable(path)
     if RunFolder(path).exists():
         newest = RunFolder(path).store.newest()
         if newest is None:
