@@ -143,7 +143,7 @@ def after_training(run: Path, code: int, saved_before: str) -> Decision:
     if (run / "stop").exists():
         return End(0, f"{run} was asked to stop")
     if (run / "saved").exists():
-        saved = (run / "saved").read_text().strip()
+        saved = (run / "saved").read_text(errors="replace").strip()
         # Saved where the attempt before had saved: no step was made.
         return Failure(EARLY) if saved == saved_before else Requeue(0, f"{saved} is saved")
     return Failure(EARLY if code == KILLED_BY_USR1 else f"the ranks ended with code {code}")
@@ -200,9 +200,9 @@ def last_step(metrics: Path) -> int:
     for line in reversed(lines):
         try:
             row = json.loads(line.decode("utf-8"))
-        except ValueError:  # cut off, or garbled
+        except (ValueError, RecursionError):  # cut off, or garbled
             continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
+        if isinstance(row, dict) and type(row.get("step")) is int:
             return int(row["step"])
     return 0
 
@@ -211,7 +211,7 @@ def parse_object(text: str) -> Dict[str, Any]:
     """Return the JSON object in what a command has printed; {} where there is none."""
     try:
         found: Dict[str, Any] = json.JSONDecoder().raw_decode(text[text.index("{") :])[0]
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found
 

@@ -1,12 +1,32 @@
-"""Small files, written so that a crash leaves the old or the new content; and users' paths."""
+"""Small files, written so that a crash leaves the old or the new content; users' paths and JSON."""
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from model.errors import UserError
+
+
+def parse_json(text: str) -> Any:
+    """Return what JSON says. Raises ValueError for all that is not JSON, however it is broken."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file says. Raises ValueError where it is broken, or OSError."""
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def is_file_name(name: str) -> bool:
+    """Return whether a file's name, or path, is of a file in the folder that it is relative to."""
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 def write_synced(path: Path, text: str) -> None:

@@ -105,7 +105,11 @@ class Trainer:
                     RunDescription(run.path, flat(self.settings.model_dump())),
                 )
                 metrics = MetricsLog(
-                    run.metrics_file, self.steps_done, tensorboard=board, sinks=sinks
+                    run.metrics_file,
+                    self.steps_done,
+                    tensorboard=board,
+                    sinks=sinks,
+                    is_continued=self.plan.start.is_own,
                 )
                 stack.enter_context(metrics)
             for part in (self._catch_up, self._train, self._finish):

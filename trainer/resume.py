@@ -47,6 +47,12 @@ class Start:
         return self.checkpoint.step if self.checkpoint else 0
 
     @property
+    def is_own(self) -> bool:
+        """Whether the steps done were made in this run folder, rather than in another one."""
+        folder = self.checkpoint.path.parent if self.checkpoint else None
+        return folder is not None and folder.resolve() == self.run.store.folder.resolve()
+
+    @property
     def is_done(self) -> bool:
         """Whether nothing is left to do in the run folder."""
         return self.run.is_done() and self.steps_done >= self.configuration.settings.train.steps
@@ -66,18 +72,32 @@ def choose(configuration: Configuration, run: RunFolder, dataset: Dataset, resum
 
     Raises UserError where the folder or the checkpoint belongs to something else.
     """
-    if resume != "auto" and is_restart(run.path, Attempt.here()):
+    is_started_again = is_restart(run.path, Attempt.here())
+    if resume != "auto" and is_started_again:
         # A job that is started again goes on with what it has begun itself.
         resume = "auto" if resume == "never" or run.store.newest() else resume
     run.check(configuration, resume)
     refuse_if_stopped(run)
     checkpoint = _named_checkpoint(run, resume)
+    if checkpoint is None and run.exists():
+        # A job's own scheduler starts it again also where a full disk took no checkpoint.
+        _refuse_to_start_over(run, by_rows=not is_started_again)
     weights = None if checkpoint else _pretrained(configuration)
     may_fall_back = resume == "auto"
     start = Start(run, configuration, dataset, checkpoint, weights, may_fall_back)
     if checkpoint is not None:
         _check_made_from_the_same(start)
     return start
+
+
+def _refuse_to_start_over(run: RunFolder, *, by_rows: bool) -> None:
+    """Raise UserError where the run has had checkpoints: its results would be written over."""
+    shown = run.had_checkpoints(by_rows=by_rows)
+    if shown is not None:
+        raise UserError(
+            f"{run.path} has run already ({shown}), and has no checkpoint any more; restore one, "
+            "name one with --resume, or choose another --run-dir to start anew"
+        )
 
 
 def _named_checkpoint(run: RunFolder, resume: str) -> Checkpoint | None:

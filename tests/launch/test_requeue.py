@@ -201,6 +201,7 @@ def test_ranks_are_given_up_shortly_before_the_time_limit() -> None:
         ('{"step": 12, "loss": null, "experts": [1, 2]}\n\n', 12),
         ('{"step": 1, "loss": 0.5}\n{"step": 2, "lo', 1),  # a row that was cut off does not count
         ('{"step": 1}\n{"note": "no step"}\n[3]\nx\n\x00', 1),
+        ('{"step": 1}\n{"step": true}\n{"step": "5"}\n' + "[" * 100_000, 1),
     ],
 )
 def test_the_last_step_is_read_from_the_last_whole_row(
@@ -229,6 +230,7 @@ def test_the_last_step_of_a_long_file_is_found(tmp_path: Path) -> None:
         ("", {}),
         ("srun: nothing\n", {}),
         ('{"is_done": tr', {}),
+        ('{"is_done": ' + "[" * 100_000, {}),
     ],
 )
 def test_the_object_in_a_commands_output_is_found(text: str, found: dict[str, object]) -> None:

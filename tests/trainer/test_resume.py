@@ -152,3 +152,68 @@ def test_two_runs_cannot_share_a_folder(finished: Path) -> None:
         pytest.raises(UserError, match="another process is training"),
     ):
         train(plan)
+
+
+def _clear(folder: Path, pattern: str) -> None:
+    for path in folder.glob(pattern):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("gone", "shown"),
+    [
+        (["checkpoints"], "done is there"),
+        (["checkpoints/step-*"], "done is there"),
+        (["done", "checkpoints/step-*"], "checkpoints/latest is there"),
+        (["done", "checkpoints"], "metrics.jsonl has 8 steps"),
+    ],
+)
+def test_a_run_whose_checkpoints_are_gone_does_not_start_over(
+    finished: Path, tmp_path: Path, gone: list[str], shown: str
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    for pattern in gone:
+        _clear(run, pattern)
+    settings = {**QUICK, "checkpoint.every": 3}
+    (run / "config.yaml").write_text(
+        (run / "config.yaml").read_text().replace("  every: 4\n", "  every: 3\n", 1)
+    )
+    held = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    with pytest.raises(UserError, match="has no checkpoint any more; restore one, name") as refused:
+        planned(run, settings)
+    assert f"({shown})" in str(refused.value)
+    assert held == {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    moved = str(finished / "checkpoints" / "step-00000004")
+    assert planned(run, {**settings, "resume": moved}).start.steps_done == 4
+    shutil.copytree(moved, run / "checkpoints" / "step-00000004")
+    assert planned(run, settings).start.steps_done == 4
+
+
+def test_a_run_whose_only_checkpoint_is_set_aside_does_not_start_over(
+    finished: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    _clear(run, "done")
+    _clear(run, "checkpoints/latest")
+    _clear(run, "checkpoints/step-00000004")
+    RunFolder(run).store.quarantine(run / "checkpoints" / "step-00000008")
+    with pytest.raises(UserError, match=r"\(checkpoints/step-00000008\.damaged is there\)"):
+        planned(run, QUICK)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_over(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever starts it again, and its scheduler also where a full disk took no checkpoint."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    _clear(run, "done")
+    _clear(run, "checkpoints")
+    assert planned(run, {**QUICK, "checkpoint.every": 4}).start.steps_done == 0
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("  every: 4\n", "  every: 1\n", 1))
+    with pytest.raises(UserError, match="has 8 steps"):
+        planned(run, QUICK)
+    (run / ".owner").write_text(json.dumps({"job": "slurm 7", "turn": [0, 0, 0]}))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert planned(run, QUICK).start.steps_done == 0

@@ -41,7 +41,7 @@ class ControlFiles:
         self._read_at = time.monotonic()
         return Requests(
             stop=self._run.stop_file.exists(),
-            save=self._run.save_file.exists(),
+            save=self._run.save_file.is_file(),
             lease_lost=not self.lease.is_held(),
         )
 

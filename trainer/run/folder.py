@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import yaml
 
 from model.errors import UserError
 from parallel.layout import Layout
-from trainer.checkpoint.store import Store
+from trainer.checkpoint.store import LATEST, Store
 from trainer.config.load import Configuration, flat, load
-from trainer.files import nearest_existing, replace, sync
+from trainer.files import nearest_existing, read_json, replace, sync
 from trainer.logs.log import log
+from trainer.logs.metrics import read_metrics
 from trainer.run.environment import environment
 
 FREE_TO_CHANGE = (
@@ -36,8 +38,12 @@ DONE_MARKER, SAVED_MARKER = "done", "saved"
 SAVE, STOP = "save", "stop"
 """Names of the control files."""
 
-WRITTEN_BY_OTHERS = ("failures", SAVE, STOP)
-"""Names of files that others write into a run folder, perhaps before the run does."""
+HANG = "hang"
+"""Name of the folder with the watchdog's report."""
+
+WRITTEN_EARLY = ("failures", SAVE, STOP, HANG)
+"""Names of what may be in a run folder before the run has begun there: others have written it, or
+a start that hung."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ class RunFolder:
     @property
     def hang_folder(self) -> Path:
         """The watchdog's report about a run that hung, and the stacks of its ranks."""
-        return self.path / "hang"
+        return self.path / HANG
 
     @property
     def save_file(self) -> Path:
@@ -110,8 +116,31 @@ class RunFolder:
             raise UserError(f"{self.path} is no run folder: it has no {self.config_file.name}")
         return load(self.config_file)
 
+    def had_checkpoints(self, *, by_rows: bool = True) -> str | None:
+        """Return what shows that the run has had checkpoints, in words; None where nothing does.
+
+        With `by_rows` that may be rows of metrics.jsonl: a run that has gone on for twice the steps
+        between checkpoints has committed the first one, unless it could not be written.
+        """
+        for name in (DONE_MARKER, SAVED_MARKER):
+            if (self.path / name).exists():
+                return f"{name} is there"
+        folder = self.store.folder
+        with suppress(OSError):
+            damaged = sorted(path.name for path in folder.iterdir() if path.suffix == ".damaged")
+            if damaged:
+                return f"{folder.name}/{damaged[-1]} is there"
+            if (folder / LATEST).exists():
+                return f"{folder.name}/{LATEST} is there"
+        if not by_rows:
+            return None
+        steps = max((row["step"] for row in read_metrics(self.metrics_file)), default=0)
+        many = steps > 2 * self.configuration().settings.checkpoint.every
+        return f"{self.metrics_file.name} has {steps} steps" if many else None
+
     def check(self, configuration: Configuration, resume: str) -> None:
         """Raise UserError for a folder that cannot be written or belongs to something else."""
+        self._check_kinds()
         if self.exists():
             if resume == "never":
                 raise UserError(
@@ -125,10 +154,26 @@ class RunFolder:
             raise UserError(f"--run-dir: {self.path} holds other files; choose an empty folder")
         self._check_writable()
 
+    def _check_kinds(self) -> None:
+        """Raise UserError where there is a folder in a file's place, or a file in a folder's."""
+        files = (
+            self.config_file,
+            self.environment_file,
+            self.metrics_file,
+            self.evaluation_file,
+            self.picture_file,
+            self.path / DONE_MARKER,
+            self.path / SAVED_MARKER,
+        )
+        for path in (*files, self.store.folder, self.tensorboard_folder):
+            if path.exists() and path.is_dir() == (path in files):
+                is_, has = ("folder", "file") if path in files else ("file", "folder")
+                raise UserError(f"{path} is a {is_}, where a run has a {has}; move it elsewhere")
+
     def _has_foreign_files(self) -> bool:
         """Return whether there are more files than may be there before a run's first start."""
         names = [file.name for file in self.path.iterdir()]
-        return any(name not in WRITTEN_BY_OTHERS and not name.startswith(".") for name in names)
+        return any(name not in WRITTEN_EARLY and not name.startswith(".") for name in names)
 
     def _check_writable(self) -> None:
         """Raise UserError where no file can be made, trying one that leaves nothing behind."""
@@ -162,8 +207,12 @@ class RunFolder:
             (self.path / marker).unlink(missing_ok=True)
 
     def record(self, **entries: Any) -> None:
-        """Add entries to environment.json."""
-        known = json.loads(self.environment_file.read_text(encoding="utf-8"))
+        """Add entries to environment.json, which is begun anew where it has been spoiled."""
+        try:
+            known = {**read_json(self.environment_file)}
+        except (OSError, ValueError, TypeError) as error:
+            log.warning("%s cannot be read, and begins anew: %s", self.environment_file, error)
+            known = {}
         replace(self.environment_file, json.dumps({**known, **entries}, indent=1))
 
     def mark(self, marker: str, step: int) -> None:

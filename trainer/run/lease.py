@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
+from trainer.files import parse_json, read_json
 
 NAME = ".owner"
 """Name of the file that records, in a run folder, who has the lease; that process locks it."""
@@ -67,15 +68,15 @@ class Lease:
     def is_held(self) -> bool:
         """Return whether no other process has taken the lease since."""
         try:
-            return bool(json.loads(self._file.read_text(encoding="utf-8"))["token"] == self._token)
-        except (OSError, ValueError, KeyError):
+            return bool(read_json(self._file)["token"] == self._token)
+        except (OSError, ValueError, KeyError, TypeError):
             return False
 
 
 def is_restart(folder: Path, attempt: Attempt) -> bool:
     """Return whether `attempt`, or an earlier one of its job, had the last lease of `folder`."""
     try:
-        last = _attempt_of(json.loads((folder / NAME).read_text(encoding="utf-8")))
+        last = _attempt_of(read_json(folder / NAME))
     except (OSError, ValueError, AttributeError):
         return False
     return bool(last.job) and last.job == attempt.job and last.restarts <= attempt.restarts
@@ -175,7 +176,7 @@ def _attempt_of(record: dict[str, Any]) -> Attempt:
     """Return the attempt that a record names; one without a job where it names none."""
     try:
         return Attempt(str(record.get("job", "")), tuple(map(int, record.get("turn", ()))))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return Attempt("", ())
 
 
@@ -202,7 +203,7 @@ def _try_lock(file: TextIOWrapper) -> Lock:
 def _read_record(file: TextIOWrapper) -> dict[str, Any]:
     """Return the record in an open file; an empty one where there is none or not all of it."""
     try:
-        content = json.load(file)
+        content = parse_json(file.read())
     except ValueError:  # new, or cut off by a full disk
         return {}
     return content if isinstance(content, dict) else {}

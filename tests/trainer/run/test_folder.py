@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +51,51 @@ def test_an_unwritable_run_folder_is_refused(where: str) -> None:
     with pytest.raises(UserError, match="--run-dir: cannot write in /"):
         prepare(tiny(), run_dir=Path(where))
     assert not Path(where).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "is_"),
+    [
+        ("metrics.jsonl", "folder"),
+        ("environment.json", "folder"),
+        ("config.yaml", "folder"),
+        ("evaluation.json", "folder"),
+        ("forecast.png", "folder"),
+        ("done", "folder"),
+        ("saved", "folder"),
+        ("checkpoints", "file"),
+        ("tensorboard", "file"),
+    ],
+)
+def test_a_folder_in_a_files_place_is_refused(tmp_path: Path, name: str, is_: str) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    settings = tiny(data__rows=800)
+    run.config_file.write_text(yaml.safe_dump(settings.settings.model_dump()))
+    prepare(settings, run_dir=run.path)
+    strange = run.path / name
+    strange.unlink(missing_ok=True)
+    strange.mkdir() if is_ == "folder" else strange.touch()
+    with pytest.raises(UserError, match=rf"run/{name} is a {is_}, where .*; move it elsewhere"):
+        prepare(settings, run_dir=run.path)
+
+
+@pytest.mark.parametrize("content", [None, "", "[1]", "null", "[" * 100_000, "\0", '{"a": 1'])
+def test_environment_json_begins_anew_where_it_is_spoiled(
+    tmp_path: Path, content: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunFolder(tmp_path)
+    if content is not None:
+        run.environment_file.write_text(content)
+    run.record(warnings=["one"])
+    assert "environment.json cannot be read, and begins anew" in caplog.text
+    caplog.clear()
+    run.record(kernels={})
+    assert json.loads(run.environment_file.read_text()) == {"warnings": ["one"], "kernels": {}}
+    assert not caplog.text
+
+
+def test_a_run_that_hung_before_it_began_can_be_started_again(tmp_path: Path) -> None:
+    (tmp_path / "hang").mkdir()
+    (tmp_path / ".owner").touch()
+    assert planned(tmp_path, QUICK).start.steps_done == 0

@@ -154,3 +154,16 @@ def test_a_later_start_of_a_job_knows_its_own_run(tmp_path: Path) -> None:
     assert not is_restart(tmp_path, Attempt("slurm 8", (0, 0)))
     with acquire(tmp_path, Attempt("", (0, 0))):
         assert not is_restart(tmp_path, Attempt("", (0, 0)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[1]", "5", '"token"', "{}", "[" * 100_000, "\0", '{"turn": 5}', '{"turn": [1e999]}'],
+)
+def test_a_spoiled_record_is_nobodys(tmp_path: Path, content: str) -> None:
+    (tmp_path / NAME).write_text(content)
+    assert not is_restart(tmp_path, FIRST)
+    with acquire(tmp_path, FIRST) as lease:
+        assert lease.is_held()
+        (tmp_path / NAME).write_text(content)
+        assert not lease.is_held()
