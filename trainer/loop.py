@@ -143,7 +143,7 @@ class Trainer:
                 try:
                     row = self._step(self.steps_done + 1)
                 except DivergedError:
-                    self._save_last_good(metrics)
+                    self._return_to_last_good(metrics)
                     raise
                 if self.steps_done == first:
                     self._record_first_step()
@@ -159,7 +159,11 @@ class Trainer:
         if not self.saver.wait():  # the last one failed: once more, or it is said why not
             self._save(metrics)
             self.saver.wait()
-        return Outcome.DONE if self.steps_done == train.steps else Outcome.SAVED
+        if self.steps_done == train.steps:
+            self.skipped_steps.check_last(self.steps_done)
+            return Outcome.DONE
+        self.steps_done -= self.skipped_steps.discard()
+        return Outcome.SAVED
 
     def _finish(self, metrics: MetricsLog | None) -> Outcome:
         """Score the test windows, show and keep the result."""
@@ -196,10 +200,10 @@ class Trainer:
         limit = self.skipped_steps.limit()
         result = self.engine.train_step(step, self._micro_batches(step), limit)
         seconds = time.perf_counter() - began
+        self.steps_done = step
         note = self.skipped_steps.record(step, result.loss, result.grad_norm, result.applied)
         if note is not None:
             log.warning(note)
-        self.steps_done = step
         points = (shape.context_length + shape.prediction_length) * shape.channels
         row: Row = {
             "step": step,
@@ -258,8 +262,17 @@ class Trainer:
         return self.steps_done % every == 0 or self.steps_done == last
 
     def _save(self, metrics: MetricsLog | None) -> None:
+        """Save the last good step, unless it is saved already: skipped steps have changed nothing.
+
+        A run that starts again from there makes the skipped steps again, and counts them again.
+        """
+        step = self.steps_done - self.skipped_steps.in_a_row
+        if step < self.steps_done:
+            self.saver.wait()
+            if any_rank(self.mesh, self.mesh.is_main and self.plan.run.store.has(step)):
+                return
         description = {
-            "samples": self.steps_done * self.settings.train.global_batch_size,
+            "samples": step * self.settings.train.global_batch_size,
             "layout": self.plan.layout.sizes(),
             "data": self.dataset.digest,
             "series": self.dataset.facts.content(),
@@ -272,17 +285,13 @@ class Trainer:
                 metrics.sync()
         except OSError as error:
             abort_reason = f"{self.plan.run.metrics_file.name}: {error.strerror}"
-        self.saver.save(self.steps_done, self.engine.state(), description, abort_reason)
+        self.saver.save(step, self.engine.state(), description, abort_reason)
 
-    def _save_last_good(self, metrics: MetricsLog | None) -> None:
-        """Save what skipped steps have left as it was before them."""
-        # The step that diverged is not among the steps done.
-        self.steps_done -= self.skipped_steps.discard() - 1
+    def _return_to_last_good(self, metrics: MetricsLog | None) -> None:
+        """Save the last good step, where the run stands from now on."""
+        self._save(metrics)
         self.saver.wait()
-        kept = self.mesh.is_main and self.plan.run.store.has(self.steps_done)
-        if self.steps_done > 0 and not any_rank(self.mesh, kept):
-            self._save(metrics)
-            self.saver.wait()
+        self.steps_done -= self.skipped_steps.discard()
 
     def _record_first_step(self) -> None:
         kernels = join_records(self.mesh, self.engine.network.kernels())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 
+from launch import requeue
 from model.errors import DivergedError, NonFiniteError
 from tests import ranks
-from tests.settings import planned, train_plan, train_rank
-from trainer.checkpoint.tensor_files import read, tensor_shapes
+from tests.settings import made_trainer, planned, train_plan, train_rank
+from trainer.checkpoint.partitions import Partition
+from trainer.checkpoint.store import Checkpoint
 from trainer.config.settings import DataConfig, FaultsConfig
 from trainer.data import Dataset, Split
 from trainer.data.dataset import WindowBatch
@@ -80,11 +85,31 @@ def _train_on(
         return f"{type(error).__name__}: {error}"
 
 
-def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
-    path = run / "checkpoints" / f"step-{step:08d}"
-    state = {name: torch.zeros(shape) for name, shape in tensor_shapes(path).items()}
-    read(path, state, alone=True)
-    return state
+def _changed_by(
+    rank: int, world: int, run: Path, changes: dict[str, Any], bad: dict[int, float]
+) -> tuple[set[int], str]:
+    """Train as `_train_on` does; return the steps that change anything here, and how it ends."""
+    plan = planned(run, changes, world)
+    is_last = plan.layout.coordinates(rank).data == plan.layout.data - 1
+    dataset = SpoiltData(plan.configuration.settings.data, bad if is_last else {})
+    before: dict[str, torch.Tensor] = {}
+    changing: set[int] = set()
+    with made_trainer(replace(plan, dataset=dataset), rank) as trainer:
+
+        def on_step(step: int) -> None:
+            dataset.begin(step)
+            state = {name: whole(tensor) for name, tensor in trainer.engine.state().items()}
+            if any(not torch.equal(state[name], tensor) for name, tensor in before.items()):
+                changing.add(step - 1)
+            before.update(state)
+
+        trainer.on_step = on_step
+        return changing, str(trainer.run())
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy of what is held here of a tensor."""
+    return (tensor.data_1d if isinstance(tensor, Partition) else tensor).detach().clone()
 
 
 @pytest.mark.parametrize(
@@ -95,15 +120,13 @@ def test_a_step_that_is_no_number_is_skipped_on_all_ranks(
     tmp_path: Path, world: int, layout: dict[str, Any]
 ) -> None:
     run = tmp_path / "run"
-    said = ranks.run(_train_on, world, run, {**SETTINGS, **layout}, {4: math.inf})
-    assert said == ["done"] * world
+    said = ranks.run(_changed_by, world, run, {**SETTINGS, **layout}, {4: math.inf})
+    assert said == [({1, 2, 3, 5, 6, 7}, "done")] * world
     rows = read_metrics(run / "metrics.jsonl")
     assert [row["skipped_steps"] for row in rows] == [0, 0, 0, 1, 1, 1, 1, 1]
     assert rows[3]["grad_norm"] is None and rows[3]["loss"] is None
     assert all(math.isfinite(row["loss"]) for row in rows if row["step"] != 4)
-    before, skipped, after = (weights(run, step) for step in (3, 4, 5))
-    assert all(torch.equal(tensor, skipped[name]) for name, tensor in before.items())
-    assert not all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert [c.step for c in RunFolder(run).store.committed()] == [1, 2, 3, 5, 6, 7, 8]
 
 
 @pytest.mark.parametrize(
@@ -176,11 +199,116 @@ def test_the_rule() -> None:
     assert (
         told == "step 17 is skipped: the loss is 0.5, the gradient's norm 1e+06; 1 skipped in all"
     )
-    again = SkippedSteps(FaultsConfig(spike_factor=10.0), rule.content())
-    assert again.limit() == rule.limit() and again.total == 1
+    last_good = SkippedSteps(FaultsConfig(spike_factor=10.0), rule.content())
+    assert last_good.limit() == rule.limit() and last_good.total == 0
     rule.record(18, 0.5, math.inf, applied=False)
     with pytest.raises(DivergedError, match="after 2 skipped steps in a row"):
         rule.record(19, 0.5, math.inf, applied=False)
     assert rule.discard() == 3 and rule.total == 0
+    rule.record(17, 0.5, 1e6, applied=False)
+    with pytest.raises(DivergedError, match=r"train\.steps=16 ends the run there"):
+        rule.check_last(17)
+    assert rule.record(18, 0.5, 2.0, applied=True) is None
+    rule.check_last(18)
+    again = SkippedSteps(FaultsConfig(spike_factor=10.0), rule.content())
+    assert again.limit() == rule.limit() and again.total == 1
     with pytest.raises(NonFiniteError):
         rule.record(20, math.nan, 1.0, applied=True)
+
+
+BAD_FROM_4 = dict.fromkeys(range(4, 99), math.inf)
+
+
+def test_skipped_steps_never_displace_the_last_good_checkpoint(tmp_path: Path) -> None:
+    """However often it is started again, the run ends at one step: Slurm's script then gives up."""
+    run, failures = tmp_path / "run", []
+    changes = {
+        **SETTINGS,
+        "train.steps": 30,
+        "checkpoint.keep": 2,
+        "checkpoint.keep_every": 0,
+        "faults.max_skipped_steps": 4,
+    }
+    for _ in range(requeue.MAX_FAILURES):
+        [said] = ranks.run(_train_on, 1, run, changes, BAD_FROM_4)
+        assert said.startswith("DivergedError: step 8: ")
+        assert "the run stands at its last good step, 3: " in said
+        assert [c.step for c in RunFolder(run).store.committed()] == [2, 3]
+        assert RunFolder(run).store.newest(contents=True) == Checkpoint(
+            run / "checkpoints" / "step-00000003"
+        )
+        step = requeue.last_step(run / "metrics.jsonl")
+        failures.append(f"job 7, step {step}: code 1")
+    last = requeue.Failure("code 1")
+    assert isinstance(requeue.after_failure(last, 7, failures, "job 7, step 7:"), requeue.End)
+
+
+def _stopped_at(
+    rank: int, world: int, run: Path, changes: dict[str, Any], bad: dict[int, float], at: int
+) -> str:
+    """Train as `_train_on` does; a signal comes in step `at`."""
+    plan = planned(run, changes, world)
+    dataset = SpoiltData(plan.configuration.settings.data, bad)
+
+    def on_step(step: int) -> None:
+        dataset.begin(step)
+        if step == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return train_plan(replace(plan, dataset=dataset), rank, on_step=on_step)
+
+
+def test_a_signal_among_skipped_steps_saves_the_last_good_one(tmp_path: Path) -> None:
+    """The skipped steps are made again after the restart, and counted again."""
+    run = tmp_path / "run"
+    changes = {**SETTINGS, "checkpoint.every": 100, "faults.max_skipped_steps": 4}
+    assert ranks.run(_stopped_at, 1, run, changes, BAD_FROM_4, 6) == ["saved"]
+    assert (run / "saved").read_text() == "step 3\n"
+    assert [c.step for c in RunFolder(run).store.committed()] == [3]
+    [said] = ranks.run(_train_on, 1, run, changes, BAD_FROM_4)
+    assert said.startswith("DivergedError: step 8: ") and "last good step, 3:" in said
+
+
+@pytest.mark.parametrize(
+    ("world", "layout"),
+    [
+        LAYOUTS[0],
+        LAYOUTS[4],
+        *(pytest.param(*LAYOUTS[i], marks=pytest.mark.slow) for i in (2, 3, 5, 6, 7)),
+    ],
+)
+def test_a_run_is_saved_before_any_step_moved_its_weights(
+    tmp_path: Path, world: int, layout: dict[str, Any]
+) -> None:
+    """Its moments are zero then, and it goes on as if it had not been stopped."""
+    run = tmp_path / "run"
+    changes = {**SETTINGS, **layout, "train.steps": 4}
+    bad = dict.fromkeys((1, 2), math.inf)
+    assert set(ranks.run(_stopped_at, world, run, changes, bad, 2)) == {"saved"}
+    assert [c.step for c in RunFolder(run).store.committed()] == [0]
+    assert set(ranks.run(_train_on, world, run, changes, bad)) == {"done"}
+    assert set(ranks.run(_train_on, world, tmp_path / "straight", changes, bad)) == {"done"}
+    resumed, straight = (
+        [
+            [row[key] for key in ("step", "loss", "grad_norm", "skipped_steps")]
+            for row in read_metrics(folder / "metrics.jsonl")
+        ]
+        for folder in (run, tmp_path / "straight")
+    )
+    assert resumed == straight and [row[-1] for row in resumed] == [1, 2, 2, 2]
+
+
+def test_a_run_whose_last_steps_were_skipped_is_not_done(tmp_path: Path) -> None:
+    """Its code is not 0, however often it is started; with fewer steps it ends at the last good."""
+    run = tmp_path / "run"
+    changes = {**SETTINGS, "data.split": [0.8, 0.1, 0.1], "train.steps": 6}
+    for _ in range(2):
+        [said] = ranks.run(_train_on, 1, run, changes, BAD_FROM_4)
+        assert said.startswith("DivergedError: step 6: the last 3 steps were skipped; the run ")
+        assert said.endswith(
+            "its last good step, 3: look at the data that comes next, or lower "
+            "train.learning_rate in a new run; train.steps=3 ends the run there"
+        )
+        assert not (run / "done").exists() and not (run / "evaluation.json").exists()
+    assert ranks.run(_train_on, 1, run, {**changes, "train.steps": 3}, {}) == ["done"]
+    assert json.loads((run / "evaluation.json").read_text())["step"] == 3

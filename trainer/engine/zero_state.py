@@ -38,8 +38,12 @@ def partitions(
 ) -> dict[str, Partition]:
     """Return what this rank holds of each parameter, by key: views, so that loading fills them.
 
-    `rank` counts the ranks that ZeRO partitions parameters over.
+    `rank` counts the ranks that ZeRO partitions parameters over. Before the first step that moves
+    the weights AdamW has no moments: they are made here, all zero.
     """
+    for flat in _flats(optimizer):
+        if not optimizer.optimizer.state.get(flat):
+            optimizer.optimizer.state[flat] = _moments(flat, 0)
     if _is_stage_3(optimizer):
         held = _held_of_each(network, optimizer, rank)
     else:
@@ -85,11 +89,16 @@ def _values(optimizer: Any, parameter: nn.Parameter, count: int) -> Callable[[st
 def allocate(optimizer: Any, steps_applied: int) -> None:
     """Make the moments that AdamW would make in its first step, for a checkpoint to fill."""
     for flat in _flats(optimizer):
-        optimizer.optimizer.state[flat] = {
-            "step": torch.tensor(float(steps_applied)),
-            "exp_avg": torch.zeros_like(flat.data),
-            "exp_avg_sq": torch.zeros_like(flat.data),
-        }
+        optimizer.optimizer.state[flat] = _moments(flat, steps_applied)
+
+
+def _moments(flat: Tensor, steps_applied: int) -> dict[str, Tensor]:
+    """Return AdamW's state of one tensor: its count of steps, and moments of zero."""
+    return {
+        "step": torch.tensor(float(steps_applied)),
+        "exp_avg": torch.zeros_like(flat.data),
+        "exp_avg_sq": torch.zeros_like(flat.data),
+    }
 
 
 def refresh_weights(optimizer: Any) -> None:

@@ -1,6 +1,7 @@
 """Skipped steps: those whose loss or gradient is no number or a spike.
 
-All ranks skip them by one rule and count them. Too many of them in a row end the run.
+All ranks skip them by one rule and count them. Too many of them in a row end the run. A skipped
+step changes nothing, so checkpoints are of the last good step: the last one that was not skipped.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ class SkippedSteps:
         content = content or {}
         self.total = int(content.get("skipped", 0))
         """Skipped steps since the run began."""
+        self.in_a_row = 0
+        """Skipped steps since the last good one."""
         self._norms: list[float] = list(content.get("norms", []))
-        self._in_a_row = 0
 
     def content(self) -> dict[str, Any]:
-        """Return the record for a checkpoint, as JSON."""
-        return {"skipped": self.total, "norms": self._norms}
+        """Return the record as it was at the last good step, for a checkpoint of it, as JSON."""
+        return {"skipped": self.total - self.in_a_row, "norms": self._norms}
 
     def limit(self) -> float:
         """Return the largest gradient norm that the next step may have."""
@@ -41,11 +43,11 @@ class SkippedSteps:
         return self._config.spike_factor * median(self._norms)
 
     def discard(self) -> int:
-        """Forget the steps skipped in a row, and return how many they were.
+        """Return to the last good step: forget those skipped since, and return how many they were.
 
         Weights and moments are what they were before these steps.
         """
-        discarded, self._in_a_row = self._in_a_row, 0
+        discarded, self.in_a_row = self.in_a_row, 0
         self.total -= discarded
         return discarded
 
@@ -59,15 +61,31 @@ class SkippedSteps:
             raise NonFiniteError(f"step {step}: the loss is {loss}, and so are the weights by now")
         if applied:
             self._norms = [*self._norms, norm][-MAX_NORMS:]
-            self._in_a_row = 0
+            self.in_a_row = 0
             return None
         self.total += 1
-        self._in_a_row += 1
+        self.in_a_row += 1
         what = f"the loss is {loss:.6g}, the gradient's norm {norm:.6g}"
-        if self._in_a_row > self._config.max_skipped_steps:
+        if self.in_a_row > self._config.max_skipped_steps:
             raise DivergedError(
-                f"step {step}: {what}, after {self._in_a_row - 1} skipped steps in a row "
-                "(faults.max_skipped_steps); the run stands at its last good step: look at the "
-                "data that comes next, or lower train.learning_rate in a new run"
+                f"step {step}: {what}, after {self.in_a_row - 1} skipped steps in a row "
+                f"(faults.max_skipped_steps); {self._way_out(step)}"
             )
         return f"step {step} is skipped: {what}; {self.total} skipped in all"
+
+    def check_last(self, step: int) -> None:
+        """Raise DivergedError where `step`, the run's last one, was skipped."""
+        if self.in_a_row:
+            last = step - self.in_a_row
+            count = "step was" if self.in_a_row == 1 else f"{self.in_a_row} steps were"
+            raise DivergedError(
+                f"step {step}: the last {count} skipped; {self._way_out(step)}"
+                + (f"; train.steps={last} ends the run there" if last else "")
+            )
+
+    def _way_out(self, step: int) -> str:
+        """Return what is left of a run that skipped steps up to `step`, and what to do."""
+        return (
+            f"the run stands at its last good step, {step - self.in_a_row}: look at the data that "
+            "comes next, or lower train.learning_rate in a new run"
+        )
