@@ -163,7 +163,7 @@ def verify(start: Start, mesh: Mesh) -> Start:
 
     if start.weights is not None:
         settings, shape = start.configuration.settings, start.dataset.shape
-        verify_weights(start.weights, settings, shape, mesh)
+        start = replace(start, weights=verify_weights(start.weights, settings, shape, mesh))
     while start.checkpoint is not None:
         checkpoint, readers = start.checkpoint, mesh.layout.world
         wrong = checkpoint.verify(reader=mesh.rank, readers=readers)

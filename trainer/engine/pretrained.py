@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -16,7 +17,8 @@ from trainer.checkpoint.keys import NETWORK_KINDS, global_name, of_kinds, state_
 from trainer.checkpoint.tensor_files import Shapes
 from trainer.config.settings import Settings
 from trainer.engine.engine import Engine
-from trainer.weights.source import WeightsSource
+from trainer.logs.log import log
+from trainer.weights.source import WeightsSource, all_damaged, find, older, passed_over
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,24 @@ class InitReport:
 
 def verify_weights(
     source: WeightsSource, settings: Settings, shape: SeriesShape, mesh: Mesh
-) -> None:
+) -> WeightsSource:
     """Read every byte of `source`, by one rank or another, and check that some of it fits.
 
-    Collective. Raises UserError, before anything is written.
+    Collective. Returns the source; where it is a run's newest checkpoint and damaged, the newest
+    intact one before it, and a warning says so. Raises UserError, before anything is written.
     """
-    wrong = source.verify(reader=mesh.rank, readers=mesh.layout.world)
-    found = join_records(mesh, {str(mesh.rank): wrong} if wrong else {})
-    if found:
-        raise UserError(f"model.init_from: {source.path} is damaged: {next(iter(found.values()))}")
+    for sentence in passed_over(source) if mesh.is_main else ():
+        log.warning("model.init_from: %s", sentence)
+    while found := _damage(source, mesh):
+        # The main rank's: a cluster's file system may show others an older list.
+        before = older(source) if mesh.is_main else None
+        record = join_records(mesh, {"path": str(before.path)} if before else {})
+        if not record:
+            raise UserError(f"model.init_from: {all_damaged(source, found)}")
+        if mesh.is_main:
+            name = Path(record["path"]).name
+            log.warning("model.init_from: %s is damaged: %s; %s is used", source.path, found, name)
+        source = replace(find(Path(record["path"])), run=source.run)
     with torch.device("meta"):
         network = TimeSeriesTransformer(settings.model, shape)
     ours = {key: tuple(tensor.shape) for key, tensor in state_of(network).items()}
@@ -62,6 +73,14 @@ def verify_weights(
         raise UserError(
             f"model.init_from: nothing in {source.path} has the name and shape of anything here"
         )
+    return source
+
+
+def _damage(source: WeightsSource, mesh: Mesh) -> str | None:
+    """Return what some rank finds wrong with its share of a source's files. Collective."""
+    wrong = source.verify(reader=mesh.rank, readers=mesh.layout.world)
+    found = join_records(mesh, {str(mesh.rank): wrong} if wrong else {})
+    return next(iter(found.values()), None)
 
 
 def load_pretrained(engine: Engine, source: WeightsSource) -> InitReport:

@@ -22,9 +22,7 @@ from trainer.config import Settings
 from trainer.data import Dataset
 from trainer.data.dataset import WindowBatch
 from trainer.data.series_facts import SeriesFacts
-from trainer.logs.log import log
-from trainer.run.folder import RunFolder
-from trainer.weights.source import WeightsSource, find
+from trainer.weights.source import WeightsSource, find, intact
 
 MAX_READ_ATTEMPTS = 5
 """Number of checkpoints that are tried: a run that is training may remove the one being read."""
@@ -47,7 +45,7 @@ class Forecaster:
         intact.
         """
         for _ in range(MAX_READ_ATTEMPTS):
-            source = _find_intact(Path(path))
+            source = intact(find(Path(path)))
             try:
                 network = _load_network(source)
                 break
@@ -154,21 +152,3 @@ def _load_network(source: WeightsSource) -> TimeSeriesTransformer:
         network = TimeSeriesTransformer(settings.model, shape)
     source.read(state_of(network))
     return network.bfloat16() if settings.train.precision == "bf16" else network
-
-
-def _find_intact(path: Path) -> WeightsSource:
-    """Return the weights in `path`, every byte verified.
-
-    Of a run it takes the newest intact checkpoint, with a warning where that is not the newest one.
-    Raises UserError where there is none.
-    """
-    source = find(path)
-    wrong = source.verify()
-    if wrong is None or not source.path.exists():
-        return source
-    sentence = f"{source.path} is damaged: {wrong}"
-    older = RunFolder(path).store.newest(contents=True) if RunFolder(path).exists() else None
-    if older is None:
-        raise UserError(sentence)
-    log.warning("%s; %s is used", sentence, older.path.name)
-    return find(older.path)

@@ -24,7 +24,7 @@ from trainer.checkpoint.tensor_files import Shapes
 from trainer.files import sync, write_synced
 from trainer.logs.log import log
 from trainer.weights.export_folder import CONFIG, FORMAT, INDEX, MODEL_CARD, MODEL_TYPE, ONE_FILE
-from trainer.weights.source import WeightsSource
+from trainer.weights.source import WeightsSource, intact
 
 MAX_FILE_BYTES = 5 * 10**9
 """Largest size of one weights file, unless one tensor is larger."""
@@ -42,17 +42,16 @@ def export(
 ) -> None:
     """Write an export to the folder `out`, which appears once it is complete.
 
-    It holds the weights of one file in memory at a time. Raises UserError where `out` holds
-    something already or the source is not intact.
+    It holds the weights of one file in memory at a time. Where `source` is a run's newest
+    checkpoint and damaged, the one before it is exported, with a warning. Raises UserError where
+    `out` holds something already or no source is intact.
     """
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} holds something already; choose another folder")
     if any((folder / MANIFEST).is_file() for folder in out.parents):
         raise UserError(f"{out} lies in a checkpoint, and would go with it; choose another folder")
-    wrong = source.verify()
-    if wrong is not None:
-        raise UserError(f"{source.path} is damaged: {wrong}")
+    source = intact(source)
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
     try:
         partial.mkdir(parents=True)

@@ -11,7 +11,6 @@ Plain torch reads it, and nothing in it can run. Finding and describing one impo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from model.errors import UserError
 from model.validation import check_content
 from trainer.checkpoint.keys import BUFFERS, WEIGHTS, global_name, make_key
 from trainer.checkpoint.manifest import entry
+from trainer.files import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,8 +135,8 @@ class Export:
     def _json(self, name: str) -> dict[str, Any]:
         """Return the JSON object in a file. Raises UserError where there is none."""
         try:
-            content = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            content = read_json(self.path / name)
+        except (OSError, ValueError) as error:
             raise UserError(f"{self.path} is no export: {name}: {error}") from None
         if not isinstance(content, dict):
             raise UserError(f"{self.path} is no export: {name} is no JSON object")

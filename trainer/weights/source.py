@@ -1,13 +1,14 @@
 """Sources of trained weights: a run folder, a checkpoint or an export.
 
-Finding and describing one imports no torch; reading it does.
+Of a run folder it is the newest intact checkpoint, with a warning where that is not the newest one.
+Finding and describing a source imports no torch; reading it does.
 """
 
 from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from trainer.checkpoint.store import Checkpoint
 from trainer.config.settings import Settings
 from trainer.data.series_facts import SeriesFacts
 from trainer.files import check_reachable
+from trainer.logs.log import log
 from trainer.run.folder import RunFolder
 from trainer.weights.export_folder import Export
 
@@ -40,6 +42,8 @@ class WeightsSource(ABC):
     """Settings of the run that trained them."""
     facts: SeriesFacts
     """Facts about the series that they were trained on."""
+    run: RunFolder | None = None
+    """The run folder that they are the newest ones of; None where they were named themselves."""
 
     @abstractmethod
     def shapes(self) -> Shapes:
@@ -90,15 +94,16 @@ class ExportSource(WeightsSource):
 def find(path: Path) -> WeightsSource:
     """Return the weights in `path`; of a run folder, those of its newest checkpoint.
 
-    That is the newest one that is intact by its files' sizes. Raises UserError where there are no
-    weights.
+    That is the newest one that is intact by its files' sizes; `intact` reads its bytes, too. Raises
+    UserError where there are no weights.
     """
     check_reachable(path)
     if RunFolder(path).exists():
-        newest = RunFolder(path).store.newest()
+        run = RunFolder(path)
+        newest = run.store.newest()
         if newest is None:
-            raise UserError(f"{path} has no checkpoint yet; train it first")
-        return _of_checkpoint(newest)
+            raise _without_checkpoint(run)
+        return _of_checkpoint(newest, run)
     if Checkpoint(path).exists():
         return _of_checkpoint(Checkpoint(path))
     if Export(path).exists():
@@ -106,8 +111,68 @@ def find(path: Path) -> WeightsSource:
     raise UserError(f"{path} is neither a run folder nor a checkpoint nor an export")
 
 
-def _of_checkpoint(checkpoint: Checkpoint) -> WeightsSource:
-    return CheckpointSource(checkpoint.path, *_parse(checkpoint.path, checkpoint.description()))
+def intact(source: WeightsSource) -> WeightsSource:
+    """Return `source`, every byte of it verified.
+
+    Where it is a run's newest checkpoint and damaged, the newest intact one before it is returned,
+    and a warning says so. Raises UserError where there is none, or the source itself was named.
+    """
+    for sentence in passed_over(source):
+        log.warning(sentence)
+    while (wrong := source.verify()) is not None:
+        if not source.path.exists():
+            return source  # a run that trains has removed it: whoever reads it finds out
+        before = older(source)
+        if before is None:
+            raise all_damaged(source, wrong)
+        log.warning(f"{source.path} is damaged: {wrong}; {before.path.name} is used")
+        source = before
+    return source
+
+
+def passed_over(source: WeightsSource) -> Iterator[str]:
+    """Yield a sentence about each newer checkpoint of the source's run: its sizes are wrong."""
+    for checkpoint in source.run.store.committed() if source.run is not None else ():
+        wrong = checkpoint.verify(contents=False) if checkpoint.step > source.step else None
+        if wrong is not None:
+            yield f"{checkpoint.path} is damaged: {wrong}; {source.path.name} is used"
+
+
+def older(source: WeightsSource) -> WeightsSource | None:
+    """Return the next older checkpoint of the source's run that is intact by its files' sizes."""
+    if source.run is None:
+        return None
+    for checkpoint in reversed(source.run.store.committed()):
+        if checkpoint.step < source.step and checkpoint.verify(contents=False) is None:
+            return _of_checkpoint(checkpoint, source.run)
+    return None
+
+
+def all_damaged(source: WeightsSource, wrong: str) -> UserError:
+    """Return the error for a damaged source without an intact one before it."""
+    if source.run is None:
+        return UserError(f"{source.path} is damaged: {wrong}")
+    return UserError(
+        f"{source.run.path} has no whole checkpoint left: {source.path.name}: {wrong}; restore one"
+    )
+
+
+def _without_checkpoint(run: RunFolder) -> UserError:
+    """Return the error for a run without a checkpoint that is intact by its files' sizes."""
+    damaged = run.store.verify()
+    if damaged:
+        path, wrong = list(damaged.items())[-1]
+        sentence = f"{run.path} has no whole checkpoint left: {path.name}: {wrong}; restore one"
+        return UserError(sentence)
+    shown = run.had_checkpoints()
+    if shown is not None:
+        return UserError(f"{run.path} has no checkpoint any more ({shown}); restore one")
+    return UserError(f"{run.path} has no checkpoint yet; train it first")
+
+
+def _of_checkpoint(checkpoint: Checkpoint, run: RunFolder | None = None) -> WeightsSource:
+    step, settings, facts = _parse(checkpoint.path, checkpoint.description())
+    return CheckpointSource(checkpoint.path, step, settings, facts, run)
 
 
 def _parse(path: Path, content: dict[str, Any]) -> tuple[int, Settings, SeriesFacts]:
