@@ -5,20 +5,25 @@ Each is described as one object, as `--json` prints it; the text for people is m
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
+from typing_extensions import TypedDict  # pydantic's wish before Python 3.12
 
 from launch.output import print_json, showing_log
 from model.errors import UserError
+from model.sentences import first_line
+from model.validation import check_content
 from parallel.layout import describe
 from trainer.checkpoint.keys import WEIGHTS, of_kinds
 from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.store import Checkpoint
+from trainer.files import read_json
+from trainer.logs.log import log
 from trainer.logs.metrics import read_metrics
 from trainer.run.folder import RunFolder
 from trainer.weights.source import WeightsSource, find
@@ -57,8 +62,8 @@ def _describe(path: Path, *, verify: bool) -> Known:
 
 def _run(run: RunFolder, *, verify: bool) -> Known:
     settings = run.configuration().settings
-    rows = read_metrics(run.path / "metrics.jsonl")
-    environment = _read_json(run.path / "environment.json") or {}
+    rows = read_metrics(run.metrics_file)
+    environment = _read_json(_ENVIRONMENT, run.environment_file) or {}
     ended = [marker for marker in ("done", "saved") if (run.path / marker).exists()]
     checkpoints = [
         {"path": str(c.path), "step": c.step, "damage": c.verify(contents=verify)}
@@ -77,7 +82,7 @@ def _run(run: RunFolder, *, verify: bool) -> Known:
         "checkpoints": checkpoints,
         "verified": _verified(checkpoints) if verify else None,
         "quarantined": sorted(folder.name for folder in run.store.folder.glob("*.damaged")),
-        "evaluation": _read_json(run.path / "evaluation.json"),
+        "evaluation": _read_json(_EVALUATION, run.evaluation_file),
     }
 
 
@@ -135,9 +140,40 @@ def _export(source: WeightsSource) -> Known:
     }
 
 
-def _read_json(file: Path) -> Any:
-    """Return what a file holds, or None where there is none."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+class _Environment(TypedDict):
+    """What is shown of environment.json."""
+
+    layout: dict[str, int]
+    versions: dict[str, str | None]
+
+
+class _Scores(TypedDict):
+    """What is shown of a forecaster's scores."""
+
+    mse: float
+
+
+class _Evaluation(TypedDict):
+    """What is shown of evaluation.json."""
+
+    split: str
+    scores: dict[str, _Scores]
+
+
+_ENVIRONMENT, _EVALUATION = TypeAdapter(_Environment), TypeAdapter(_Evaluation)
+
+
+def _read_json(adapter: TypeAdapter[Any], file: Path) -> Any:
+    """Return what a file holds; None where there is none or, with a warning, it is spoiled."""
+    if not file.exists():
+        return None
+    try:
+        content = read_json(file)
+        check_content(adapter, content, "it is of something else")
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read: %s", file, first_line(error))
+        return None
+    return content
 
 
 # The text
@@ -155,9 +191,11 @@ def _run_rows(known: Known) -> dict[str, str]:
         rows["versions"] = ", ".join(f"{k} {v}" for k, v in known["versions"].items() if v)
     last = known["last_step"]
     if last:
+        loss, norm = last.get("loss"), last.get("grad_norm")
+        speed, skipped = last.get("tokens_per_second"), last.get("skipped_steps")
         rows["last step"] = (
-            f"loss {_number(last['loss'], '.4f')}, grad norm {_number(last['grad_norm'], '.3f')}, "
-            f"{last['tokens_per_second']:,.0f} tokens/s, {last['skipped_steps']} steps skipped"
+            f"loss {_number(loss, '.4f')}, grad norm {_number(norm, '.3f')}, "
+            f"{_number(speed, ',.0f')} tokens/s, {_number(skipped, '.0f')} steps skipped"
         )
     steps = [str(checkpoint["step"]) for checkpoint in known["checkpoints"]]
     rows["checkpoints"] = f"steps {', '.join(steps)}" if steps else "none"
@@ -211,8 +249,8 @@ def _export_rows(known: Known) -> dict[str, str]:
 _ROWS = {"run": _run_rows, "checkpoint": _checkpoint_rows, "export": _export_rows}
 
 
-def _number(value: float | None, form: str) -> str:
-    return "none" if value is None else format(value, form)
+def _number(value: object, form: str) -> str:
+    return format(value, form) if isinstance(value, (int, float)) else "none"
 
 
 def _mebibytes(size: int) -> str:

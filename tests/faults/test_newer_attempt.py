@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests import ranks
 from tests.faults.saves import SETTINGS, committed
 from tests.settings import words_of
@@ -62,3 +64,31 @@ def test_an_older_attempt_cannot_commit(tmp_path: Path) -> None:
     assert committed(run) == [2, 4]
     assert not (run / "saved").exists() and not (run / "done").exists()
     assert not list((run / "checkpoints").glob(".*"))
+
+
+def _in_the_way(rank: int, world: int, run: Path, changes: dict[str, Any], is_folder: bool) -> str:
+    """Train; before the commit of step 4 somebody puts something in its place."""
+
+    def on_phase(phase: Phase | None, step: int) -> None:
+        if phase is Phase.RENAMING and step == 4:
+            place = run / "checkpoints" / "step-00000004"
+            if is_folder:
+                place.mkdir()
+                place = place / "notes.txt"
+            place.write_text("notes")
+
+    return words_of(rank, world, run, changes, on_phase=on_phase)
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_what_somebody_puts_in_a_checkpoints_place_is_set_aside(
+    tmp_path: Path, is_folder: bool
+) -> None:
+    run = tmp_path / "run"
+    changes = {**SYNCHRONOUS, "parallel.pipeline": 1, "train.steps": 5}
+    [said] = ranks.run(_in_the_way, 1, run, changes, is_folder)
+    assert "step-00000004 was there already, and is no checkpoint; it is now step-00000004" in said
+    assert "newer start" not in said
+    assert committed(run) == [2, 4, 5] and (run / "done").exists()
+    aside = run / "checkpoints" / "step-00000004.damaged"
+    assert (aside / "notes.txt" if is_folder else aside).read_text() == "notes"

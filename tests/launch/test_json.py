@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +226,23 @@ def test_a_damaged_run_is_shown_before_it_is_refused(
     [checkpoint] = json.loads(said["--json"].out)["checkpoints"]
     assert checkpoint["step"] == 1 and file.name in checkpoint["damage"]
     assert "step-00000001" in said["--verify"].out
+
+
+@pytest.mark.parametrize("content", ["", "5", "[" * 100_000, '{"layout": 5, "scores": {"a": 1}}'])
+def test_spoiled_files_are_mentioned_and_the_rest_is_shown(
+    run: Path, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    for name in ("environment.json", "evaluation.json"):
+        (copy / name).write_text(content)
+    (copy / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "loss": "low"}\n')
+    main(["show", str(copy)])
+    said = capsys.readouterr().out
+    assert re.search(r"^state +done, step 1 of 2 *$", said, re.MULTILINE)
+    assert "loss none, grad norm none, none tokens/s" in said
+    assert "checkpoints" in said and "steps 2" in said
+    for name in ("environment.json", "evaluation.json"):
+        assert f"{copy / name} cannot be read: " in said
+    main(["show", "--json", str(copy)])
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["evaluation"] is None and shown["layout"] is None

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from trainer.files import write_synced
+from trainer.files import is_file_name, parse_json, write_synced
 
 MANIFEST = "manifest"
 """Name of the file with the manifest."""
@@ -58,10 +59,10 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
     if hashlib.sha256(text.encode()).hexdigest() != digest:
         raise ValueError("the manifest does not match its own sum")
     try:
-        entries = {name: (int(size), str(sum_)) for name, (size, sum_) in json.loads(text).items()}
-    except (AttributeError, TypeError) as error:
+        entries = {name: (int(size), str(sum_)) for name, (size, sum_) in parse_json(text).items()}
+    except (AttributeError, TypeError, OverflowError) as error:
         raise ValueError(f"the manifest is of something else: {error}") from None
-    if not entries or any(Path(name).name != name for name in entries):
+    if not entries or not all(map(is_file_name, entries)):
         raise ValueError("the manifest names no files of its folder")
     return entries
 
@@ -81,11 +82,15 @@ def verify(folder: Path, *, contents: bool = True, reader: int = 0, readers: int
     summed = {*DESCRIBING, *(sorted(entries)[reader::readers] if contents else ())}
     for name, (size, _) in entries.items():
         try:
-            found = (folder / name).stat().st_size
-            if found != size:
-                return f"{name} has {found} bytes instead of {size}"
+            found = (folder / name).stat()
+            if not stat.S_ISREG(found.st_mode):
+                return f"{name} is no file"
+            if found.st_size != size:
+                return f"{name} has {found.st_size} bytes instead of {size}"
             if name in summed and entry(folder / name) != entries[name]:
                 return f"{name} does not match its sum"
         except OSError as error:
             return f"{name}: {error.strerror}"
+        except ValueError as error:  # no file can have such a name
+            return f"{name!r}: {error}"
     return None

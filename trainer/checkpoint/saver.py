@@ -25,7 +25,14 @@ from torch.distributed.checkpoint.api import CheckpointException
 from model.errors import LeaseLostError, SaveFailedError
 from model.sentences import first_line
 from parallel.mesh import Mesh
-from trainer.checkpoint.manifest import DESCRIBING, DESCRIPTION, Entry, entry, write_manifest
+from trainer.checkpoint.manifest import (
+    DESCRIBING,
+    DESCRIPTION,
+    Entry,
+    entry,
+    verify,
+    write_manifest,
+)
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.store import FORMAT, LATEST, Store, name_of
 from trainer.checkpoint.tensor_files import Shapes, Storage
@@ -179,7 +186,7 @@ class Saver:
             if self._mesh.is_main:
                 shutil.rmtree(folder, ignore_errors=True)  # a full disk needs the room
             raise
-        self._on_all_ranks(step, Phase.TIDYING, self._tidy)
+        self._on_all_ranks(step, Phase.TIDYING, lambda: self._tidy(step))
 
     def _open(self, step: int, abort_reason: str | None) -> str:
         """Make the folder to write in; return its path on the main rank."""
@@ -209,19 +216,29 @@ class Saver:
             raise LeaseLostError(self._run_folder)
         final = self._store.folder / name_of(step)
         old = None
-        if final.exists():
-            if step not in self._committed:
-                # Only a newer attempt makes steps that this run has yet to make.
-                raise LeaseLostError(self._run_folder)
+        if step in self._committed and final.exists():
             old = self._store.hide(final)  # the same step again, after an error past its rename
+        elif final.exists():
+            self._clear(final)
         os.rename(folder, final)
         self._committed.add(step)
         sync(self._store.folder)
         if old is not None:
             shutil.rmtree(old)
 
-    def _tidy(self) -> None:
-        """Point `latest` to the newest checkpoint and remove older ones.
+    def _clear(self, final: Path) -> None:
+        """Set aside what somebody has put where a checkpoint is about to be.
+
+        Raises LeaseLostError where it is a whole checkpoint: only a newer attempt makes steps that
+        this run has yet to make.
+        """
+        if verify(final, contents=False) is None or not self._may_commit():
+            raise LeaseLostError(self._run_folder)
+        aside = self._store.quarantine(final)
+        log.warning("%s was there already, and is no checkpoint; it is now %s", final, aside.name)
+
+    def _tidy(self, step: int) -> None:
+        """Point `latest` to the checkpoint of `step`, the newest one, and remove older ones.
 
         An error is only logged: the checkpoint is committed.
         """
@@ -230,8 +247,7 @@ class Saver:
         if not self._may_commit():
             raise LeaseLostError(self._run_folder)
         try:
-            newest = self._store.committed()[-1]
-            replace(self._store.folder / LATEST, newest.path.name)
+            replace(self._store.folder / LATEST, name_of(step))
             self._store.retain(self._config.keep, self._config.keep_every)
         except OSError as error:
             log.warning("older checkpoints cannot be tidied away: %s", error)

@@ -14,20 +14,20 @@ another name, and one that is no longer intact is quarantined as step-XXXXXXXX.d
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
-from pydantic import TypeAdapter
+from pydantic import Field, FiniteFloat, TypeAdapter
 from typing_extensions import TypedDict  # pydantic's wish before Python 3.12
 
 from model.errors import UserError
 from model.validation import check_content
 from trainer.checkpoint.manifest import DESCRIPTION, verify
+from trainer.files import read_json
 
 FORMAT = 3
 """Version of the format, which checkpoint.json holds."""
@@ -35,20 +35,30 @@ FORMAT = 3
 LATEST = "latest"
 """Name of the file with the newest checkpoint's name."""
 
-_NAME = re.compile(r"step-(\d{8,})")
+_NAME = re.compile(r"step-(\d{8,})", re.ASCII)
+
+Count = Annotated[int, Field(strict=True, ge=0)]
+"""A number of steps or samples."""
+
+
+class SkippedStepsContent(TypedDict):
+    """The record of skipped steps in checkpoint.json; see trainer/faults/skipped_steps.py."""
+
+    skipped: NotRequired[Count]
+    norms: NotRequired[list[FiniteFloat]]
 
 
 class Description(TypedDict):
     """The content of checkpoint.json."""
 
     format: int
-    step: int
-    samples: int
+    step: Count
+    samples: Count
     layout: dict[str, int]
     data: str
     settings: dict[str, Any]
     series: dict[str, Any]
-    bad_steps: dict[str, Any]
+    bad_steps: SkippedStepsContent
 
 
 _DESCRIPTION = TypeAdapter(Description)
@@ -108,7 +118,7 @@ class Checkpoint:
         return content
 
     def _content(self) -> Any:
-        return json.loads((self.path / DESCRIPTION).read_text(encoding="utf-8"))
+        return read_json(self.path / DESCRIPTION)
 
 
 class Store:
@@ -146,16 +156,22 @@ class Store:
     def quarantine(self, path: Path) -> Path:
         """Rename a checkpoint so that readers ignore it; return its new path."""
         quarantined = path.with_name(f"{path.name}.damaged")
-        if quarantined.exists():
+        if quarantined.is_dir():
             shutil.rmtree(quarantined)
+        else:
+            quarantined.unlink(missing_ok=True)
         return path.rename(quarantined)
 
     def retain(self, keep: int, keep_every: int) -> None:
         """Remove all checkpoints but the newest `keep` and those at multiples of `keep_every`.
 
-        With `keep_every` 0 only the newest stay.
+        With `keep_every` 0 only the newest stay. A folder that is not intact by its files' sizes is
+        not among the newest: a good checkpoint is never removed for it.
         """
-        for checkpoint in self.committed()[:-keep]:
+        older = self.committed()
+        while keep and older:
+            keep -= older.pop().verify(contents=False) is None
+        for checkpoint in older:
             if not keep_every or checkpoint.step % keep_every:
                 self.remove(checkpoint.path)
 

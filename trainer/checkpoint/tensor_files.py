@@ -40,6 +40,7 @@ from model.errors import UserError
 from model.sentences import shortened
 from trainer.checkpoint.manifest import METADATA
 from trainer.checkpoint.partitions import Partition
+from trainer.files import is_file_name
 
 Shapes = dict[str, tuple[int, ...]]
 """Shapes of global tensors, by key."""
@@ -101,7 +102,7 @@ def read_metadata(folder: Path) -> Metadata:
 
 def _is_in_folder(info: object) -> bool:
     """Return whether a chunk's place is in a file of the checkpoint's own folder."""
-    return isinstance(info, _StorageInfo) and Path(info.relative_path).name == info.relative_path
+    return isinstance(info, _StorageInfo) and is_file_name(str(info.relative_path))
 
 
 def tensor_shapes(folder: Path) -> Shapes:
