@@ -15,7 +15,7 @@ from model.sentences import ranges
 from parallel.address import Address
 from parallel.collectives import any_of
 from parallel.layout import Layout
-from parallel.mesh import Mesh, init_mesh, is_initialised
+from parallel.mesh import Mesh, init_mesh, is_initialised, local_device
 from parallel.rendezvous import Rendezvous, meet
 from trainer.checkpoint.saver import Phase, Saver
 from trainer.checkpoint.tensor_files import Storage
@@ -79,11 +79,13 @@ def train(
         with ended_by_signal():
             rendezvous = None if is_initialised() else _meet(plan, rank, address)
             store = rendezvous.store if rendezvous is not None else None
+            watchdog = _watchdog(plan, rank, local_rank, rendezvous)
+            if watchdog is not None:
+                stack.callback(watchdog.close)
+                watchdog.start()
             mesh = init_mesh(plan.layout, rank, local_rank, local_world, store)
         stop = stack.enter_context(stop_on_signal(stop))
-        trainer = make_trainer(
-            plan, mesh, stop, lease, warnings, rendezvous=rendezvous, hooks=hooks
-        )
+        trainer = make_trainer(plan, mesh, stop, lease, warnings, watchdog=watchdog, hooks=hooks)
         outcome = trainer.run()
         if lease is not None:
             if not lease.is_held():
@@ -107,22 +109,27 @@ def make_trainer(
     lease: Lease | None,
     warnings: Warnings,
     *,
-    rendezvous: Rendezvous | None = None,
+    watchdog: Watchdog | None = None,
     hooks: Hooks | None = None,
 ) -> Trainer:
     """Put the parts of a run together, up to its first step; all ranks call it.
 
-    `lease` is the main rank's. Where there are several ranks and a `rendezvous`, a watchdog looks
-    after them.
+    `lease` is the main rank's. `watchdog` has begun to watch.
     """
     settings, hooks = plan.configuration.settings, hooks or Hooks()
+    note = watchdog.load if watchdog is not None else _ignore
+    note("verifying what it starts from")
     start = verify(plan.start, mesh)
+    note("preparing the run folder")
     if mesh.is_main:
         plan.run.open(plan.configuration, plan.layout, str(mesh.device))
         _introduce(plan, start, mesh)
+    note("building the network")
     clock = AttentionClock(mesh.device)
     engine = Engine(settings, plan.dataset.shape, mesh, instrument=clock.attach)
+    note("loading the weights")
     skipped_steps, report = restore(start, engine)
+    note("preparing the first step")
     if report is not None and mesh.is_main:
         log.info(report.sentence())
         plan.run.record(init_from=asdict(report))
@@ -135,9 +142,11 @@ def make_trainer(
         on_phase=hooks.on_phase,
         storage=hooks.storage,
     )
-    watchdog = stragglers = None
+    if watchdog is not None:
+        watchdog.is_excused = lambda: saver.is_waiting
+        watchdog.watch(engine.network)
+    stragglers = None
     if mesh.layout.world > 1:
-        watchdog = _watchdog(plan, mesh, engine, saver, rendezvous)
         stragglers = Stragglers(mesh, settings.faults.slow_factor, settings.logging.every)
     return Trainer(
         plan,
@@ -203,19 +212,11 @@ def _introduce(plan: Plan, start: Start, mesh: Mesh) -> None:
 
 
 def _watchdog(
-    plan: Plan, mesh: Mesh, engine: Engine, saver: Saver, rendezvous: Rendezvous | None
+    plan: Plan, rank: int, local_rank: int, rendezvous: Rendezvous | None
 ) -> Watchdog | None:
-    """Return a watchdog that has begun to watch, where there is a store to watch over."""
+    """Return a watchdog, where there are several ranks and a store to watch over."""
     seconds = plan.configuration.settings.faults.hang_seconds
-    if not seconds or rendezvous is None:
+    if not seconds or rendezvous is None or plan.layout.world == 1:
         return None
-    purpose = f"watchdog {plan.run.path}"
-    watchdog = Watchdog(
-        mesh,
-        seconds,
-        plan.run.hang_folder,
-        lambda: rendezvous.connect(purpose),
-        lambda: saver.is_waiting,
-    )
-    watchdog.watch(engine.network)
-    return watchdog
+    mesh, purpose = Mesh(plan.layout, rank, local_device(local_rank)), f"watchdog {plan.run.path}"
+    return Watchdog(mesh, seconds, plan.run.hang_folder, lambda: rendezvous.connect(purpose))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -21,8 +22,9 @@ from torch.distributed.distributed_c10d import Store
 from parallel.layout import Layout
 from parallel.mesh import Mesh
 from tests import ranks
-from tests.settings import train_rank
+from tests.settings import planned, train_rank
 from trainer.checkpoint.tensor_files import Storage
+from trainer.faults.activity import Activity
 from trainer.faults.watchdog import Report, Watchdog, in_words
 from trainer.logs.log import shown
 from trainer.logs.metrics import Row, read_metrics
@@ -54,8 +56,9 @@ def run_until_it_ends(
     changes: dict[str, Any],
     victims: Sequence[int] = (),
     disturb: Callable[[], None] = lambda: None,
+    after: int = 11,
 ) -> tuple[list[int | None], str]:
-    """Disturb a run after some steps and stop its `victims`, who end no more by themselves.
+    """Disturb a run after so many steps and stop its `victims`, who end no more by themselves.
 
     Returns exit codes, None for ranks that had to be killed, and what the ranks said.
     """
@@ -63,7 +66,7 @@ def run_until_it_ends(
     logs = [run.parent / f"rank-{rank}.log" for rank in range(world)]
     processes = ranks.start(function, (run, changes), [w for _, w in pipes], logs)
     deadline = time.monotonic() + 60
-    while len(read_metrics(run / "metrics.jsonl")) < 11:
+    while len(read_metrics(run / "metrics.jsonl")) < after:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     disturb()
@@ -104,6 +107,115 @@ def test_who_waits_for_whom_is_told(tmp_path: Path, layout: dict[str, Any], word
     assert re.search(r"rank 1 \(.*\): is in step, test_watchdog\.py:\d+; step 12", said), said
     assert "time.sleep(1000)" in (run / "hang" / "rank-00001.txt").read_text()
     assert (run / "hang" / "report.txt").read_text() in said
+
+
+def _train_held(
+    rank: int, world: int, run: Path, changes: dict[str, Any], hold: Callable[[], None]
+) -> list[Row]:
+    """Train; rank 1 builds its engine after `hold`."""
+    import deepspeed
+
+    build = deepspeed.initialize
+
+    def initialize(**options: Any) -> Any:
+        if rank == 1:
+            hold()
+        return build(**options)
+
+    with patch.object(deepspeed, "initialize", initialize):
+        return train_rank(rank, world, run, changes)
+
+
+def _sleep_while_loading(rank: int, world: int, run: Path, changes: dict[str, Any]) -> None:
+    def sleep() -> None:
+        time.sleep(1000)
+
+    _train_held(rank, world, run, changes, sleep)
+
+
+def _sleep_in_the_first_step(rank: int, world: int, run: Path, changes: dict[str, Any]) -> None:
+    def step(number: int) -> None:
+        if rank == 1:
+            time.sleep(1000)
+
+    train_rank(rank, world, run, changes, on_step=step)
+
+
+@pytest.mark.parametrize(
+    ("function", "where"),
+    [
+        (_sleep_while_loading, "before the first step, building the network, stage 0"),
+        (_sleep_in_the_first_step, "step 1, stage 0, layer none yet"),
+    ],
+)
+def test_a_hang_before_the_second_step_is_told(
+    tmp_path: Path, function: Callable[..., None], where: str
+) -> None:
+    """As soon as the ranks have met; the folder can be used again."""
+    run = tmp_path / "run"
+    codes, said = run_until_it_ends(function, 2, run, SETTINGS, after=0)
+    assert None not in codes, said
+    assert "training stands still: no rank has moved for 3 s" in said
+    assert re.search(rf"rank 1 \(.*\): is in \w+, test_watchdog\.py:\d+; {where}", said), said
+    assert "time.sleep(1000)" in (run / "hang" / "rank-00001.txt").read_text()
+    assert planned(run, SETTINGS, 2).start.steps_done == 0
+
+
+def _compute_while_loading(rank: int, world: int, run: Path, changes: dict[str, Any]) -> list[Row]:
+    def compute() -> None:
+        until = time.thread_time() + 3.0
+        while time.thread_time() < until:
+            pass
+
+    return _train_held(rank, world, run, changes, compute)
+
+
+def test_slow_loading_is_no_hang(tmp_path: Path) -> None:
+    """One rank loads for longer than the watchdog's patience, and the other waits for it."""
+    changes = {**SETTINGS, "train.steps": 2, "faults.hang_seconds": 1.0}
+    rows = ranks.run(_compute_while_loading, 2, tmp_path / "run", changes)[0]
+    assert [row["step"] for row in rows] == [1, 2]
+
+
+def _active(rank: int, world: int, folder: Path) -> list[bool]:
+    """Return what another thread finds of this one: computing, idle, reading, in a collective."""
+    torch.distributed.init_process_group("gloo")
+    found: list[bool] = []
+    activity = Activity()
+
+    def look() -> None:
+        thread = threading.Thread(target=lambda: found.append(activity.has_moved()))
+        thread.start()
+        thread.join()
+
+    def compute() -> None:
+        until = time.thread_time() + 0.1
+        while time.thread_time() < until:
+            pass
+
+    look()
+    compute()
+    look()
+    time.sleep(0.5)
+    look()
+    with open(folder / "data", "rb", buffering=0) as file:
+        time.sleep(0.5)
+        file.read(10)
+        look()
+    looker = threading.Timer(0.5, lambda: found.append(activity.has_moved()))
+    if rank == 0:
+        compute()
+        looker.start()
+    else:
+        time.sleep(1.0)
+    torch.distributed.barrier()
+    return found[1:]
+
+
+def test_computing_and_reading_are_activity_and_waiting_is_none(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"0" * 1000)
+    found, _ = ranks.run(_active, 2, tmp_path)
+    assert found == [True, False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -183,9 +295,9 @@ def _watch_without_a_store(rank: int, world: int, run: Path, message: str) -> st
         raise RuntimeError(message)
 
     mesh = Mesh(Layout(pipeline=1, data=1), rank, torch.device("cpu"))
-    watchdog = Watchdog(mesh, 1.0, run / "hang", connect, lambda: False)
+    watchdog = Watchdog(mesh, 1.0, run / "hang", connect)
     with contextlib.redirect_stdout(io.StringIO()) as text, shown():
-        watchdog.watch(torch.nn.Linear(1, 1))
+        watchdog.start()
         while any(thread.name == "watchdog" for thread in threading.enumerate()):
             time.sleep(0.01)
     return text.getvalue()

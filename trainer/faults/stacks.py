@@ -46,12 +46,24 @@ def main_thread() -> FrameType | None:
     return sys._current_frames().get(threading.main_thread().ident or 0)
 
 
+def is_in_collective(frame: FrameType | None) -> bool:
+    """Return whether the thread with this innermost frame is in a collective."""
+    while frame is not None and not _is_collective(frame):
+        frame = frame.f_back
+    return frame is not None
+
+
+def _is_collective(frame: FrameType) -> bool:
+    """Return whether a frame is that of a collective's function."""
+    file = Path(frame.f_code.co_filename)
+    return file.name == "distributed_c10d.py" and frame.f_code.co_name in COLLECTIVES
+
+
 def thread_state(frame: FrameType | None) -> ThreadState:
     """Return the state of a thread by its innermost frame; the thread may be another, running."""
     here = frame
     while frame is not None:
-        file = Path(frame.f_code.co_filename)
-        if file.name == "distributed_c10d.py" and frame.f_code.co_name in COLLECTIVES:
+        if _is_collective(frame):
             return _collective(frame)
         frame = frame.f_back
     if here is None:

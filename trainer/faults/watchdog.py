@@ -4,6 +4,10 @@ Whoever started the run can then start it again. Each rank's watchdog is a threa
 key-value store that the rank lives, and watches its main thread: every layer and every step is
 progress. Where a main thread makes none for `seconds`, or a rank does not report for as long, all
 ranks write down where they are, and end.
+
+It watches from the moment when the ranks have met. Until the first step is made they load, and may
+rightly wait for each other for long: progress is then that any rank computes or reads, and a hang
+that none of them does.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from torch.distributed.distributed_c10d import Store
 from model.layers import BaseTransformerLayer
 from model.sentences import first_line, ranges
 from parallel.mesh import Mesh
+from trainer.faults.activity import Activity
 from trainer.faults.stacks import main_thread, thread_state
 from trainer.logs.log import log
 
@@ -49,9 +54,13 @@ class Report:
     awaited: list[int]
     """Ranks of the collective that it waits in."""
     host: str
+    loading: str = ""
+    """What it does before its first step, in words; empty afterwards."""
 
     def where(self) -> str:
         """Return step, stage and layer in words."""
+        if self.loading:
+            return f"before the first step, {self.loading}, stage {self.stage}"
         return f"step {self.step}, stage {self.stage}, layer {self.layer or 'none yet'}"
 
 
@@ -59,34 +68,38 @@ class Watchdog:
     """The watchdog of one rank.
 
     `folder` is where it writes stacks and report in a hang. `connect` opens a connection of its own
-    to the ranks' store; `is_excused` returns whether the main thread waits for something that may
-    take longer, such as a disk.
+    to the ranks' store.
     """
 
     def __init__(
-        self,
-        mesh: Mesh,
-        seconds: float,
-        folder: Path,
-        connect: Callable[[], Store],
-        is_excused: Callable[[], bool],
+        self, mesh: Mesh, seconds: float, folder: Path, connect: Callable[[], Store]
     ) -> None:
         self._mesh, self._seconds, self._folder = mesh, seconds, folder
-        self._connect, self._is_excused = connect, is_excused
+        self._connect = connect
+        self.is_excused: Callable[[], bool] = lambda: False
+        """Returns whether the main thread waits for what may take longer, such as a disk."""
         self._pause = min(5.0, seconds / 5)
         self._closed = threading.Event()
-        self._beats, self._pulse = 0, 0
+        self._beats, self._pulse, self._moves = 0, 0, 0
         self._pulses: dict[int, tuple[str, float]] = {}
         """On the main rank: rank -> its last pulse, and when it came."""
-        self.step, self.layer = 0, ""
+        self._moved: dict[int, str] = {}
+        """On the main rank: rank -> how often it has moved."""
+        self._moved_at = time.monotonic()
+        """On the main rank: when some rank moved last."""
+        self.step, self.layer, self.loading = 0, "", "starting"
+        self._is_first_step_made = False
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
     def watch(self, network: nn.Module) -> None:
-        """Begin to watch; each forward pass of one of the network's layers is progress."""
+        """Take each forward pass of one of the network's layers for progress from now on."""
         for name, module in network.named_modules():
             if isinstance(module, BaseTransformerLayer):
                 module.register_forward_pre_hook(self._hook(name))
-        self._thread.start()
 
     def _hook(self, name: str) -> Callable[..., None]:
         """Return a hook that notes progress in the layer `name`."""
@@ -97,9 +110,15 @@ class Watchdog:
 
         return enter
 
+    def load(self, what: str) -> None:
+        """Note what is being done before the first step, in words."""
+        self.loading = what
+        self._beats += 1
+
     def beat(self, step: int) -> None:
         """Note that `step` is being made."""
-        self.step = step
+        self._is_first_step_made = self.step > 0
+        self.step, self.loading = step, ""
         self._beats += 1
 
     def close(self) -> None:
@@ -124,11 +143,14 @@ class Watchdog:
         except (RuntimeError, OSError) as error:
             log.error(f"rank {self._mesh.rank} has no watchdog: {first_line(error)}")
             return
+        activity = Activity()
         beats, since, reached = -1, time.monotonic(), time.monotonic()
         while not self._closed.wait(self._pause):
             now = time.monotonic()
-            if self._beats != beats or self._is_excused():
+            is_active = activity.has_moved() and bool(self.loading)
+            if self._beats != beats or self.is_excused() or is_active:
                 beats, since = self._beats, now
+                self._moves += 1
             try:
                 alarm = within(self._seconds, lambda: self._exchange(store, time.monotonic()))
                 reached = now
@@ -138,7 +160,7 @@ class Watchdog:
                 return
             if time.monotonic() - reached > self._seconds:
                 self._end_alone()
-            if now - since > self._seconds:
+            if self._is_first_step_made and now - since > self._seconds:
                 alarm = alarm or f"no progress for {self._seconds:g} s"
             if alarm is not None:
                 self._end_together(store, alarm)
@@ -146,20 +168,29 @@ class Watchdog:
     def _exchange(self, store: Store, now: float) -> str | None:
         """Report that this rank lives; return the alarm, if there is one.
 
-        The main rank returns one of its own where another rank has no new pulse.
+        The main rank returns one of its own where another rank has no new pulse, and until the
+        first step is made also where no rank has moved.
         """
         self._pulse += 1
-        store.set(f"pulse {self._mesh.rank}", str(self._pulse))
+        store.set(f"pulse {self._mesh.rank}", f"{self._pulse} {self._moves}")
         if self._mesh.is_main:
             for rank in range(self._mesh.layout.world):
                 key = f"pulse {rank}"
-                pulse = store.get(key).decode() if store.check([key]) else ""
-                if rank not in self._pulses or self._pulses[rank][0] != pulse:
-                    self._pulses[rank] = pulse, now
+                self._hear(rank, store.get(key).decode() if store.check([key]) else "", now)
             silent = [r for r, (_, since) in self._pulses.items() if now - since > self._seconds]
             if silent:
                 return f"nothing heard of rank {ranges(silent)} for {self._seconds:g} s"
+            if not self._is_first_step_made and now - self._moved_at > self._seconds:
+                return f"no rank has moved for {self._seconds:g} s"
         return store.get(ALARM).decode() if store.check([ALARM]) else None
+
+    def _hear(self, rank: int, pulse: str, now: float) -> None:
+        """Note a rank's pulse, on the main rank."""
+        if rank not in self._pulses or self._pulses[rank][0] != pulse:
+            self._pulses[rank] = pulse, now
+        moves = pulse.partition(" ")[2]
+        if self._moved.get(rank, "") != moves:
+            self._moved[rank], self._moved_at = moves, now
 
     def _end_together(self, store: Store, why: str) -> None:
         """Raise the alarm, write a report about all ranks, and end this one."""
@@ -212,6 +243,7 @@ class Watchdog:
             now.words,
             list(now.awaited),
             os.uname().nodename,
+            self.loading,
         )
 
     def _write_stacks(self) -> None:
