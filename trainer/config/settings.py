@@ -106,7 +106,7 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _timezone_exists(self) -> DataConfig:
         try:
-            ZoneInfo(self.timezone or "UTC")
+            ZoneInfo("UTC" if self.timezone is None else self.timezone)
         except (ZoneInfoNotFoundError, ValueError, OSError):
             raise ValueError(
                 f"timezone: there is no {self.timezone!r}; "

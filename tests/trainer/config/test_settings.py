@@ -26,6 +26,8 @@ def test_every_key_is_documented() -> None:
         ({"targets": ["load", "load"]}, "targets: load stands twice"),
         ({"targets": ["load"], "covariates": ["load"]}, "covariates: load is a target"),
         ({"timezone": "Nowhere/City"}, "timezone: there is no 'Nowhere/City'"),
+        ({"timezone": ""}, "timezone: there is no ''"),
+        ({"timezone": "Europe"}, "timezone: there is no 'Europe'"),
         ({"season_lengths": [24]}, "season_lengths: 24 is longer than context_length=6"),
         ({"season_lengths": [5, 3]}, r"season_lengths: \[5, 3\] must ascend"),
     ],
