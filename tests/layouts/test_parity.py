@@ -73,7 +73,14 @@ def distances(rows: list[Row], run: Path, plain: Trajectory) -> dict[str, float]
     return found
 
 
-@pytest.mark.parametrize(("name", "world", "changes"), CASES, ids=[name for name, *_ in CASES])
+@pytest.mark.parametrize(
+    ("name", "world", "changes"),
+    [
+        # Cases of one network share its reference.
+        pytest.param(*one, id=one[0], marks=pytest.mark.xdist_group(one[0].rpartition("-")[2]))
+        for one in CASES
+    ],
+)
 def test_losses_norms_and_weights_are_those_of_plain_torch(
     tmp_path: Path, name: str, world: int, changes: dict[str, Any]
 ) -> None:
