@@ -82,9 +82,9 @@ def test_each_forescale_command_can_be_read() -> None:
 def copy_checkout(folder: Path) -> Path:
     """Make a checkout whose demo takes seconds, with the data that the files speak of."""
     folder.mkdir()
-    for name in ("model", "parallel", "trainer", "launch", "tests", "benchmarks", "slurm"):
+    packages = ("forescale", "model", "parallel", "trainer", "launch")
+    for name in (*packages, "tests", "benchmarks", "slurm"):
         (folder / name).symlink_to(ROOT / name)
-    (folder / "forescale.py").symlink_to(ROOT / "forescale.py")
     (folder / ".venv").symlink_to(Path(sys.prefix))
     shutil.copytree(ROOT / "configs", folder / "configs")
     demo = yaml.safe_load((folder / "configs" / "demo.yaml").read_text())
