@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from launch.output import print_json
+from model.config import LARGEST_INT
 from model.errors import UserError
 from model.sentences import nearest
 from trainer.config.settings import Settings
@@ -97,7 +98,7 @@ def type_name(annotation: Any, constraints: Iterable[Any] = ()) -> str:
         f"{sign} {getattr(one, name)}"
         for one in constraints
         for name, sign in _BOUNDS.items()
-        if getattr(one, name, None) is not None
+        if getattr(one, name, None) not in (None, LARGEST_INT)
     ]
     name = _NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))
     return " ".join([name, " and ".join(bounds)]) if bounds else name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,9 @@ NOT_RUN = {
     "git": "clones the checkout that this is",
     "make": "installs, or runs all tests; tests/launch/test_demo.py is its demo",
     ".ci/run": "runs all tests",
+    "rm": "reaches into a folder of a cluster: tests/trainer/run/test_control_files.py",
     "touch": "reaches into a folder of a cluster: tests/trainer/run/test_control_files.py",
+    "grep": "finds a line of a run that diverged: tests/faults/test_skipped_steps.py",
     "docker": "needs a container engine",
     "podman": "needs a container engine",
     "apptainer": "needs a container engine",
@@ -43,6 +46,8 @@ LISTED = {
     r"python -m tests\.slurm\.cluster .*": "needs a Slurm: tests/slurm/conftest.py",
     r"deepspeed --hostfile .*": "needs several machines: tests/slurm",
     r"deepspeed --launcher openmpi .*": "needs an MPI: tests/launch/test_mpi.py",
+    r"WANDB_MODE=offline .*": "needs W&B and MLflow: tests/trainer/logs/test_sinks.py",
+    r"forescale train configs/large\.yaml --ranks 8 .*": "needs 8 GPUs",
     r"torchrun --nnodes 8 .*": "needs several machines: tests/slurm/test_launchers.py",
 }
 """Regular expression of a command that does not run here -> why."""
@@ -87,11 +92,12 @@ class Block:
 
 
 def blocks(file: Path) -> list[Block]:
-    """Return the blocks of sh and Python of a file."""
+    """Return the blocks of sh and Python of a file, also those in lists."""
     text = file.read_text(encoding="utf-8")
-    fenced = re.finditer(r"^```(sh|python)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    fenced = re.finditer(r"^( *)```(sh|python)\n(.*?)^\1```", text, re.MULTILINE | re.DOTALL)
     return [
-        Block(file, text.count("\n", 0, found.start()) + 1, found[1], found[2]) for found in fenced
+        Block(file, text.count("\n", 0, found.start()) + 1, found[2], textwrap.dedent(found[3]))
+        for found in fenced
     ]
 
 

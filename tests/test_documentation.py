@@ -64,8 +64,8 @@ def test_no_listed_command_is_gone() -> None:
 
 def test_no_block_hides_from_this_test() -> None:
     for file in FILES:
-        languages = set(re.findall(r"^```(.+)$", file.read_text(encoding="utf-8"), re.MULTILINE))
-        assert languages <= {"sh", "python", "yaml", "mermaid"}, file
+        languages = set(re.findall(r"^ *```(.+)$", file.read_text(encoding="utf-8"), re.MULTILINE))
+        assert languages <= {"sh", "python", "yaml", "mermaid", "dockerfile"}, file
 
 
 def test_each_forescale_command_can_be_read() -> None:
@@ -73,6 +73,8 @@ def test_each_forescale_command_can_be_read() -> None:
     found = 0
     for _, command in COMMANDS:
         words = here(command).replace("'", "").split()
+        while "=" in words[0]:
+            del words[0]
         if program(command) == "forescale" and not set("|&<>;…") & set("".join(words)):
             forescale.commands[words[1]].make_context(words[1], words[2:])
             found += 1
@@ -95,6 +97,7 @@ def copy_checkout(folder: Path) -> Path:
     waves = np.sin(np.arange(7000) * 2 * np.pi / 24)
     table = pd.DataFrame({"date": hours, "load": waves, "price": np.roll(waves, 3)})
     table.head(1500).to_csv(folder / "load.csv", index=False)
+    table.head(1500).to_parquet(folder / "load.parquet")
     table.to_parquet(folder / "series.parquet")
     return folder
 
