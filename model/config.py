@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 LARGEST_INT = 10**15
-"""Largest whole number that a setting takes: more of anything is a slip, and 1e308 is a number."""
+"""Largest whole number that a setting takes; more of anything is a slip."""
 
 PositiveInt = Annotated[int, Field(ge=1, le=LARGEST_INT)]
 LayerCount = Annotated[int, Field(ge=1, le=10_000)]

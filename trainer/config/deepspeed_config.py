@@ -77,15 +77,15 @@ def _merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
 def check_deepspeed(configuration: Configuration) -> None:
     """Raise UserError for a key of the section `deepspeed` that is not a user's to set.
 
-    So that no rank dies of it, also for a value that DeepSpeed would refuse.
+    The same for a value that DeepSpeed would refuse, or fail with, in every rank.
     """
     content = configuration.settings.deepspeed
     zero = content.get("zero_optimization", {})
-    keys = {key: value for key, value in content.items() if key != "zero_optimization"}
+    keys = [key for key in content if key != "zero_optimization"]
     if isinstance(zero, dict):
-        keys |= {f"zero_optimization.{key}": value for key, value in zero.items()}
+        keys += [f"zero_optimization.{key}" for key in zero]
     else:
-        keys["zero_optimization"] = zero
+        keys.append("zero_optimization")
     for key in keys:
         name = f"deepspeed.{key}"
         if key in OWNED_BY_FORESCALE:
