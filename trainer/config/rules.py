@@ -6,14 +6,20 @@ import sys
 from math import gcd
 
 from model.config import ModelConfig
+from model.errors import UserError
 from parallel.layout import Layout
 from trainer.config.deepspeed_config import check_deepspeed
 from trainer.config.load import Configuration
 from trainer.logs.sinks import is_installed
 
+MAX_RANKS = 1_000_000
+"""Most ranks that a layout is computed for."""
+
 
 def check(configuration: Configuration, world: int) -> Layout:
     """Return the layout of `world` ranks. Raises UserError for whatever cannot run on it."""
+    if world > MAX_RANKS:
+        raise UserError(f"--world: {world} ranks are more than there are; use at most {MAX_RANKS}")
     layout = _layout(configuration, world)
     _check_stages(configuration)
     _check_zero(configuration)

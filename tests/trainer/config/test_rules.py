@@ -171,6 +171,11 @@ def test_a_key_of_the_file_is_named_with_its_line() -> None:
         check(load(TINY), 3)
 
 
+def test_more_ranks_than_there_are_is_a_slip() -> None:
+    with pytest.raises(UserError, match=r"^--world: 1000000000000 ranks are more than there are"):
+        check(load(TINY), 10**12)
+
+
 @pytest.mark.parametrize("file", sorted(TINY.parent.glob("*.yaml")), ids=lambda f: f.name)
 def test_shipped_configurations_are_valid(file: Path) -> None:
     settings = load(file).settings
