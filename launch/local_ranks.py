@@ -15,7 +15,7 @@ from types import FrameType
 
 from launch.cluster_environment import free_port
 from launch.machine import processors
-from trainer.faults.signals import PARENT, SIGNALS, StopRequest, is_heeded
+from trainer.faults.signals import PARENT, SIGNALS, StopRequest, requests_stop
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel")
 """Device files of accelerators. Without any, DeepSpeed is spared its search and its warning."""
@@ -52,7 +52,7 @@ def launch(ranks: int, arguments: Sequence[str], stop: StopRequest) -> int:
         asked.append(number)
         stop.number = stop.number or number
 
-    for number in filter(is_heeded, SIGNALS):
+    for number in filter(requests_stop, SIGNALS):
         signal.signal(number, ask)
     # An ignored signal stays ignored in the launcher; the ranks install a handler.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

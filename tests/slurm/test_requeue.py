@@ -36,7 +36,7 @@ def test_a_time_limit_saves_requeues_and_finishes(submit: Submit) -> None:
 
 
 @pytest.mark.slow
-def test_a_signal_before_the_first_step_is_heeded(submit: Submit) -> None:
+def test_a_signal_before_the_first_step_requests_stop(submit: Submit) -> None:
     """While it plans, and while the ranks import torch: started again, as if nothing had been."""
     job = submit("train.steps=3")
     for start, word, tasks in ((1, "launch plan", 1), (2, "launch/train.py", 4)):

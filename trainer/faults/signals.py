@@ -79,7 +79,7 @@ def stop_on_signal(
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, request) for number in signals if is_heeded(number)}
+    before = {number: signal.signal(number, request) for number in signals if requests_stop(number)}
     try:
         yield request
     finally:
@@ -87,7 +87,7 @@ def stop_on_signal(
             signal.signal(number, handler)
 
 
-def is_heeded(number: signal.Signals) -> bool:
+def requests_stop(number: signal.Signals) -> bool:
     """Return whether a signal requests a stop: not a hang-up that nohup has told to ignore."""
     return number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
 
