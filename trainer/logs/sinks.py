@@ -71,7 +71,7 @@ class _SinkThread(threading.Thread):
         self._waiting: queue.SimpleQueue[tuple[int, dict[str, float]] | None] = queue.SimpleQueue()
         self._failed = False
         """Whether the run has failed."""
-        self._is_broken = False
+        self._is_broken, self._giving_up = False, threading.Lock()
         self.start()
 
     def send(self, numbers: tuple[int, dict[str, float]]) -> None:
@@ -111,8 +111,9 @@ class _SinkThread(threading.Thread):
 
     def _give_up(self, why: str) -> None:
         """Say once why the sink gets no more numbers."""
-        if not self._is_broken:
+        with self._giving_up:
+            if not self._is_broken:
+                log.warning(
+                    f"{self._sink_name} gets no more metrics: {why}; metrics.jsonl has all of them"
+                )
             self._is_broken = True
-            log.warning(
-                f"{self._sink_name} gets no more metrics: {why}; metrics.jsonl has all of them"
-            )
