@@ -95,7 +95,7 @@ def allocate(optimizer: Any, steps_applied: int) -> None:
 def _moments(flat: Tensor, steps_applied: int) -> dict[str, Tensor]:
     """Return AdamW's state of one tensor: its count of steps, and moments of zero."""
     return {
-        "step": torch.tensor(float(steps_applied)),
+        "step": torch.tensor(float(steps_applied), device=flat.device),  # as fused AdamW has it
         "exp_avg": torch.zeros_like(flat.data),
         "exp_avg_sq": torch.zeros_like(flat.data),
     }
