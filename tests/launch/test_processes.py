@@ -87,7 +87,13 @@ LAUNCHERS: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "deepspeed-folder" else [])
+        for name in LAUNCHERS
+    ],
+)
 def test_every_launcher_starts_the_same_run(
     launcher: str, alone: list[float], tmp_path: Path
 ) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+import pytest
 
 Case = tuple[str, int, dict[str, Any]]
 
@@ -40,6 +43,19 @@ def case(world: int, *, model: dict[str, Any] | None = None, **axes: Any) -> Cas
     kind = next((name.lower() for name, value in globals().items() if value is model), "moe")
     name = "-".join([str(world), *(f"{axis}{value}" for axis, value in axes.items()), kind])
     return name, world, changes
+
+
+def parameters(cases: Iterable[Case], *, grouped: bool = False) -> list[Any]:
+    """Return the cases for pytest's parametrize: by name, those of 8 ranks slow.
+
+    Where they are `grouped`, cases of one network share a worker, and so its reference.
+    """
+    result = []
+    for name, world, changes in cases:
+        marks = [pytest.mark.slow] if world == 8 else []
+        marks += [pytest.mark.xdist_group(name.rpartition("-")[2])] if grouped else []
+        result.append(pytest.param(name, world, changes, id=name, marks=marks))
+    return result
 
 
 CASES: list[Case] = [

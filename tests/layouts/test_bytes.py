@@ -17,7 +17,7 @@ from model.network import TimeSeriesTransformer
 from parallel.costs import Work, stage_costs, traffic
 from parallel.layout import Layout
 from tests import ranks
-from tests.layouts.layouts import BIAS, CAPACITY, DECODER, DENSE, TIED, case
+from tests.layouts.layouts import BIAS, CAPACITY, DECODER, DENSE, TIED, case, parameters
 from tests.report import note_bytes
 from tests.settings import made_trainer, planned, tiny
 from trainer.data import Dataset
@@ -83,27 +83,29 @@ def _counted(
 
 @pytest.mark.parametrize(
     ("name", "world", "changes"),
-    [
-        case(2),
-        case(2, zero=2),
-        case(2, zero=3, model=DENSE),
-        case(2, precision="bf16"),
-        case(2, zero=2, precision="bf16"),
-        case(2, tp=2, ep=2, precision="bf16"),
-        case(2, tp=2, micro=16),
-        case(2, tp=2, model=CAPACITY),
-        case(2, tp=2, model=DECODER),
-        case(2, ep=2),
-        case(2, tp=2, ep=2),
-        case(2, tp=2, recompute="block"),
-        case(2, tp=2, recompute="block", model=DENSE),
-        case(2, tp=2, recompute="selective", model=CAPACITY),
-        case(2, tp=2, ep=2, recompute="selective"),
-        case(2, pp=2),
-        case(2, pp=2, model=DECODER),
-        case(4, pp=4, model=TIED),
-        case(8, pp=2, tp=2, ep=2, model=BIAS),
-    ],
+    parameters(
+        [
+            case(2),
+            case(2, zero=2),
+            case(2, zero=3, model=DENSE),
+            case(2, precision="bf16"),
+            case(2, zero=2, precision="bf16"),
+            case(2, tp=2, ep=2, precision="bf16"),
+            case(2, tp=2, micro=16),
+            case(2, tp=2, model=CAPACITY),
+            case(2, tp=2, model=DECODER),
+            case(2, ep=2),
+            case(2, tp=2, ep=2),
+            case(2, tp=2, recompute="block"),
+            case(2, tp=2, recompute="block", model=DENSE),
+            case(2, tp=2, recompute="selective", model=CAPACITY),
+            case(2, tp=2, ep=2, recompute="selective"),
+            case(2, pp=2),
+            case(2, pp=2, model=DECODER),
+            case(4, pp=4, model=TIED),
+            case(8, pp=2, tp=2, ep=2, model=BIAS),
+        ]
+    ),
 )
 def test_bytes_and_parameters_of_a_rank_are_the_formulas(
     tmp_path: Path, name: str, world: int, changes: dict[str, Any]

@@ -140,7 +140,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("source", "target", "model"),
     [
-        pytest.param(a, b, m, id=f"{a} -> {b}{' +' * bool(m)}", marks=pytest.mark.xdist_group(a))
+        pytest.param(
+            a,
+            b,
+            m,
+            id=f"{a} -> {b}{' +' * bool(m)}",
+            marks=[
+                pytest.mark.xdist_group(a),
+                *([pytest.mark.slow] if 8 in (LAYOUTS[a][0], LAYOUTS[b][0]) else []),
+            ],
+        )
         for a, b, m in PAIRS
     ],
 )

@@ -16,7 +16,7 @@ import torch
 from parallel import tensor_parallel as tensor
 from parallel.sharding import is_expert
 from tests import ranks
-from tests.layouts.layouts import CASES, TIED, case
+from tests.layouts.layouts import CASES, TIED, case, parameters
 from tests.layouts.reference import Trajectory, train_plainly
 from tests.report import note_difference
 from tests.settings import TINY, train_rank
@@ -73,14 +73,7 @@ def distances(rows: list[Row], run: Path, plain: Trajectory) -> dict[str, float]
     return found
 
 
-@pytest.mark.parametrize(
-    ("name", "world", "changes"),
-    [
-        # Cases of one network share its reference.
-        pytest.param(*one, id=one[0], marks=pytest.mark.xdist_group(one[0].rpartition("-")[2]))
-        for one in CASES
-    ],
-)
+@pytest.mark.parametrize(("name", "world", "changes"), parameters(CASES, grouped=True))
 def test_losses_norms_and_weights_are_those_of_plain_torch(
     tmp_path: Path, name: str, world: int, changes: dict[str, Any]
 ) -> None:
@@ -217,17 +210,19 @@ def _off(rows: list[Row], alone: list[Row]) -> dict[str, float]:
 
 @pytest.mark.parametrize(
     ("name", "world", "changes"),
-    [
-        case(1, micro=16),
-        case(2, pp=2),
-        case(2, tp=2),
-        case(2, zero=2),
-        case(2, zero=3),
-        case(2, offload="cpu"),
-        case(4, tp=2, ep=4),
-        case(4, pp=2, model=TIED),
-        case(8, pp=2, tp=2, ep=2, recompute="selective"),
-    ],
+    parameters(
+        [
+            case(1, micro=16),
+            case(2, pp=2),
+            case(2, tp=2),
+            case(2, zero=2),
+            case(2, zero=3),
+            case(2, offload="cpu"),
+            case(4, tp=2, ep=4),
+            case(4, pp=2, model=TIED),
+            case(8, pp=2, tp=2, ep=2, recompute="selective"),
+        ]
+    ),
 )
 def test_bf16_differs_by_the_layout_as_one_process_by_the_order_of_its_sums(
     tmp_path: Path, name: str, world: int, changes: dict[str, Any], alone_in_bf16: list[Row]

@@ -16,6 +16,7 @@ from tests.slurm.jobs import LONG, Submit
 pytestmark = pytest.mark.timeout(600)
 
 
+@pytest.mark.slow
 def test_a_job_trains_on_all_its_nodes(submit: Submit) -> None:
     job = submit("train.steps=3", FORESCALE_PREFLIGHT="yes")
     job.wait_until_done()
