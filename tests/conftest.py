@@ -23,7 +23,6 @@ ALONE = (
     "tests/faults/test_stragglers.py",
     "tests/faults/test_watchdog.py",
     "tests/launch/test_processes.py::test_a_rank_that_fails_alone",
-    "tests/test_documentation.py::test_the_commands_run",
 )
 """Beginnings of the names of tests whose ranks would be late beside others.
 
