@@ -17,13 +17,16 @@ from model.tracing import is_traced
 from model.validation import mistake
 
 
-def configuration(fields: dict[str, Any], unused: Sequence[str] = ()) -> TransformerConfig:
-    """Return the configuration with these fields.
+def configuration(arguments: dict[str, Any], unused: Sequence[str] = ()) -> TransformerConfig:
+    """Return the configuration that the `arguments` of a constructor give, its locals().
 
-    Warns of those that differ from their defaults and have no effect; `unused` are others of this
-    kind. Raises UserError for a wrong one, with its name and what it can be.
+    Those that are fields count, and all in its `options`. Warns of those that differ from their
+    defaults and have no effect; `unused` are others of this kind. Raises UserError for a wrong one,
+    with its name and what it can be.
     """
     defaults = TransformerConfig.model_fields
+    fields = {name: value for name, value in arguments.items() if name in defaults}
+    fields |= arguments["options"]
     given = {
         name: value
         for name, value in fields.items()

@@ -56,29 +56,7 @@ class DecoderOnlyTransformer(StandaloneStack):
         freq_modes: int = 32,
         **options: Any,
     ) -> None:
-        config = configuration(
-            {
-                "d_model": d_model,
-                "nhead": nhead,
-                "num_layers": num_layers,
-                "dim_feedforward": dim_feedforward,
-                "dropout": dropout,
-                "activation": activation,
-                "att_type": att_type,
-                "norm_strategy": norm_strategy,
-                "use_adaptive_ln": use_adaptive_ln,
-                "use_swiglu": use_swiglu,
-                "share_layers": share_layers,
-                "use_final_norm": use_final_norm,
-                "use_moe": use_moe,
-                "num_experts": num_experts,
-                "top_k": top_k,
-                "num_kv_heads": num_kv_heads,
-                "max_seq_len": max_seq_len,
-                "freq_modes": freq_modes,
-                **options,
-            },
-        )
+        config = configuration(locals())
         if config.att_type_of_decoder == "frequency":
             raise UserError(f"att_type: {FREQUENCY_SEES_ALL}")
         with postponed():

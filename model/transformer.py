@@ -74,30 +74,7 @@ class TransformerEncoder(StandaloneStack):
         time_feature_sizes: Sequence[int] = (),
         **options: Any,
     ) -> None:
-        config = configuration(
-            {
-                "d_model": d_model,
-                "nhead": nhead,
-                "num_layers": num_layers,
-                "dim_feedforward": dim_feedforward,
-                "dropout": dropout,
-                "activation": activation,
-                "att_type": att_type,
-                "norm_strategy": norm_strategy,
-                "use_adaptive_ln": use_adaptive_ln,
-                "use_swiglu": use_swiglu,
-                "share_layers": share_layers,
-                "use_final_norm": use_final_norm,
-                "use_moe": use_moe,
-                "num_experts": num_experts,
-                "top_k": top_k,
-                "num_kv_heads": num_kv_heads,
-                "max_seq_len": max_seq_len,
-                "freq_modes": freq_modes,
-                **options,
-            },
-            unused=("decoder_att_type",),
-        )
+        config = configuration(locals(), unused=("decoder_att_type",))
         with postponed():
             layers = make_layers(config, num_layers, lambda: EncoderLayer(config))
             super().__init__(input_size, config, layers, use_gradient_checkpointing)
@@ -177,29 +154,7 @@ class TransformerDecoder(StandaloneStack):
         is_causal: bool = True,
         **options: Any,
     ) -> None:
-        config = configuration(
-            {
-                "d_model": d_model,
-                "nhead": nhead,
-                "num_layers": num_layers,
-                "dim_feedforward": dim_feedforward,
-                "dropout": dropout,
-                "activation": activation,
-                "att_type": att_type,
-                "norm_strategy": norm_strategy,
-                "use_adaptive_ln": use_adaptive_ln,
-                "use_swiglu": use_swiglu,
-                "share_layers": share_layers,
-                "use_final_norm": use_final_norm,
-                "use_moe": use_moe,
-                "num_experts": num_experts,
-                "top_k": top_k,
-                "num_kv_heads": num_kv_heads,
-                "max_seq_len": max_seq_len,
-                "freq_modes": freq_modes,
-                **options,
-            },
-        )
+        config = configuration(locals())
         if is_causal and config.att_type_of_decoder == "frequency":
             raise UserError(f"att_type: {FREQUENCY_SEES_ALL}")
         with postponed():

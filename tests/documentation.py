@@ -64,13 +64,6 @@ PRELUDES = {
 import numpy as np
 context, covariates = np.random.rand(1, 336, 2), np.zeros((1, 384, 3))
 """,
-    "model.md": """
-import torch
-from forescale import TransformerDecoder
-series, padding = torch.randn(2, 24, 7), torch.zeros(2, 24, dtype=torch.bool)
-decoder = TransformerDecoder(7, 7, d_model=256).eval()
-token = torch.randn(2, 1, 7)
-""",
 }
 """File -> what the text around its Python takes for given."""
 

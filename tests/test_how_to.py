@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 
 import forescale
 from tests.conftest import ROOT
+from tests.documentation import blocks
 from tests.settings import TINY
 
-
-def blocks() -> list[str]:
-    """Return the blocks of Python, also those in lists."""
-    text = (ROOT / "docs" / "how-to.md").read_text()
-    found = re.findall(r"^( *)```python\n(.*?)^\1```", text, re.MULTILINE | re.DOTALL)
-    return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
+PYTHON = [block.text for block in blocks(ROOT / "docs" / "how-to.md") if block.language == "python"]
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +25,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_there_are_blocks() -> None:
-    assert len(blocks()) >= 2
+    assert len(PYTHON) >= 2
 
 
-@pytest.mark.parametrize("number", range(len(blocks())))
+@pytest.mark.parametrize("number", range(len(PYTHON)))
 def test_a_block_runs(
     number: int, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    exec(compile(blocks()[number], f"block {number}", "exec"), {})
+    exec(compile(PYTHON[number], f"block {number}", "exec"), {})
     assert capsys.readouterr().out

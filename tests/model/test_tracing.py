@@ -22,8 +22,8 @@ def encoder(**options: Any) -> TransformerEncoder:
     return TransformerEncoder(3, **{**sizes, **options, "drop_path": 0.0, "attention_dropout": 0.0})
 
 
-def loss_of(model: torch.nn.Module, run: Any, x: Tensor) -> Tensor:
-    loss: Tensor = run(x).square().mean() + model.aux_loss()  # type: ignore[operator]
+def loss_of(model: TransformerEncoder, run: Any, x: Tensor) -> Tensor:
+    loss: Tensor = run(x).square().mean() + model.aux_loss()
     return loss
 
 
