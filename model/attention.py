@@ -18,9 +18,9 @@ from model.attention_backends import Choice, attend, choose_for
 from model.attention_kernels import bias_of
 from model.config import AttentionType, TransformerConfig
 from model.decoding import KeyValueCache
-from model.embedding import rotate
 from model.frequency import frequency_attention
 from model.init import Init, start_parameters
+from model.rotary import rotate
 from model.tracing import is_traced
 
 
@@ -128,9 +128,9 @@ class SelfAttention(Attention):
         """
         joined = F.linear(x, self.query_key_value.flatten(0, 2))
         joined = joined.unflatten(-1, self.query_key_value.shape[:3])
-        query, key, value = joined.split([self.group, 1, 1], dim=3)
         if self.rotary:
-            query, key = rotate(query, start), rotate(key, start)
+            joined = rotate(joined, start, self.group + 1)
+        query, key, value = joined.split([self.group, 1, 1], dim=3)
         key, value = key.squeeze(3), value.squeeze(3)
         if self.frequency_mix is not None and mask is not None and mask.dtype == torch.bool:
             # Each mode mixes all queries, so padded ones would reach the others.

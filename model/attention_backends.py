@@ -98,10 +98,23 @@ def attend(
     if mask is None:
         return kernel(query, key, value, None, is_causal, dropout)
     visible = mask if mask.dtype == torch.bool else mask > float("-inf")
+    if is_causal:
+        output = kernel(query, key, value, mask, True, dropout)
+        return output.masked_fill(~_has_past_keys(visible), 0.0)
     has_keys = visible.any(-1, keepdim=True)
     some = mask | ~has_keys if mask.dtype == torch.bool else mask.masked_fill(~has_keys, 0.0)
     output = kernel(query, key, value, some, is_causal, dropout)
     return output.masked_fill(~has_keys, 0.0)
+
+
+def _has_past_keys(visible: Tensor) -> Tensor:
+    """Return whether each query sees a key at its own position or before, [B or 1, H or 1, T, 1].
+
+    visible [B or 1, H or 1, T or 1, T].
+    """
+    if visible.shape[-2] == 1:
+        return (visible.cumsum(-1) > 0).transpose(-2, -1)
+    return visible.tril().any(-1, keepdim=True)
 
 
 @lru_cache(maxsize=1024)

@@ -23,6 +23,9 @@ from model.sentences import first_line
 MaskKind = Literal["none", "keys", "full"]
 """Kind of mask: none, keys (one row for all queries), or full (one row for each query)."""
 
+HIDDEN = -30_000.0
+"""Score of a hidden key that still leaves a finite softmax over hidden keys alone."""
+
 BLOCK = 128
 """Number of queries that `blockwise` computes at once."""
 
@@ -244,9 +247,10 @@ class TorchEfficient:
         if mask is not None:
             # The kernel reads rows that start at 16-byte boundaries; a row for all queries stays
             # one in memory.
-            keys = mask.shape[-1]
-            padded = F.pad(bias_of(mask, query.dtype), (0, -keys % 16))[..., :keys]
-            bias = padded.expand(*query.shape[:3], keys)
+            keys, bias = mask.shape[-1], bias_of(mask, query.dtype)
+            if is_causal:  # a query that sees no key may get anything, but no NaN
+                bias = bias.clamp(min=HIDDEN)
+            bias = F.pad(bias, (0, -keys % 16))[..., :keys].expand(*query.shape[:3], keys)
         needs_gradient = torch.is_grad_enabled() and any(
             x.requires_grad for x in (query, key, value)
         )
@@ -270,8 +274,7 @@ class FlashAttnPackage:
             return "it takes no mask"
         if call.head_dim > 256:
             return f"head dimensions up to 256, not {call.head_dim}"
-        _, missing = _package("flash_attn", "flash_attn_func")
-        return missing
+        return _failure(self, call)
 
     def __call__(
         self,
@@ -282,7 +285,7 @@ class FlashAttnPackage:
         is_causal: bool,
         dropout: float,
     ) -> Tensor:
-        function, _ = _package("flash_attn", "flash_attn_func")
+        function = importlib.import_module("flash_attn").flash_attn_func
         length_first = (t.transpose(1, 2) for t in (query, key, value))
         output: Tensor = function(*length_first, dropout_p=dropout, causal=is_causal)
         return output.transpose(1, 2)
@@ -300,8 +303,7 @@ class XformersPackage:
             return "masks are left to torch's kernel"
         if call.grouped:
             return "grouped heads are left to torch's kernel"
-        _, missing = _package("xformers.ops", "memory_efficient_attention")
-        return missing
+        return _failure(self, call)
 
     def __call__(
         self,
@@ -320,16 +322,22 @@ class XformersPackage:
         return output.transpose(1, 2)
 
 
+@torch.compiler.assume_constant_result
 @lru_cache
-def _package(module: str, function: str) -> tuple[Any, str | None]:
-    """Return a function of an optional package, or the reason why it cannot be imported.
+def _failure(kernel: Kernel, call: Call) -> str | None:
+    """Return why a kernel of an optional package fails at a small call of this kind, if it does.
 
-    A package may be installed and still fail to load.
+    A package may be installed and fail to load, or come without the kernels of this card.
     """
     try:
-        return getattr(importlib.import_module(module), function), None
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        return None, f"not usable: {first_line(error)}"
+        with torch.enable_grad():
+            like = torch.zeros(1, 2, 16, call.head_dim, device=call.device, dtype=call.dtype)
+            heads = like.requires_grad_()
+            dropout = 0.5 if call.dropout else 0.0
+            kernel(heads, heads, heads, None, call.is_causal, dropout).sum().backward()
+    except Exception as error:  # whatever the package raises, it is of no use here
+        return f"not usable: {first_line(error)}"
+    return None
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -1,4 +1,4 @@
-"""What is added to tokens: positions, calendar features and channels; and rotary positions."""
+"""What is added to tokens: positions, calendar features and channels."""
 
 from __future__ import annotations
 
@@ -23,24 +23,6 @@ def sinusoidal(start: int, stop: int, d_model: int, device: torch.device) -> Ten
     even = torch.arange(0, d_model, 2, dtype=torch.float32, device=device)
     angle = position * torch.exp(even * (-math.log(10_000.0) / d_model))
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :d_model]
-
-
-def rotate(x: Tensor, start: int) -> Tensor:
-    """Rotate each pair of channels by its position's angle (Su et al. 2021, RoFormer, eq. 34).
-
-    x [B, T, ..., D] lies at positions start, start + 1, ...; pairs are (i, i + D/2). Computed in
-    fp32, or in fp64 for fp64.
-    """
-    half = x.shape[-1] // 2
-    position = torch.arange(start, start + x.shape[1], dtype=torch.float32, device=x.device)
-    rate = torch.arange(half, dtype=torch.float32, device=x.device)
-    angle = position.unsqueeze(1) * torch.exp(rate * (-math.log(10_000.0) / half))
-    angle = angle.view(x.shape[1], *(1 for _ in x.shape[2:-1]), half)
-    cos, sin = angle.cos(), angle.sin()
-    precise = x if x.dtype == torch.float64 else x.float()
-    first, second = precise.chunk(2, dim=-1)
-    rotated = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
-    return rotated.to(x.dtype)
 
 
 class Positions(nn.Module):

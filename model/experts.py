@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from model.config import TransformerConfig
 from model.feedforward import ACTIVATIONS, gated_swish
+from model.fused import fused_for
 from model.init import Init, start_parameters
 from model.tracing import is_traced
 
@@ -34,19 +35,25 @@ class Permutation:
     """Choice of each sorted row, counted token by token, [N * K]."""
     row_of_choice_NK: Tensor
     """Sorted row of each choice, [N, K]."""
+    token_of_row: Tensor
+    """Token of each sorted row, [N * K]."""
+    counts_E: Tensor
+    """Number of choices of each expert, [E]; those of no expert come last and are left out."""
 
     @classmethod
-    def by_expert(cls, chosen_NK: Tensor) -> Permutation:
-        """Return the permutation that sorts the choices `chosen_NK` by expert, stably."""
-        choice_of_row = chosen_NK.flatten().argsort(stable=True)
+    def by_expert(cls, chosen_NK: Tensor, experts: int) -> Permutation:
+        """Return the permutation that sorts the choices `chosen_NK` by expert, stably.
+
+        Choices of expert number `experts` are of none.
+        """
+        expert_of_row, choice_of_row = chosen_NK.flatten().sort(stable=True)
         rows = torch.arange(choice_of_row.shape[0], device=choice_of_row.device)
         row_of_choice = torch.empty_like(choice_of_row).scatter_(0, choice_of_row, rows)
-        return cls(choice_of_row, row_of_choice.view_as(chosen_NK))
-
-    def token_of_row(self) -> Tensor:
-        """Return the token of each sorted row, [N * K]."""
-        choices = self.row_of_choice_NK.shape[1]
-        return self.choice_of_row.div(choices, rounding_mode="floor")
+        # Not bincount, which waits for the device to know its size.
+        edges = torch.arange(experts + 1, device=chosen_NK.device)
+        counts = torch.searchsorted(expert_of_row, edges).diff()
+        token_of_row = choice_of_row.div(chosen_NK.shape[1], rounding_mode="floor")
+        return cls(choice_of_row, row_of_choice.view_as(chosen_NK), token_of_row, counts)
 
 
 class _Dispatch(torch.autograd.Function):
@@ -59,16 +66,13 @@ class _Dispatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, permutation: Permutation) -> Tensor:
         ctx.permutation = permutation
-        return x_ND.index_select(0, permutation.token_of_row())
+        return x_ND.index_select(0, permutation.token_of_row)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        first, *others = ctx.permutation.row_of_choice_NK.unbind(1)
-        grad_x = gradients[0].index_select(0, first)
-        for rows in others:
-            grad_x += gradients[0].index_select(0, rows)
-        return grad_x, None
+        gradient = gradients[0].contiguous()
+        return _gathered_sum(gradient, ctx.permutation.row_of_choice_NK), None
 
 
 class _Combine(torch.autograd.Function):
@@ -78,28 +82,49 @@ class _Combine(torch.autograd.Function):
     def forward(ctx: Any, outputs: Tensor, gates_NK: Tensor, permutation: Permutation) -> Tensor:
         ctx.permutation = permutation
         ctx.save_for_backward(outputs, gates_NK)
-        y_ND = outputs.new_zeros(len(gates_NK), outputs.shape[1])
-        rows_of_choices = permutation.row_of_choice_NK.unbind(1)
-        for rows, gates in zip(rows_of_choices, gates_NK.split(1, 1), strict=True):
-            y_ND.addcmul_(outputs.index_select(0, rows), gates.to(outputs.dtype))
-        return y_ND
+        return _gathered_sum(outputs, permutation.row_of_choice_NK, gates_NK)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         outputs, gates_NK = ctx.saved_tensors
         permutation: Permutation = ctx.permutation
-        rows = gradients[0].index_select(0, permutation.token_of_row())
+        fused = fused_for(outputs)
+        if fused is not None:
+            gradient = gradients[0].contiguous()
+            choice_of_row = permutation.choice_of_row
+            both = fused.scattered_product(gradient, outputs, choice_of_row, gates_NK.contiguous())
+            return *both, None
+        rows = gradients[0].index_select(0, permutation.token_of_row)
         grad_gates = (rows * outputs).sum(-1, dtype=gates_NK.dtype)
         gate_of_row = gates_NK.flatten().index_select(0, permutation.choice_of_row)
         grad_outputs = rows.mul_(gate_of_row.unsqueeze(-1).to(rows.dtype))
         return grad_outputs, grad_gates[permutation.row_of_choice_NK], None
 
 
+def _gathered_sum(rows: Tensor, index_NK: Tensor, gates_NK: Tensor | None = None) -> Tensor:
+    """Return y_n = sum_k gates_nk * rows[index_nk], [N, D]; without gates they count as one."""
+    fused = fused_for(rows)
+    if fused is not None:
+        gates = None if gates_NK is None else gates_NK.contiguous()
+        y: Tensor = fused.gathered_sum(rows, index_NK, gates)
+        return y
+    if gates_NK is None:
+        first, *others = index_NK.unbind(1)
+        y_ND = rows.index_select(0, first)
+        for index in others:
+            y_ND += rows.index_select(0, index)
+        return y_ND
+    y_ND = rows.new_zeros(len(index_NK), rows.shape[1])
+    for index, gates in zip(index_NK.unbind(1), gates_NK.split(1, 1), strict=True):
+        y_ND.addcmul_(rows.index_select(0, index), gates.to(rows.dtype))
+    return y_ND
+
+
 def dispatch(x_ND: Tensor, permutation: Permutation) -> Tensor:
     """Return a row for each choice, sorted by expert, [N * K, D]."""
     if is_traced():
-        return x_ND[permutation.token_of_row()]
+        return x_ND[permutation.token_of_row]
     rows: Tensor = _Dispatch.apply(x_ND, permutation)
     return rows
 
@@ -189,8 +214,8 @@ class Experts(nn.Module):
     def initial(self) -> Mapping[str, Init]:
         """Return how the module's own parameters start, by name."""
         return {
-            "input": Init(std=self.d_model**-0.5, stacked=True),
-            "output": Init(std=self.width**-0.5, stacked=True),
+            "input": Init(std=self.d_model**-0.5),
+            "output": Init(std=self.width**-0.5),
         }
 
     def forward(
@@ -201,23 +226,16 @@ class Experts(nn.Module):
         Expert number `count` stands for a dropped choice, whose output is zero; `complete` says
         that there is none.
         """
-        permutation = Permutation.by_expert(chosen_NK)
-        counts_E = self._counts(chosen_NK)
+        permutation = Permutation.by_expert(chosen_NK, self.count)
         rows = dispatch(x_ND, permutation)
         if complete:
-            outputs = self.exchange(rows, counts_E, self.compute)
+            outputs = self.exchange(rows, permutation.counts_E, self.compute)
         else:
-            kept = int(counts_E.sum())
+            kept = int(permutation.counts_E.sum())
             dropped = rows.new_zeros(len(rows) - kept, rows.shape[1])
-            outputs = torch.cat([self.exchange(rows[:kept], counts_E, self.compute), dropped])
+            computed = self.exchange(rows[:kept], permutation.counts_E, self.compute)
+            outputs = torch.cat([computed, dropped])
         return combine(outputs, gates_NK, permutation)
-
-    def _counts(self, chosen_NK: Tensor) -> Tensor:
-        """Return the number of choices of each expert, [E]; dropped ones are left out."""
-        if is_traced():  # bincount's size depends on its data
-            experts = torch.arange(self.count, device=chosen_NK.device)
-            return (chosen_NK.flatten().unsqueeze(-1) == experts).sum(0)
-        return torch.bincount(chosen_NK.flatten(), minlength=self.count)[: self.count]
 
     def compute(self, rows: Tensor, counts: Tensor) -> Tensor:
         """Compute rows sorted by expert, `counts` of them for each expert of this rank."""

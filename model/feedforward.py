@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from model.config import TransformerConfig
+from model.fused import fused_for
 from model.init import Init, start_parameters
 from model.tracing import is_traced
 
@@ -27,6 +28,10 @@ class _GatedSwish(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_value: Tensor) -> Tensor:
         ctx.save_for_backward(gate_value)
+        fused = fused_for(gate_value)
+        if fused is not None:
+            result: Tensor = fused.swiglu(gate_value)
+            return result
         gate, value = gate_value.chunk(2, dim=-1)
         return F.silu(gate).mul_(value)
 
@@ -34,6 +39,10 @@ class _GatedSwish(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (gate_value,) = ctx.saved_tensors
+        fused = fused_for(gate_value)
+        if fused is not None:
+            fused_result: Tensor = fused.swiglu_backward(gradients[0].contiguous(), gate_value)
+            return fused_result
         result = torch.empty_like(gate_value)
         flat = (t.flatten(0, -2).split(BLOCK) for t in (gate_value, gradients[0], result))
         for rows, gradient, into in zip(*flat, strict=True):

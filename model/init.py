@@ -1,12 +1,14 @@
-"""Initialisation: weights that depend on (seed, global name, expert) alone.
+"""Initialisation: each element of a weight depends on (seed, global name, its place) alone.
 
-Each parameter is drawn by its own CPU generator, so every layout of ranks starts bit-equal. A
-module that is made by itself draws its weights from torch's generator, as torch's modules do.
+A rank draws just the shard that it holds, on its device, and every layout of ranks starts
+bit-equal. A module that is made by itself draws its weights from torch's generator, as torch's
+modules do.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +18,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from model.counter_generator import normal
+
 
 @dataclass(frozen=True)
 class Init:
@@ -24,8 +28,6 @@ class Init:
     std: float = 0.0
     """Standard deviation; with 0 all elements start as `mean`."""
     mean: float = 0.0
-    stacked: bool = False
-    """Whether dimension 0 counts experts, each of which is drawn by its own generator."""
 
 
 @dataclass(frozen=True)
@@ -78,36 +80,36 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def _generator(*parts: object) -> torch.Generator:
-    """Return a CPU generator seeded by `seed_of` the parts."""
-    return torch.Generator().manual_seed(seed_of(*parts))
+BLOCK = 2**16, 2**24
+"""Elements that are drawn at once, on a CPU and on other devices: temporaries stay small."""
 
 
-def draw(name: str, shard: Shard, init: Init, seed: int) -> Tensor:
-    """Return `shard` of the initial value, in fp32, of the parameter with global name `name`."""
+def fill(tensor: Tensor, name: str, shard: Shard, init: Init, seed: int) -> None:
+    """Fill `tensor` with `shard` of the initial value of the parameter with global name `name`."""
     if init.std == 0.0:
-        return torch.full(shard.shape, init.mean)
-    if not init.stacked:
-        value = _normal(shard.whole, init, _generator(seed, name, 0))
-        return value.narrow(shard.dim, shard.start, shard.size)
-    # Only the shard's experts are drawn: there may be many.
-    first, last = (shard.start, shard.start + shard.size) if shard.dim == 0 else (0, shard.whole[0])
-    value = torch.empty(shard.shape)
-    for expert, into in zip(range(first, last), value.unbind(0), strict=True):
-        drawn = _normal(shard.whole[1:], init, _generator(seed, name, expert))
-        into.copy_(drawn.narrow(shard.dim - 1, shard.start, shard.size) if shard.dim else drawn)
-    return value
+        tensor.fill_(init.mean)
+        return
+    key = seed_of(seed, name)
+    flat = tensor if tensor.is_contiguous() else torch.empty_like(tensor).contiguous()
+    into = flat.view(-1)
+    block = BLOCK[0] if tensor.device.type == "cpu" else BLOCK[1]
+    for start in range(0, into.numel(), block):
+        stop = min(start + block, into.numel())
+        elements = torch.arange(start, stop, device=tensor.device)
+        drawn = normal(key, _in_whole(elements, shard))
+        into[start:stop] = drawn.mul_(init.std).add_(init.mean)
+    if flat is not tensor:
+        tensor.copy_(flat)
 
 
-def _normal(shape: tuple[int, ...], init: Init, generator: torch.Generator) -> Tensor:
-    """Draw from the normal distribution of `init`."""
-    return _normal_(torch.empty(shape), init, generator)
-
-
-def _normal_(tensor: Tensor, init: Init, generator: torch.Generator | None = None) -> Tensor:
-    """Fill `tensor` from the normal distribution of `init`."""
-    low, high = init.mean - 3 * init.std, init.mean + 3 * init.std
-    return nn.init.trunc_normal_(tensor, init.mean, init.std, low, high, generator=generator)
+def _in_whole(elements: Tensor, shard: Shard) -> Tensor:
+    """Return the row-major indices in the whole parameter of elements of the shard."""
+    inner = math.prod(shard.whole[shard.dim + 1 :])
+    length, start = shard.whole[shard.dim] * inner, shard.start * inner
+    if shard.dim == 0:  # the shard is one range of the whole
+        return elements + start
+    slices = elements.div(shard.size * inner, rounding_mode="floor")
+    return elements + start + slices * (length - shard.size * inner)
 
 
 _IS_POSTPONED: ContextVar[bool] = ContextVar("initialisation is postponed", default=False)
@@ -137,8 +139,9 @@ def start_parameters(module: nn.Module) -> None:
             init = rules[leaf]
             if tensor.is_meta:
                 continue
+            low, high = init.mean - 3 * init.std, init.mean + 3 * init.std
             if init.std:
-                _normal_(tensor, init)
+                nn.init.trunc_normal_(tensor, init.mean, init.std, low, high)
             else:
                 tensor.fill_(init.mean)
 
@@ -164,4 +167,4 @@ def initialise(network: nn.Module, seed: int, shards: Mapping[str, Shard] | None
             for leaf, tensor in own:
                 name = f"{prefix}.{leaf}" if prefix else leaf
                 shard = (shards or {}).get(name) or Shard.all_of(tensor.shape)
-                tensor.copy_(draw(name, shard, rules[leaf], seed))
+                fill(tensor, name, shard, rules[leaf], seed)

@@ -137,12 +137,14 @@ class MixtureOfExperts(nn.Module):
         experts = routing.scores.shape[-1]
         entropy = torch.special.entr(normalised(routing.scores)).sum(-1)
         counted = RouterStatistics(
-            counts_E=torch.bincount(routing.chosen.flatten(), weights.flatten(), experts),
+            counts_E=valid.new_zeros(experts).scatter_add_(
+                0, routing.chosen.flatten(), weights.flatten()
+            ),
             dropped=weights.sum() - (weights if kept is None else weights * kept).sum(),
             entropy=(entropy * valid).sum(),
             tokens=valid.sum(),
             loss=loss.double().sum(),
-            rows=valid.new_tensor(float(len(loss))),
+            rows=valid.new_full((), len(loss)),
         )
         if self.statistics is None:
             self.statistics = RouterStatistics.zeros(experts, loss.device)

@@ -59,14 +59,13 @@ def parallelize(network: TimeSeriesTransformer, mesh: Mesh, seed: int) -> Parall
 
     # Tensor and expert axes: of each parameter this rank's shard, drawn as part of the whole.
     shards = shard_parameters(network, layout, here)
-    network.to_empty(device="cpu")
+    network.to_empty(device=mesh.device)
     initialise(network, seed, shards)
     mark_parameters(network, layout)
     if layout.tensor > 1:
         apply_tensor_parallel(network, layout, groups.tensor)
     if layout.expert > 1:
         apply_expert_parallel(network, groups.expert)
-    network.to(mesh.device)
     _agree_on_parameters(mesh, shards)
 
     # What DeepSpeed sees: its pipeline's module, its groups of experts, its tensor axis.

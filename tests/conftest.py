@@ -32,7 +32,7 @@ So would those of the slow tests in tests/slurm.
 SHARED = ("tests/trainer/checkpoint", "tests/trainer/weights", "tests/slurm")
 """Folders whose tests share a run or a cluster."""
 
-DIVIDED = ("tests/layouts/test_bytes.py", "tests/layouts/test_parity.py")
+DIVIDED = ("tests/gpu/test_runs.py", "tests/layouts/test_bytes.py", "tests/layouts/test_parity.py")
 """Files whose tests share little: each may run on another worker."""
 
 

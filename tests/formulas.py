@@ -24,3 +24,18 @@ def normalised(x: Tensor, gain: Tensor, removed: Tensor | None) -> Tensor:
     """Return gain * c / sqrt(mean(c^2) + 1e-5) with c = x - removed * mean(x)."""
     centred = x if removed is None else x - removed * x.mean(-1, keepdim=True)
     return gain * centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
+def rotated(x: Tensor, start: int, count: int) -> Tensor:
+    """Return x [B, T, groups, heads, D] whose first `count` heads are rotated as complex numbers.
+
+    Channel i and i + D/2 of position p turn by p * 10000^(-2i/D) (Su et al. 2021, eq. 34).
+    """
+    half = x.shape[-1] // 2
+    pairs = torch.complex(*x.double().chunk(2, -1))
+    positions = torch.arange(start, start + x.shape[1], device=x.device, dtype=torch.float64)
+    rates = 10_000.0 ** (-torch.arange(half, device=x.device, dtype=torch.float64) / half)
+    angles = torch.polar(torch.ones_like(rates), positions.unsqueeze(1) * rates)
+    turned = pairs * angles[:, None, None]
+    turned = torch.cat([turned[..., :count, :], pairs[..., count:, :]], -2)
+    return torch.cat([turned.real, turned.imag], -1)

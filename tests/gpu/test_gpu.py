@@ -13,17 +13,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.attention_backends import KERNELS, attend
+from model.attention_backends import KERNELS, attend, choose_for
 from model.attention_kernels import Call, Kernel, MaskKind
 from model.config import TransformerConfig
 from model.experts import grouped_linear, looped_linear
-from model.feedforward import SwiGLU
+from model.feedforward import SwiGLU, gated_swish
 from model.frequency import frequency_attention
+from model.fused import fused_for
 from model.init import initialise
 from model.moe import MixtureOfExperts
 from model.norm import normalise
+from model.rotary import rotate
+from model.transformer import TransformerEncoder
 from tests.conftest import ROOT
-from tests.formulas import attention, normalised
+from tests.formulas import attention, normalised, rotated
 from trainer.logs.metrics import read_metrics
 
 pytestmark = [
@@ -70,6 +73,86 @@ def test_each_kernel_is_the_formula(
     theirs = torch.autograd.grad(exact, (q, k, v), upstream.double())
     for gradient, reference in zip(ours, theirs, strict=True):
         assert relative(gradient, reference.double()) < 2 * LIMITS[dtype]
+
+
+@pytest.mark.parametrize("kind", ["left", "right", "all", "gaps", "full"])
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_causal_attention_takes_hidden_keys(dtype: torch.dtype, kind: str) -> None:
+    """A query may have no visible key at its position or before: it gets zeros, not NaN."""
+    q, k, v = heads(dtype, 2, 200)
+    visible = torch.rand(2, 1, 200 if kind == "full" else 1, 200, device="cuda") > 0.5
+    if kind in ("left", "right", "all"):
+        visible[:] = True
+        visible[0, ..., slice(120) if kind == "left" else slice(120, None)] = False
+        visible[1] = kind != "all"
+    kernel = choose_for(q, k, att_type="flash", mask=visible, is_causal=True).kernel
+    assert kernel.name == "torch memory-efficient"
+    output = attend(kernel, q, k, v, mask=visible, is_causal=True)
+    exact = attention(q, k, v, visible, True)
+    assert relative(output, exact) < LIMITS[dtype]
+    upstream = torch.randn_like(output)
+    ours = torch.autograd.grad(output, (q, k, v), upstream)
+    theirs = torch.autograd.grad(exact, (q, k, v), upstream.double())
+    for gradient, reference in zip(ours, theirs, strict=True):
+        assert relative(gradient, reference.double()) < 2 * LIMITS[dtype]
+
+
+FUSED_LIMITS = {torch.float32: 1e-6, torch.bfloat16: 3e-3}
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 3, 8), (2, 37, 2, 6, 24), (3, 128, 4, 3, 128)])
+@pytest.mark.parametrize("dtype", FUSED_LIMITS)
+@pytest.mark.parametrize("start", [0, 5])
+def test_rotary_positions_are_the_formula(
+    dtype: torch.dtype, shape: tuple[int, ...], start: int
+) -> None:
+    x = torch.randn(shape, device="cuda", dtype=dtype, requires_grad=True)
+    exact = x.detach().double().requires_grad_()
+    y = rotate(x, start, shape[3] - 1)
+    expected = rotated(exact, start, shape[3] - 1)
+    upstream = torch.randn_like(y)
+    assert relative(y, expected) < FUSED_LIMITS[dtype]
+    assert torch.equal(y[..., -1, :], x[..., -1, :])
+    (ours,) = torch.autograd.grad(y, x, upstream)
+    (theirs,) = torch.autograd.grad(expected, exact, upstream.double())
+    assert relative(ours, theirs) < FUSED_LIMITS[dtype]
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (3, 5, 194), (4096, 1408), (0, 64)])
+@pytest.mark.parametrize("dtype", FUSED_LIMITS)
+def test_gated_swish_is_the_formula(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    x = (3 * torch.randn(shape, device="cuda", dtype=dtype)).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    y = gated_swish(x)
+    gate, value = exact.chunk(2, -1)
+    expected = torch.nn.functional.silu(gate) * value
+    upstream = torch.randn_like(y)
+    (ours,) = torch.autograd.grad(y, x, upstream)
+    (theirs,) = torch.autograd.grad(expected, exact, upstream.double())
+    if x.numel():
+        assert relative(y, expected) < FUSED_LIMITS[dtype]
+        assert relative(ours, theirs) < FUSED_LIMITS[dtype]
+
+
+def test_the_fused_kernels_are_used() -> None:
+    assert fused_for(torch.ones(4, 4, device="cuda")) is not None
+    assert fused_for(torch.ones(4, 4, device="cuda").t()[:2]) is None
+    assert fused_for(torch.ones(4, 4, device="cuda", dtype=torch.float64)) is None
+
+
+def test_weights_start_as_they_do_on_a_cpu() -> None:
+    config = TransformerConfig(d_model=64, dim_feedforward=192, use_moe=True, num_experts=8)
+    here, there = MixtureOfExperts(config), MixtureOfExperts(config).cuda()
+    initialise(here, 3)
+    initialise(there, 3)
+    for ours, theirs in zip(there.parameters(), here.parameters(), strict=True):
+        assert torch.allclose(ours.cpu(), theirs, rtol=1e-5, atol=1e-9)
+
+
+def test_a_module_can_be_made_on_the_gpu() -> None:
+    with torch.device("cuda"):
+        encoder = TransformerEncoder(3, d_model=32, nhead=4, num_layers=1)
+    assert encoder(torch.randn(2, 5, 3, device="cuda")).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", LIMITS)

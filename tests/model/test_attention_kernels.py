@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from typing import Any
 
 import pytest
@@ -129,9 +130,21 @@ def test_the_future_does_not_reach_the_past(att_type: str) -> None:
         assert not torch.equal(before[:, :, 100:], after[:, :, 100:])
 
 
-def test_a_package_that_does_not_load_is_a_reason() -> None:
-    function, reason = attention_kernels._package("no_such_package_at_all", "attention")
-    assert function is None and reason == "not usable: No module named 'no_such_package_at_all'"
+def test_a_package_that_does_not_load_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    call = attention_kernels.Call("cpu", torch.float32, 8, False, "none", False, False)
+    reason = attention_kernels._failure(attention_kernels.FlashAttnPackage(), call)
+    assert reason is not None and reason.startswith("not usable: import of flash_attn halted")
+
+
+def test_a_package_without_this_card_s_kernels_is_a_reason() -> None:
+    class Unbuilt(attention_kernels.Formula):
+        def __call__(self, *_: object) -> torch.Tensor:
+            raise NotImplementedError("no operator for this card\nand a long list")
+
+    call = attention_kernels.Call("cpu", torch.float32, 8, False, "none", True, True)
+    assert attention_kernels._failure(Unbuilt(), call) == "not usable: no operator for this card"
+    assert attention_kernels._failure(attention_kernels.Formula(), call) is None
 
 
 @pytest.mark.parametrize("mask", ["none", "keys", "full", "heads", "floats"])

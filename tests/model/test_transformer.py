@@ -116,7 +116,9 @@ def test_the_future_does_not_leak_into_the_past(options: dict[str, Any]) -> None
         other = x.clone()
         other[:, 130:] = 9.0
         after = decoder(other, memory, **masks)
-        assert (before[:, :130] - after[:, :130]).abs().max() == 0
+        # An expert's product rounds differently with another number of rows.
+        rounding = 1e-6 if options.get("use_moe") else 0.0
+        assert (before[:, :130] - after[:, :130]).abs().max() <= rounding
         assert not torch.equal(before[:, 130:], after[:, 130:])
 
 
