@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from model.attention_kernels import (
+    SHORT,
     Blockwise,
     Call,
     FlashAttnPackage,
     Formula,
     Kernel,
     MaskKind,
+    TorchCudnn,
     TorchEfficient,
     TorchFlash,
     XformersPackage,
@@ -34,7 +36,7 @@ log = logging.getLogger("forescale")
 KERNELS: dict[str, tuple[Kernel, ...]] = {
     "standard": (Formula(),),
     "xformer": (XformersPackage(), TorchEfficient(), TorchFlash(), Blockwise()),
-    "flash": (FlashAttnPackage(), TorchFlash(), TorchEfficient(), Blockwise()),
+    "flash": (FlashAttnPackage(), TorchCudnn(), TorchFlash(), TorchEfficient(), Blockwise()),
 }
 """Kernels of each att_type, best first; the last supports any call."""
 
@@ -76,6 +78,7 @@ def choose_for(
         mask=kind,
         is_causal=is_causal,
         dropout=dropout > 0,
+        short=min(query.shape[2], key.shape[2]) < SHORT,
     )
     # Compilers see a pure function of constants; else it is asked once for each kind of call.
     return (choose if is_traced() else _choose_once)(att_type, call, strict)

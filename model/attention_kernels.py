@@ -23,6 +23,9 @@ from model.sentences import first_line
 MaskKind = Literal["none", "keys", "full"]
 """Kind of mask: none, keys (one row for all queries), or full (one row for each query)."""
 
+SHORT = 128
+"""Number of queries and keys from which on a kernel that starts slowly is worth it."""
+
 HIDDEN = -30_000.0
 """Score of a hidden key that still leaves a finite softmax over hidden keys alone."""
 
@@ -44,6 +47,8 @@ class Call:
     is_causal: bool
     dropout: bool
     """Whether attention weights are dropped."""
+    short: bool = False
+    """Whether there are fewer than SHORT queries or keys."""
 
 
 class Kernel(Protocol):
@@ -72,6 +77,11 @@ def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor
     if group == 1:
         return key, value
     return key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+
+
+def _needs_gradient(*tensors: Tensor) -> bool:
+    """Return whether a backward pass may follow, for which a kernel keeps what it needs."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def bias_of(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -216,6 +226,42 @@ class TorchFlash:
         )
 
 
+class TorchCudnn:
+    """cuDNN's fused attention in torch: the fastest on Hopper and later."""
+
+    name = "torch cuDNN"
+
+    def refusal(self, call: Call) -> str | None:
+        if call.device != "cuda":
+            return f"CUDA only, not {call.device}"
+        if call.mask != "none":
+            return "masks are left to other kernels"
+        if call.dtype not in (torch.float16, torch.bfloat16):
+            return f"fp16 and bf16 only, not {_short(call.dtype)}"
+        if call.head_dim > 128 or call.head_dim % 8:
+            return f"head dimensions up to 128 by 8, not {call.head_dim}"
+        if call.short:
+            return f"fewer than {SHORT} queries or keys are left to other kernels"
+        if _is_before_hopper():
+            return "slower than others before Hopper"
+        return _failure(self, call)
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        is_causal: bool,
+        dropout: float,
+    ) -> Tensor:
+        key, value = _repeated(query, key, value)
+        output: Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(
+            query, key, value, None, _needs_gradient(query, key, value), dropout, is_causal, False
+        )[0]
+        return output
+
+
 class TorchEfficient:
     """Memory-efficient attention in torch, which came from xformers."""
 
@@ -224,8 +270,6 @@ class TorchEfficient:
     def refusal(self, call: Call) -> str | None:
         if call.device != "cuda":
             return f"CUDA only, not {call.device}"
-        if call.mask != "none" and call.is_causal:
-            return "it takes a mask or the causal order, not both"
         if call.dtype == torch.float64:
             return "it takes no fp64"
         by = 16 // call.dtype.itemsize
@@ -251,11 +295,8 @@ class TorchEfficient:
             if is_causal:  # a query that sees no key may get anything, but no NaN
                 bias = bias.clamp(min=HIDDEN)
             bias = F.pad(bias, (0, -keys % 16))[..., :keys].expand(*query.shape[:3], keys)
-        needs_gradient = torch.is_grad_enabled() and any(
-            x.requires_grad for x in (query, key, value)
-        )
         output: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
-            query, key, value, bias, needs_gradient, dropout, is_causal
+            query, key, value, bias, _needs_gradient(query, key, value), dropout, is_causal
         )[0]
         return output
 
@@ -322,22 +363,37 @@ class XformersPackage:
         return output.transpose(1, 2)
 
 
-@torch.compiler.assume_constant_result
-@lru_cache
 def _failure(kernel: Kernel, call: Call) -> str | None:
-    """Return why a kernel of an optional package fails at a small call of this kind, if it does.
+    """Return why a kernel fails at a small call of this kind, if it does.
 
     A package may be installed and fail to load, or come without the kernels of this card.
     """
+    properties = (call.device, call.dtype, call.head_dim, call.is_causal, call.dropout)
+    return _failure_of(type(kernel).__name__, *properties)
+
+
+@torch.compiler.assume_constant_result
+@lru_cache
+def _failure_of(
+    name: str, device: str, dtype: torch.dtype, head_dim: int, is_causal: bool, dropout: bool
+) -> str | None:
+    kernel: Kernel = globals()[name]()
     try:
         with torch.enable_grad():
-            like = torch.zeros(1, 2, 16, call.head_dim, device=call.device, dtype=call.dtype)
+            like = torch.zeros(1, 2, SHORT, head_dim, device=device, dtype=dtype)
             heads = like.requires_grad_()
-            dropout = 0.5 if call.dropout else 0.0
-            kernel(heads, heads, heads, None, call.is_causal, dropout).sum().backward()
-    except Exception as error:  # whatever the package raises, it is of no use here
+            drops = 0.5 if dropout else 0.0
+            kernel(heads, heads, heads, None, is_causal, drops).sum().backward()
+    except Exception as error:  # whatever is raised, the kernel is of no use here
         return f"not usable: {first_line(error)}"
     return None
+
+
+@torch.compiler.assume_constant_result
+@lru_cache
+def _is_before_hopper() -> bool:
+    """Return whether the current CUDA device is of an older generation."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0)
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -19,6 +19,7 @@ from model.router import (
     RouterStatistics,
     Routing,
     balance_loss,
+    choice_counts,
     normalised,
     within_capacity,
     z_loss,
@@ -75,8 +76,8 @@ class MixtureOfExperts(nn.Module):
         that of the main loss, 1 / accumulated micro-batches. None: `auxiliary` holds the loss."""
         self.auxiliary = LossHolder()
         """Mean over rows of the auxiliary loss of the last forward in training."""
-        self.statistics: RouterStatistics | None = None
-        """Sums since the last `take_statistics`; nothing is counted where torch compiles."""
+        self._sums: Tensor | None = None
+        """Statistics since the last `take_statistics`, flat; torch.compile counts none."""
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """Return the gated sum of the chosen experts' outputs for x [B, T, D].
@@ -103,13 +104,17 @@ class MixtureOfExperts(nn.Module):
         self, y: Tensor, routing: Routing, kept: Tensor | None, padding: Tensor | None
     ) -> Tensor:
         """Count the forward pass, and attach the auxiliary loss to y or hold it."""
-        loss = self._auxiliary_loss(routing, padding)
+        share_BTE = normalised(routing.scores)
+        counts_BE = choice_counts(routing.chosen, share_BTE.shape[-1], padding)
+        loss_B = self.balance_weight * balance_loss(share_BTE, counts_BE, padding)
+        if self.z_weight:
+            loss_B = loss_B + self.z_weight * z_loss(routing.logits, padding)
         if not is_recomputing() and not is_traced():
-            self._count(routing, kept, padding, loss)
+            self._count(share_BTE, counts_BE, loss_B, kept, padding)
         if self.attached_scale is not None:
-            return cast(Tensor, _AttachLoss.apply(y, loss.mean(), self.attached_scale))
+            return cast(Tensor, _AttachLoss.apply(y, loss_B.mean(), self.attached_scale))
         if not is_recomputing():
-            self.auxiliary.loss = loss.mean()
+            self.auxiliary.loss = loss_B.mean()
         return y
 
     def _kept(self, chosen: Tensor, padding: Tensor | None) -> Tensor | None:
@@ -118,39 +123,32 @@ class MixtureOfExperts(nn.Module):
             return None
         return within_capacity(chosen, self.experts.count, self.capacity_factor, padding)
 
-    def _auxiliary_loss(self, routing: Routing, padding: Tensor | None) -> Tensor:
-        """Return the weighted sum of the auxiliary losses of each row, [B]."""
-        loss = self.balance_weight * balance_loss(routing.scores, routing.chosen, padding)
-        if self.z_weight:
-            loss = loss + self.z_weight * z_loss(routing.logits, padding)
-        return loss
-
     @torch.no_grad()
     def _count(
-        self, routing: Routing, kept: Tensor | None, padding: Tensor | None, loss: Tensor
+        self,
+        share_BTE: Tensor,
+        counts_BE: Tensor,
+        loss_B: Tensor,
+        kept: Tensor | None,
+        padding: Tensor | None,
     ) -> None:
-        """Add one forward pass to the statistics."""
-        valid = torch.ones_like(routing.chosen[..., 0], dtype=torch.float64)
+        """Add one forward pass to the statistics, in few operations: it counts in every layer."""
+        counts_E = counts_BE.sum(0).double()
+        entropy_BT = torch.special.entr(share_BTE).sum(-1)
         if padding is not None:
-            valid = (~padding).double()
-        weights = valid.unsqueeze(-1).expand(routing.chosen.shape)
-        experts = routing.scores.shape[-1]
-        entropy = torch.special.entr(normalised(routing.scores)).sum(-1)
+            entropy_BT = entropy_BT.masked_fill(padding, 0.0)
+        choices = counts_E.sum()
         counted = RouterStatistics(
-            counts_E=valid.new_zeros(experts).scatter_add_(
-                0, routing.chosen.flatten(), weights.flatten()
-            ),
-            dropped=weights.sum() - (weights if kept is None else weights * kept).sum(),
-            entropy=(entropy * valid).sum(),
-            tokens=valid.sum(),
-            loss=loss.double().sum(),
-            rows=valid.new_full((), len(loss)),
-        )
-        if self.statistics is None:
-            self.statistics = RouterStatistics.zeros(experts, loss.device)
-        self.statistics.add(counted)
+            counts_E=counts_E,
+            dropped=torch.zeros_like(choices) if kept is None else choices - kept.sum(),
+            entropy=entropy_BT.sum(dtype=torch.float64),
+            tokens=choices / self.router.top_k,
+            loss=loss_B.sum(dtype=torch.float64),
+            rows=choices.new_full((), len(loss_B)),
+        ).flat()
+        self._sums = counted if self._sums is None else self._sums + counted
 
     def take_statistics(self) -> RouterStatistics | None:
         """Return the sums since the last call, None if there are none, and resets them."""
-        statistics, self.statistics = self.statistics, None
-        return statistics
+        sums, self._sums = self._sums, None
+        return None if sums is None else RouterStatistics.of_flat(sums)

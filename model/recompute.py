@@ -47,6 +47,7 @@ KEPT = (
     "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
 )
 """Operators whose results selective recomputation keeps, because they cost most to repeat."""
 

@@ -36,25 +36,15 @@ class RouterStatistics:
     rows: Tensor
     """Number of rows."""
 
-    @classmethod
-    def zeros(cls, experts: int, device: torch.device) -> RouterStatistics:
-        """Return statistics whose sums are all zero."""
-        sizes = (experts, 1, 1, 1, 1, 1)
-        return cls(*(torch.zeros(n, dtype=torch.float64, device=device) for n in sizes))
-
     def flat(self) -> Tensor:
         """Return all sums as one vector [E + 5], so that one collective sums over ranks."""
-        return torch.cat([getattr(self, field.name) for field in fields(self)])
+        others = (getattr(self, field.name) for field in fields(self)[1:])
+        return torch.cat([self.counts_E, torch.stack([one.reshape(()) for one in others])])
 
     @classmethod
     def of_flat(cls, values: Tensor) -> RouterStatistics:
         """Return the statistics that `flat` made a vector of."""
         return cls(*values.split([len(values) - 5, 1, 1, 1, 1, 1]))
-
-    def add(self, other: RouterStatistics) -> None:
-        """Add the sums of `other` in place."""
-        for field in fields(self):
-            getattr(self, field.name).add_(getattr(other, field.name))
 
 
 class Routing(NamedTuple):
@@ -131,30 +121,42 @@ def normalised(scores: Tensor) -> Tensor:
     return scores / scores.sum(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
 
 
-def token_weights(like: Tensor, padding: Tensor | None) -> Tensor:
-    """Return weights [B, T] for the mean over each row's valid tokens.
+def choice_counts(chosen: Tensor, experts: int, padding: Tensor | None) -> Tensor:
+    """Return how many choices of each row's valid tokens fell on each expert.
 
-    Those of a row sum to one, or are all zero if it is all padding.
+    Shapes: chosen [B, T, K], padding [B, T] -> [B, E] int64.
     """
-    weight = like.new_ones(like.shape[:2]) if padding is None else (~padding).to(like.dtype)
-    return weight / weight.sum(-1, keepdim=True).clamp(min=1.0)
+    counts_BE = chosen.new_zeros(len(chosen), experts)
+    if padding is None:
+        return counts_BE.scatter_add_(1, chosen.flatten(1), torch.ones_like(chosen).flatten(1))
+    valid = (~padding).long().unsqueeze(-1).expand_as(chosen)
+    return counts_BE.scatter_add_(1, chosen.flatten(1), valid.flatten(1))
 
 
-def balance_loss(scores: Tensor, chosen: Tensor, padding: Tensor | None) -> Tensor:
+def token_mean(values: Tensor, padding: Tensor | None) -> Tensor:
+    """Return the mean over each row's valid tokens, 0 for a row without any.
+
+    Shapes: values [B, T, ...], padding [B, T] -> [B, ...].
+    """
+    if padding is None:
+        return values.mean(1)
+    weight = (~padding).to(values.dtype)
+    weight = weight / weight.sum(-1, keepdim=True).clamp(min=1.0)
+    return torch.einsum("bt,bt...->b...", weight, values)
+
+
+def balance_loss(share_BTE: Tensor, counts_BE: Tensor, padding: Tensor | None) -> Tensor:
     """Return the load-balancing loss of each row (Fedus et al. 2021, eq. 4, over one sequence).
 
     It is E * sum_e f_e P_e, with f_e the share of choices that fell on expert e and P_e its mean
     share of the scores: 1 when balanced, up to E when one expert is always chosen.
 
-    Shapes: scores [B, T, E], chosen [B, T, K], padding [B, T] -> [B].
+    Shapes: share_BTE of each token's scores, counts_BE of choices, padding [B, T] -> [B].
     """
-    rows, _, experts = scores.shape
-    weight = token_weights(scores, padding)
-    valid = (weight > 0).long().unsqueeze(-1).expand_as(chosen)
-    counts_BE = chosen.new_zeros(rows, experts).scatter_add_(1, chosen.flatten(1), valid.flatten(1))
-    share_BE = counts_BE.to(scores.dtype) / counts_BE.sum(-1, keepdim=True).clamp(min=1)
-    probability_BE = torch.bmm(weight.unsqueeze(1), normalised(scores)).squeeze(1)
-    return experts * (share_BE * probability_BE).sum(-1)
+    experts = counts_BE.shape[1]
+    chosen_BE = counts_BE.to(share_BTE.dtype)
+    chosen_BE = chosen_BE * (experts / chosen_BE.sum(-1, keepdim=True).clamp(min=1.0))
+    return (chosen_BE * token_mean(share_BTE, padding)).sum(-1)
 
 
 def z_loss(logits: Tensor, padding: Tensor | None) -> Tensor:
@@ -162,7 +164,7 @@ def z_loss(logits: Tensor, padding: Tensor | None) -> Tensor:
 
     Shapes: logits [B, T, E], padding [B, T] -> [B].
     """
-    return (logits.logsumexp(-1).square() * token_weights(logits, padding)).sum(-1)
+    return token_mean(logits.logsumexp(-1).square(), padding)
 
 
 def within_capacity(chosen: Tensor, experts: int, factor: float, padding: Tensor | None) -> Tensor:

@@ -86,7 +86,7 @@ def test_causal_attention_takes_hidden_keys(dtype: torch.dtype, kind: str) -> No
         visible[0, ..., slice(120) if kind == "left" else slice(120, None)] = False
         visible[1] = kind != "all"
     kernel = choose_for(q, k, att_type="flash", mask=visible, is_causal=True).kernel
-    assert kernel.name == "torch memory-efficient"
+    assert kernel.name == ("torch memory-efficient")
     output = attend(kernel, q, k, v, mask=visible, is_causal=True)
     exact = attention(q, k, v, visible, True)
     assert relative(output, exact) < LIMITS[dtype]

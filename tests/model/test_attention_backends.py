@@ -25,7 +25,8 @@ PLAIN = Call(
 
 def test_a_choice_says_why_better_kernels_were_not_chosen() -> None:
     choice = choose("flash", PLAIN)
-    assert str(choice) == "torch flash (flash-attn: CUDA only, not cpu)"
+    refusals = "flash-attn: CUDA only, not cpu; torch cuDNN: CUDA only, not cpu"
+    assert str(choice) == f"torch flash ({refusals})"
     assert choose("xformer", PLAIN).kernel.name == "torch flash"
     dropped = choose("flash", replace(PLAIN, dropout=True))
     assert dropped.kernel.name == "blockwise"

@@ -137,11 +137,14 @@ def test_a_package_that_does_not_load_is_a_reason(monkeypatch: pytest.MonkeyPatc
     assert reason is not None and reason.startswith("not usable: import of flash_attn halted")
 
 
-def test_a_package_without_this_card_s_kernels_is_a_reason() -> None:
+def test_a_package_without_this_card_s_kernels_is_a_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Unbuilt(attention_kernels.Formula):
         def __call__(self, *_: object) -> torch.Tensor:
             raise NotImplementedError("no operator for this card\nand a long list")
 
+    monkeypatch.setattr(attention_kernels, "Unbuilt", Unbuilt, raising=False)
     call = attention_kernels.Call("cpu", torch.float32, 8, False, "none", True, True)
     assert attention_kernels._failure(Unbuilt(), call) == "not usable: no operator for this card"
     assert attention_kernels._failure(attention_kernels.Formula(), call) is None

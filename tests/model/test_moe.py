@@ -12,7 +12,7 @@ from model.experts import grouped_linear
 from model.init import initialise
 from model.moe import MixtureOfExperts
 from model.recompute import recomputed
-from model.router import balance_loss
+from model.router import balance_loss, choice_counts, normalised
 
 CONFIG = {"d_model": 16, "nhead": 2, "dim_feedforward": 96, "use_moe": True, "num_experts": 5}
 
@@ -68,21 +68,27 @@ def test_grouped_product_with_empty_groups(sizes: tuple[int, int]) -> None:
     assert w.grad is not None and (w.grad[0] == 0).all() and (w.grad[1] != 0).any()
 
 
+def balance(scores: Tensor, chosen: Tensor, padding: Tensor | None = None) -> Tensor:
+    """Return the balance loss of scores [B, T, E] and choices [B, T, K]."""
+    counts = choice_counts(chosen, scores.shape[-1], padding)
+    return balance_loss(normalised(scores), counts, padding)
+
+
 def test_balance_loss_is_one_when_balanced_and_e_when_one_expert_takes_all() -> None:
     balanced = torch.full((2, 8, 4), 0.25)
     chosen = torch.arange(8).remainder(4).view(1, 8, 1).expand(2, 8, 1)
-    torch.testing.assert_close(balance_loss(balanced, chosen, None), torch.ones(2))
+    torch.testing.assert_close(balance(balanced, chosen), torch.ones(2))
     always_first = torch.zeros(2, 8, 1, dtype=torch.long)
     skewed = F.one_hot(always_first.squeeze(-1), 4).float()
-    torch.testing.assert_close(balance_loss(skewed, always_first, None), torch.full((2,), 4.0))
+    torch.testing.assert_close(balance(skewed, always_first), torch.full((2,), 4.0))
 
 
 def test_balance_loss_of_a_row_ignores_its_padding_and_other_rows() -> None:
     probability = torch.rand(3, 6, 4).softmax(-1)
     chosen = probability.topk(2).indices
     padding = torch.arange(6) >= torch.tensor([[6], [3], [0]])
-    together = balance_loss(probability, chosen, padding)
-    alone = balance_loss(probability[1:2, :3], chosen[1:2, :3], None)
+    together = balance(probability, chosen, padding)
+    alone = balance(probability[1:2, :3], chosen[1:2, :3])
     torch.testing.assert_close(together[1:2], alone)
     assert together[2] == 0
 
@@ -96,7 +102,7 @@ def test_auxiliary_gradient_is_attached_and_scaled() -> None:
     assert attached is not None
     weight = moe.router.weight.detach().clone().requires_grad_()
     probability = (x @ weight.T).softmax(-1)
-    loss = balance_loss(probability, probability.topk(2).indices, None).mean() * 0.5 * 0.25
+    loss = balance(probability, probability.topk(2).indices).mean() * 0.5 * 0.25
     (expected,) = torch.autograd.grad(loss, weight)
     torch.testing.assert_close(attached, expected, rtol=1e-5, atol=1e-8)
 
