@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -363,6 +363,18 @@ class XformersPackage:
         return output.transpose(1, 2)
 
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _constant(function: Function) -> Function:
+    """Have compilers take the function's result for a constant.
+
+    That is torch.compiler.assume_constant_result, which would load the compiler for this alone.
+    """
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
+
+
 def _failure(kernel: Kernel, call: Call) -> str | None:
     """Return why a kernel fails at a small call of this kind, if it does.
 
@@ -372,7 +384,7 @@ def _failure(kernel: Kernel, call: Call) -> str | None:
     return _failure_of(type(kernel).__name__, *properties)
 
 
-@torch.compiler.assume_constant_result
+@_constant
 @lru_cache
 def _failure_of(
     name: str, device: str, dtype: torch.dtype, head_dim: int, is_causal: bool, dropout: bool
@@ -389,7 +401,7 @@ def _failure_of(
     return None
 
 
-@torch.compiler.assume_constant_result
+@_constant
 @lru_cache
 def _is_before_hopper() -> bool:
     """Return whether the current CUDA device is of an older generation."""
