@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -64,10 +65,16 @@ class GuardedAdamW(torch.optim.AdamW):
     norm: Callable[[], float] | None = None
     """Returns the norm of the step's global gradient before clipping, equal on all ranks."""
 
+    # torch wraps these to keep its compiler out, and so loads it: most of a second in each rank.
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
+    _update = inspect.unwrap(torch.optim.AdamW.step)
+
     def step(self, closure: Any = None) -> Any:
         if self.norm is not None and not self.norm() <= self.limit:
             return None
-        return super().step(closure)
+        with torch.no_grad():  # as the wrapper does
+            return self._update(closure)
 
 
 def make_optimizer(network: nn.Module, train: TrainConfig, layout: Layout) -> GuardedAdamW:
