@@ -4,6 +4,7 @@ import gc
 import os
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -11,12 +12,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
 import trainer.job  # noqa: F401
+from tests.settings import planned
 from trainer.engine.engine import import_deepspeed
 
 LATER = (
     "deepspeed.comm.mori",
     "deepspeed.module_inject.auto_ep_layer",
-    "matplotlib.pyplot",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
     "pytest",
     "torch._dynamo",
     "trainer.engine.pretrained",
@@ -28,6 +31,9 @@ import_deepspeed(torch.device("cpu"))
 for module in LATER:
     with suppress(ImportError):
         import_module(module)
+
+# What else a rank loads when it first plans a run: patterns, time zones, parts of pandas.
+planned(Path("nowhere"), {})
 
 # Objects that a rank's garbage collector looked at would be copied to the rank, page by page.
 gc.freeze()

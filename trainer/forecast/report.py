@@ -44,21 +44,13 @@ def draw(dataset: Dataset, evaluation: Evaluation, path: Path) -> None:
 
     The picture has the first MAX_CHANNELS channels.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure  # slow to import, and only a finished run draws
 
     windows = list(evaluation.forecasts)
     channels = dataset.channels[:MAX_CHANNELS]
-    figure, axes = plt.subplots(
-        len(channels),
-        len(windows),
-        squeeze=False,
-        sharex="col",
-        layout="constrained",
-        figsize=(4.6 * len(windows), 2.4 * len(channels) + 0.6),
-    )
+    size = (4.6 * len(windows), 2.4 * len(channels) + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(channels), len(windows), squeeze=False, sharex="col")
     length, horizon = dataset.shape.context_length, dataset.shape.prediction_length
     shown = min(length, 3 * horizon)
     seasons = dataset.season_lengths
@@ -94,4 +86,3 @@ def draw(dataset: Dataset, evaluation: Evaluation, path: Path) -> None:
     title = f"{evaluation.split} windows of {Path(dataset.config.source).name}"
     figure.suptitle(title, x=0.01, ha="left")
     figure.savefig(path, dpi=120)
-    plt.close(figure)
