@@ -27,6 +27,9 @@ QUICK: dict[str, Any] = {
 }
 """Changes to tiny: a run of seconds that interruptions could change."""
 
+UNSCORED: dict[str, Any] = {**QUICK, "data.split": [0.9, 0.1, 0.0]}
+"""The same without test windows, which take as long as the steps to score and draw."""
+
 
 def tiny(**overrides: Any) -> Configuration:
     """Return configs/tiny.yaml; a keyword a__b sets a.b."""

@@ -15,7 +15,7 @@ from unittest.mock import patch
 from tests import ranks
 from tests.conftest import ROOT, skip
 from tests.faults.saves import SETTINGS, committed
-from tests.settings import train_rank, words_of
+from tests.settings import UNSCORED, train_rank, words_of
 from trainer.logs.metrics import read_metrics
 
 
@@ -107,7 +107,7 @@ def _train_on_a_full_disk(rank: int, world: int, run: Path, changes: dict[str, A
 
 def test_metrics_wait_for_a_full_disk(tmp_path: Path) -> None:
     """Rows that did not fit come when there is room, each once."""
-    changes = {"data.rows": 800, "train.steps": 8, "checkpoint.every": 2, "checkpoint.keep": 9}
+    changes = {**UNSCORED, "checkpoint.every": 2, "checkpoint.keep": 9}
     [said] = ranks.run(_train_on_a_full_disk, 1, tmp_path / "run", changes)
     assert "rows are kept in memory until it can be written" in said
     assert "the checkpoint of step 4 failed" in said and "metrics.jsonl: " in said

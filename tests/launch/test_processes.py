@@ -19,7 +19,9 @@ from tests.conftest import ROOT
 from trainer.logs.metrics import read_metrics
 
 BIN = Path(sys.executable).parent
-QUICK = ["data.rows=800", "logging.tensorboard=false"]
+SCORED = ["data.rows=800", "logging.tensorboard=false"]
+QUICK = [*SCORED, "data.split=[0.8,0.2,0.0]"]
+"""The settings of a run without test windows, which take as long to score and draw as its steps."""
 
 
 def environment() -> dict[str, str]:
@@ -52,8 +54,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     code = (
         "import forescale\n"
         f"for run in ({str(run)!r}, {str(run) + '-again'!r}):\n"
-        "    forescale.train('configs/tiny.yaml', run_dir=run, data={'rows': 800}, "
-        "**{'logging.tensorboard': False})"
+        "    forescale.train('configs/tiny.yaml', run_dir=run, "
+        "data={'rows': 800, 'split': [0.8, 0.1, 0.1]}, **{'logging.tensorboard': False})"
     )
     ended = finished(["env", f"PATH={compilers}:{os.environ['PATH']}", sys.executable, "-c", code])
     assert ended.returncode == 0 and ended.stderr == "", ended.stderr
@@ -113,7 +115,7 @@ def test_every_launcher_starts_the_same_run(
 def test_quiet_is_inherited_by_the_ranks(tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [BIN / "forescale", "train", "configs/tiny.yaml", "--ranks", "2", "--quiet"]
-    settings = [*QUICK, "train.steps=2", "data.split=[0.9,0.1,0.0]"]
+    settings = [*QUICK, "train.steps=2"]
     ended = finished([*command, "--run-dir", run, *settings])
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ended.stdout == "data: data.split leaves no test window: the run will not be scored\n"
@@ -163,7 +165,7 @@ def training(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         tmp_path / "run",
         "parallel.pipeline=2",
         "train.steps=300",
-        *QUICK,
+        *SCORED,
     ]
     process = subprocess.Popen(
         command,
@@ -205,7 +207,7 @@ def test_ctrl_c_saves_and_the_same_command_resumes(
             run,
             "parallel.pipeline=2",
             f"train.steps={steps + 3}",
-            *QUICK,
+            *SCORED,
         ]
     )
     assert again.returncode == 0, again.stdout + again.stderr
@@ -219,7 +221,7 @@ def test_ctrl_c_saves_and_the_same_command_resumes(
             "--run-dir",
             run,
             f"train.steps={steps + 3}",
-            *QUICK,
+            *SCORED,
         ]
     )
     assert third.returncode == 0 and "nothing is left to do" in third.stdout

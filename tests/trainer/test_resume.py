@@ -14,11 +14,11 @@ import pytest
 
 from model.errors import UserError
 from tests import ranks
-from tests.settings import QUICK, planned, told, train_rank
+from tests.settings import QUICK, UNSCORED, planned, told, train_rank
 from trainer.checkpoint.manifest import entry, read_manifest, write_manifest
 from trainer.checkpoint.saver import Phase
 from trainer.job import train
-from trainer.logs.metrics import read_metrics
+from trainer.logs.metrics import Row, read_metrics
 from trainer.run.folder import RunFolder
 from trainer.run.lease import Attempt, acquire
 
@@ -44,6 +44,20 @@ def _train_and_die(
     )
 
 
+INTERRUPTED = {
+    **UNSCORED,
+    "checkpoint.every": 3,
+    "parallel.pipeline": 2,
+    "checkpoint.asynchronous": False,
+}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    """The run of INTERRUPTED that nothing happens to."""
+    return ranks.run(train_rank, 2, tmp_path_factory.mktemp("straight") / "run", INTERRUPTED)[0]
+
+
 @pytest.mark.parametrize(
     ("where", "at", "steps_seen", "resumes_at"),
     [
@@ -54,29 +68,22 @@ def _train_and_die(
     ],
 )
 def test_after_a_kill_the_run_goes_on_from_its_last_commit(
-    tmp_path: Path, where: str, at: int, steps_seen: int, resumes_at: int
+    tmp_path: Path, straight: list[Row], where: str, at: int, steps_seen: int, resumes_at: int
 ) -> None:
-    settings = {
-        **QUICK,
-        "checkpoint.every": 3,
-        "parallel.pipeline": 2,
-        "checkpoint.asynchronous": False,
-    }
     with pytest.raises(ranks.RanksFailedError):
-        ranks.run(_train_and_die, 2, tmp_path / "cut", settings, where, at)
+        ranks.run(_train_and_die, 2, tmp_path / "cut", INTERRUPTED, where, at)
     run = RunFolder(tmp_path / "cut")
     assert len(read_metrics(run.path / "metrics.jsonl")) == steps_seen
     assert not (run.path / "done").exists() and not (run.path / "saved").exists()
     newest = run.store.newest()
     assert newest is not None and newest.step == resumes_at
-    resumed = ranks.run(train_rank, 2, run.path, settings)[0]
-    straight = ranks.run(train_rank, 2, tmp_path / "straight", settings)[0]
+    resumed = ranks.run(train_rank, 2, run.path, INTERRUPTED)[0]
     assert told(resumed) == told(straight)
     assert not list(run.store.folder.glob(".*"))
 
 
 def test_another_layout_goes_on_from_a_given_checkpoint(tmp_path: Path) -> None:
-    settings = {**QUICK, "model.dropout": 0.0, "checkpoint.every": 4}
+    settings = {**UNSCORED, "model.dropout": 0.0, "checkpoint.every": 4}
     straight = ranks.run(train_rank, 1, tmp_path / "straight", settings)[0]
     point = str(tmp_path / "straight" / "checkpoints" / "step-00000004")
     layout = {"parallel.pipeline": 2, "train.micro_batch_size": 2, "resume": point}

@@ -9,7 +9,7 @@ import pytest
 
 from model.errors import UserError
 from tests import ranks
-from tests.settings import QUICK, planned, train_plan, train_rank
+from tests.settings import UNSCORED, planned, train_plan, train_rank
 from trainer.run.folder import RunFolder
 
 
@@ -31,14 +31,14 @@ def _train_and_touch(
 @pytest.mark.parametrize("switch", ["stop", "save"])
 def test_files_in_the_run_folder_ask_for_a_stop_or_a_save(tmp_path: Path, switch: str) -> None:
     run = tmp_path / "run"
-    outcome = ranks.run(_train_and_touch, 2, run, {**QUICK, "parallel.pipeline": 2}, 3, switch)
+    outcome = ranks.run(_train_and_touch, 2, run, {**UNSCORED, "parallel.pipeline": 2}, 3, switch)
     steps = [c.step for c in RunFolder(run).store.committed()]
     if switch == "save":
         assert outcome == ["done", "done"] and steps == [3, 8] and not (run / "save").exists()
         return
     assert outcome == ["saved", "saved"] and steps == [3]
     with pytest.raises(UserError, match="asks this run to stand still; remove it to go on"):
-        planned(run, {**QUICK, "parallel.pipeline": 2}, 2)
+        planned(run, {**UNSCORED, "parallel.pipeline": 2}, 2)
     (run / "stop").unlink()
-    rows = ranks.run(train_rank, 2, run, {**QUICK, "parallel.pipeline": 2})[0]
+    rows = ranks.run(train_rank, 2, run, {**UNSCORED, "parallel.pipeline": 2})[0]
     assert [row["step"] for row in rows] == list(range(1, 9))
