@@ -42,6 +42,7 @@ def test_a_node_is_judged_by_itself_and_by_most(
     assert judge(findings) == unfit
 
 
+@pytest.mark.slow  # the same as one object is below
 def test_what_all_nodes_lack_is_not_theirs(tmp_path: Path) -> None:
     (code, said), (_, silent) = preflight("/proc/1/run", [0, 1], 2)
     assert (code, silent) == (1, "")
@@ -119,6 +120,7 @@ def test_what_all_nodes_lack_keeps_none_away() -> None:
     assert set(report["in_common"]) == {"node0", "node1"}
 
 
+@pytest.mark.slow  # the same as one object is above
 def test_a_node_of_another_commit_is_unfit(tmp_path: Path) -> None:
     """Where there is no git, nobody knows the commit."""
     (_, first), *others = preflight(tmp_path, [0, 1, 2], 3, PATH=str(tmp_path))

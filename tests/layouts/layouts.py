@@ -36,6 +36,16 @@ SIX = {"num_experts": 6, "balance_loss": 0.02}
 MIXED = {"channels": "mixed", "use_moe": False}
 
 
+REPEATED = {
+    "4-micro1-moe",
+    "4-pp4-frequency",
+    "4-pp2-decoder",
+    "4-pp2-tp2-grouped",
+    "4-tp4-dense",
+}
+"""Cases of four ranks whose axes and networks others have too: slow, as those of eight are."""
+
+
 def case(world: int, *, model: dict[str, Any] | None = None, **axes: Any) -> Case:
     """`model` changes the network; the axes by their short names."""
     changes = {AXES[axis]: value for axis, value in axes.items()}
@@ -46,13 +56,13 @@ def case(world: int, *, model: dict[str, Any] | None = None, **axes: Any) -> Cas
 
 
 def parameters(cases: Iterable[Case], *, grouped: bool = False) -> list[Any]:
-    """Return the cases for pytest's parametrize: by name, those of 8 ranks slow.
+    """Return the cases for pytest's parametrize: by name, REPEATED ones and those of 8 ranks slow.
 
     Where they are `grouped`, cases of one network share a worker, and so its reference.
     """
     result = []
     for name, world, changes in cases:
-        marks = [pytest.mark.slow] if world == 8 else []
+        marks = [pytest.mark.slow] if world == 8 or name in REPEATED else []
         marks += [pytest.mark.xdist_group(name.rpartition("-")[2])] if grouped else []
         result.append(pytest.param(name, world, changes, id=name, marks=marks))
     return result

@@ -97,6 +97,15 @@ PAIRS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
+SLOW = ("one -> pp4", "pp4 -> one, micro 16", "one -> tp4", "tp4 -> one, micro 16")
+"""Pairs of plain networks that repeat with four ranks what others here do with two."""
+
+
+def is_slow(source: str, target: str) -> bool:
+    """Whether a pair is left to the slow tests, as those of eight ranks are."""
+    return f"{source} -> {target}" in SLOW or 8 in (LAYOUTS[source][0], LAYOUTS[target][0])
+
+
 def changes(layout: str, model: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     world, axes = LAYOUTS[layout]
     moved = {AXES[axis]: value for axis, value in axes.items()}
@@ -147,7 +156,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             id=f"{a} -> {b}{' +' * bool(m)}",
             marks=[
                 pytest.mark.xdist_group(a),
-                *([pytest.mark.slow] if 8 in (LAYOUTS[a][0], LAYOUTS[b][0]) else []),
+                *([pytest.mark.slow] if is_slow(a, b) else []),
             ],
         )
         for a, b, m in PAIRS
