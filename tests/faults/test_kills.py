@@ -134,14 +134,16 @@ def at_a_moment(chance: random.Random) -> Callable[[Ranks, int], None]:
 def in_phase(phase: Phase, chance: random.Random) -> Callable[[Ranks, int], None]:
     """Some moment after the rank has come to a phase of its first, second or third save."""
     number, delay = chance.choice([1, 2, 2, 3]), chance.uniform(0.0, 0.002)
+    pause = 0.0001  # leaves the ranks their processors
 
     def wait(alive: Ranks, rank: int) -> None:
         deadline = time.monotonic() + 30
         for _ in range(number):
             while alive.place(rank)[0] is phase and alive.are_alive():
-                pass
+                time.sleep(pause)
             while alive.place(rank)[0] is not phase and alive.are_alive():
                 assert time.monotonic() < deadline
+                time.sleep(pause)
         until = time.monotonic() + delay
         while time.monotonic() < until:
             pass
