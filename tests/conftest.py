@@ -23,11 +23,23 @@ ALONE = (
     "tests/faults/test_stragglers.py",
     "tests/faults/test_watchdog.py",
     "tests/launch/test_processes.py::test_a_rank_that_fails_alone",
+    "tests/slurm/test_start.py::test_sixteen_ranks",
 )
-"""Beginnings of the names of tests whose ranks would be late beside others.
+"""Beginnings of the names of tests whose ranks would be late beside others."""
 
-So would those of the slow tests in tests/slurm.
+CLUSTERS = {
+    "tests/slurm/test_lost_ranks.py": 0,
+    "tests/slurm/test_launchers.py": 0,
+    "tests/slurm/test_requeue.py": 1,
+    "tests/slurm/test_start.py": 1,
+}
+"""Files of slow tests that start jobs -> which of two clusters they use.
+
+Their ranks would be late beside others too, but the jobs wait for Slurm half of the time: those of
+two clusters run beside each other.
 """
+
+CLUSTER_GROUPS = ("cluster 1", "cluster 2")
 
 SHARED = ("tests/trainer/checkpoint", "tests/trainer/weights", "tests/slurm")
 """Folders whose tests share a run or a cluster."""
@@ -46,9 +58,10 @@ def group_of(item: pytest.Item) -> str | None:
     if named is not None:
         return str(named.args[0])
     file = item.path.relative_to(ROOT).as_posix()
-    is_slow_job = file.startswith("tests/slurm") and item.get_closest_marker("slow") is not None
-    if f"{file}::{item.name}".startswith(ALONE) or is_slow_job:
+    if f"{file}::{item.name}".startswith(ALONE):
         return "alone"
+    if file in CLUSTERS and item.get_closest_marker("slow") is not None:
+        return CLUSTER_GROUPS[CLUSTERS[file]]
     if file in DIVIDED:
         return None
     return next((folder for folder in SHARED if file.startswith(folder)), file)
@@ -56,9 +69,19 @@ def group_of(item: pytest.Item) -> str | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Divide the tests among workers: groups first, which take long, and last what runs alone."""
+    """Divide the tests among workers: groups first, which take long, and last what runs alone.
+
+    Of each kind those with the longest timeouts come first.
+    """
     groups = {item: group_of(item) for item in items}
-    items.sort(key=lambda item: (groups[item] == "alone", groups[item] is None))
+    last = [None, *CLUSTER_GROUPS, "alone"]
+
+    def place(item: pytest.Item) -> tuple[int, float]:
+        limit = item.get_closest_marker("timeout")
+        group = groups[item]
+        return last.index(group) if group in last else -1, -limit.args[0] if limit else 0.0
+
+    items.sort(key=place)
     for item, group in groups.items():
         if group is not None:
             item.add_marker(pytest.mark.xdist_group(group), append=False)
@@ -81,9 +104,20 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Run a test beside those of other workers, or while these wait."""
     if not hasattr(item.config, "workerinput"):
         return (yield)
-    with open(lock_of(os.getppid()), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX if group_of(item) == "alone" else fcntl.LOCK_SH)
+    with open(lock_of(os.getppid()), "a+b") as lock:
+        fcntl.lockf(lock, *lock_for(group_of(item)))
         return (yield)
+
+
+def lock_for(group: str | None) -> tuple[int, int, int]:
+    """Return how a group's tests lock the workers' file: kind, number of bytes, the first of them.
+
+    Each cluster has a byte of its own. What runs alone takes all bytes, and all others share them.
+    """
+    if group in CLUSTER_GROUPS:
+        return fcntl.LOCK_EX, 1, CLUSTER_GROUPS.index(group)
+    kind = fcntl.LOCK_EX if group == "alone" else fcntl.LOCK_SH
+    return kind, len(CLUSTER_GROUPS), 0
 
 
 def lock_of(starter: int) -> Path:

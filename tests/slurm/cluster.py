@@ -36,6 +36,8 @@ RECORD = "daemons.json"
 
 CONFIGURATION = """
 ClusterName=forescale
+# Jobs of two clusters on this machine have different numbers, and so meet at different ports.
+FirstJobId={first_job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser=root
@@ -243,7 +245,12 @@ class Cluster:
             "PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 "
             "PreemptMode=OFF",
         ]
-        text = CONFIGURATION.format(folder=self.folder, host=socket.gethostname(), port=controller)
+        text = CONFIGURATION.format(
+            folder=self.folder,
+            host=socket.gethostname(),
+            port=controller,
+            first_job=random.randrange(1, 50_000),
+        )
         (self.folder / "slurm.conf").write_text(text + "\n".join(lines) + "\n")
         gpus = [self.folder / f"gpu{number}" for number in range(GPUS)]
         for gpu in gpus:  # Slurm wants device files

@@ -16,7 +16,7 @@ QUICK = ("data.rows=600", "logging.tensorboard=false", "data.split=[0.9,0.1,0.0]
 """Settings of a small run."""
 
 LONG = (
-    "train.steps=300",
+    "train.steps=200",
     "checkpoint.every=10",
     "model.dropout=0.1",
     "faults.hang_seconds=5.0",
