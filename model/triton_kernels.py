@@ -15,7 +15,7 @@ BLOCK = 1024
 
 
 @triton.jit
-def _swiglu(x, y, count, width, block: tl.constexpr):  # type: ignore[no-untyped-def]
+def _swiglu(x, y, count, width, block: tl.constexpr):
     at = tl.program_id(0) * block + tl.arange(0, block)
     inside = at < count
     gate_at = at + (at // width) * width
@@ -26,7 +26,7 @@ def _swiglu(x, y, count, width, block: tl.constexpr):  # type: ignore[no-untyped
 
 
 @triton.jit
-def _swiglu_backward(gradient, x, result, count, width, block: tl.constexpr):  # type: ignore[no-untyped-def]
+def _swiglu_backward(gradient, x, result, count, width, block: tl.constexpr):
     at = tl.program_id(0) * block + tl.arange(0, block)
     inside = at < count
     gate_at = at + (at // width) * width
@@ -42,7 +42,7 @@ def _swiglu_backward(gradient, x, result, count, width, block: tl.constexpr):  #
 
 
 @triton.jit
-def _rotate(  # type: ignore[no-untyped-def]
+def _rotate(
     x,
     result,
     cos,
@@ -72,7 +72,7 @@ def _rotate(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _gathered_sum(  # type: ignore[no-untyped-def]
+def _gathered_sum(
     rows, index, gates, y, size, choices: tl.constexpr, weighted: tl.constexpr, block: tl.constexpr
 ):
     token = tl.program_id(0).to(tl.int64)
@@ -89,7 +89,7 @@ def _gathered_sum(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _scattered_product(  # type: ignore[no-untyped-def]
+def _scattered_product(
     gradient,
     rows,
     choice_of_row,
