@@ -45,7 +45,7 @@ test-slow: setup
 	@$(PARALLEL) -m "slow and not gpu"
 
 test-gpu: setup
-	@$(BIN)/pytest -m gpu
+	@OMP_NUM_THREADS=2 $(BIN)/pytest -m gpu --numprocesses 8 --dist loadgroup
 
 check: .venv/.checked
 	@$(BIN)/ruff check .

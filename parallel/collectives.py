@@ -11,11 +11,6 @@ from torch import Tensor
 from parallel.mesh import Mesh
 
 
-def barrier() -> None:
-    """Return once all ranks have come here."""
-    dist.barrier()
-
-
 def sum_over_ranks(mesh: Mesh, values: Tensor) -> Tensor:
     """Return the sum of `values` over all ranks, in fp64."""
     total = values.to(mesh.device, torch.float64)

@@ -69,7 +69,8 @@ def is_initialised() -> bool:
 def destroy_mesh() -> None:
     """Leave the process group, all ranks together: none closes what another still reads from."""
     if dist.is_initialized():
-        dist.barrier()
+        uses_nccl = dist.get_backend() == "nccl"
+        dist.barrier(device_ids=[torch.cuda.current_device()] if uses_nccl else None)
         dist.destroy_process_group()
 
 

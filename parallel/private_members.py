@@ -37,7 +37,12 @@ DEEPSPEED: dict[str, tuple[str, ...]] = {
     "deepspeed.utils.groups": ("get_model_parallel_world_size", "get_data_parallel_group"),
     # and experts, their groups and their parameter group: tests/layouts/test_parity.py
     "deepspeed.moe.utils": ("allreduce", "group_name", "moe"),
-    "deepspeed.runtime.engine": ("ep_size_", "set_deepspeed_parallelism", "num_local_experts"),
+    "deepspeed.runtime.engine": (
+        "ep_size_",
+        "set_deepspeed_parallelism",
+        "num_local_experts",
+        "is_deepcompile_supported",  # costs time only
+    ),
     "deepspeed.moe.layer": (
         "ep_size",
         "num_experts",
@@ -79,6 +84,8 @@ TORCH: dict[str, tuple[str, ...]] = {
     ),
     "torch.distributed.checkpoint.utils": ("__get_tensor_shard__",),
     "torch.Tensor": ("_make_wrapper_subclass",),
+    # attention_kernels.py marks constants for compilers: tests/gpu/test_gpu.py
+    "torch._dynamo.decorators": ("_dynamo_marked_constant",),
     # model/tracing.py: tests/model/test_tracing.py
     "torch._C": ("_are_functorch_transforms_active",),
     # kernels without a public name: tests/model/test_attention_kernels.py, test_norm.py,
@@ -86,6 +93,7 @@ TORCH: dict[str, tuple[str, ...]] = {
     "torch.ops.aten": (
         "_scaled_dot_product_flash_attention",
         "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_cudnn_attention",
         "native_layer_norm_backward",
         "silu_backward",
     ),

@@ -71,6 +71,7 @@ def run(part: Part) -> None:
                     measured["peak GiB"] -= before
                 rate = 1e3 * batch * accumulation * length / measured["ms"]
                 rows.append({"step": title, "tokens/s": rate} | measured)
+    dist.destroy_process_group()
     part.add(f"Training steps of {batch} windows of {length} tokens a micro-batch", rows)
 
 

@@ -286,5 +286,7 @@ def import_deepspeed(device: torch.device) -> Any:
     import deepspeed.runtime.zero.muon.original_muon
 
     compiler.compile = compile_
+    # Its engine would load the compiler on CUDA, to list passes that are not used here.
+    deepspeed.runtime.engine.is_deepcompile_supported = lambda: False
     logging.getLogger("DeepSpeed").setLevel(os.environ.get("FORESCALE_DEEPSPEED_LOG", "ERROR"))
     return deepspeed
