@@ -5,8 +5,9 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # Tests wait for ranks more than they compute: one worker more than there are processors.
-PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup \
-  --no-loadscope-reorder
+# The processes that tests start keep compiled modules, whatever the environment says.
+PARALLEL := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --numprocesses $(WORKERS) \
+  --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help setup demo test test-slow test-gpu check format clean
 

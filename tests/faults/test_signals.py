@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +89,35 @@ def _signal_while_evaluating(
     return train_plan(plan, rank)
 
 
+VALIDATING = {**QUICK, "logging.validate_every": 2, "train.micro_batch_size": 2}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Path]:
+    """The folder of a run of VALIDATING on a layout that no signal comes to."""
+
+    @cache
+    def run_on(layout: str) -> Path:
+        run = tmp_path_factory.mktemp("straight") / "run"
+        ranks.run(train_rank, 2, run, {**VALIDATING, **json.loads(layout)})
+        return run
+
+    return lambda layout: run_on(json.dumps(layout))
+
+
 @pytest.mark.parametrize(("split", "steps"), [(Split.VALIDATION, 2), (Split.TEST, 8)])
 @pytest.mark.parametrize(
     "layout", [pytest.param({}, marks=pytest.mark.slow), {"parallel.pipeline": 2}]
 )
 def test_a_signal_while_evaluating_is_heard(
-    tmp_path: Path, split: Split, steps: int, layout: dict[str, Any]
+    tmp_path: Path,
+    straight: Callable[[dict[str, Any]], Path],
+    split: Split,
+    steps: int,
+    layout: dict[str, Any],
 ) -> None:
     """What was not scored is scored after the resume: no number is lost."""
-    settings = {**QUICK, "logging.validate_every": 2, "train.micro_batch_size": 2, **layout}
+    settings = {**VALIDATING, **layout}
     run = tmp_path / "cut"
     outcomes = ranks.run(_signal_while_evaluating, 2, run, settings, split)
     assert outcomes == ["saved", "saved"]
@@ -104,10 +126,11 @@ def test_a_signal_while_evaluating_is_heard(
     assert len(rows) == steps and ("validation_mse" in rows[-1]) == (split is Split.TEST)
     assert not (run / "evaluation.json").exists()
     resumed = ranks.run(train_rank, 2, run, settings)[0]
-    straight = ranks.run(train_rank, 2, tmp_path / "straight", settings)[0]
-    assert told(resumed) == told(straight)
-    scores = [[row.get("validation_mse") for row in rows] for rows in (resumed, straight)]
+    undisturbed = straight(layout)
+    expected = read_metrics(undisturbed / "metrics.jsonl")
+    assert told(resumed) == told(expected)
+    scores = [[row.get("validation_mse") for row in rows] for rows in (resumed, expected)]
     assert scores[0] == scores[1] and sum(s is not None for s in scores[0]) == 4
-    evaluations = [(r / "evaluation.json").read_text() for r in (run, tmp_path / "straight")]
+    evaluations = [(r / "evaluation.json").read_text() for r in (run, undisturbed)]
     assert evaluations[0] == evaluations[1]
     assert (run / "done").exists() and not (run / "saved").exists()

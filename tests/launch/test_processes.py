@@ -92,7 +92,7 @@ LAUNCHERS: dict[str, list[Any]] = {
 @pytest.mark.parametrize(
     "launcher",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if name == "deepspeed-folder" else [])
+        pytest.param(name, marks=[pytest.mark.slow] if name.startswith("deepspeed") else [])
         for name in LAUNCHERS
     ],
 )

@@ -38,12 +38,17 @@ MIXED = {"channels": "mixed", "use_moe": False}
 
 REPEATED = {
     "4-micro1-moe",
+    "4-pp4-moe",
     "4-pp4-frequency",
+    "4-pp2-capacity",
     "4-pp2-decoder",
     "4-pp2-tp2-grouped",
     "4-tp4-dense",
+    "4-ep4-capacity",
+    "4-ep2-zero2-moe",
+    "6-tp2-ep3-micro4-batch12-six",
 }
-"""Cases of four ranks whose axes and networks others have too: slow, as those of eight are."""
+"""Cases of four ranks and more whose axes and networks others have too: slow, as those of eight."""
 
 
 def case(world: int, *, model: dict[str, Any] | None = None, **axes: Any) -> Case:

@@ -97,8 +97,15 @@ PAIRS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-SLOW = ("one -> pp4", "pp4 -> one, micro 16", "one -> tp4", "tp4 -> one, micro 16")
-"""Pairs of plain networks that repeat with four ranks what others here do with two."""
+SLOW = (
+    "one -> dp2 zero2",
+    "one -> pp4",
+    "pp4 -> one, micro 16",
+    "one -> tp4",
+    "tp4 -> one, micro 16",
+    "pp2 tp2 ep2 -> one",
+)
+"""Pairs that repeat what others here do between other layouts of the same axes."""
 
 
 def is_slow(source: str, target: str) -> bool:
@@ -227,7 +234,7 @@ def _die_at(rank: int, world: int, run: Path, settings: dict[str, Any], step: in
 @pytest.mark.parametrize(
     ("world", "layout"),
     [
-        (1, {}),
+        pytest.param(1, {}, marks=pytest.mark.slow),
         (2, {"parallel.pipeline": 2, "train.precision": "bf16"}),
         pytest.param(
             2,

@@ -148,7 +148,10 @@ def test_a_broken_rule_is_seen(tmp_path: Path, broken: Callable[..., Any]) -> No
     "changes",
     [
         {"parallel.pipeline": 2},
-        {"parallel.tensor": 2, "parallel.expert": 4, "parallel.zero_stage": 2},
+        pytest.param(
+            {"parallel.tensor": 2, "parallel.expert": 4, "parallel.zero_stage": 2},
+            marks=pytest.mark.slow,
+        ),
         {
             "parallel.tensor": 2,
             "parallel.zero_stage": 3,
@@ -237,6 +240,7 @@ def test_bf16_differs_by_the_layout_as_one_process_by_the_order_of_its_sums(
         assert difference < BF16_TOLERANCE[quantity], quantity
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", BROKEN)
 def test_a_broken_rule_is_seen_in_bf16(
     tmp_path: Path, broken: Callable[..., Any], alone_in_bf16: list[Row]
