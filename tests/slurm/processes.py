@@ -42,6 +42,15 @@ def running() -> list[Process]:
     return found
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process has ended, be it that its parent has not asked for its exit code yet."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state == "Z"
+
+
 def mount_namespace(pid: int) -> str | None:
     """Return the namespace of a process's mounts; None where there is no such process."""
     try:

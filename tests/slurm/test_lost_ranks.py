@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import note_time
 from tests.slurm.jobs import LONG, Submit, without_times
+from tests.slurm.processes import has_ended
 from trainer.logs.metrics import Row
 
 pytestmark = pytest.mark.timeout(600)
@@ -84,7 +84,7 @@ def test_what_is_left_of_an_older_start_cannot_commit(
     job.wait_until_done()
     assert without_times(job.rows()) == without_times(undisturbed)
     for pid in old:
-        job.wait(lambda pid=pid: not Path(f"/proc/{pid}").exists(), "what is old to end")
+        job.wait(lambda pid=pid: has_ended(pid), f"process {pid} to end")
     assert job.starts() == 2 and not (job.run / "failures").exists()
     assert "start 0 is over: the job is RUNNING, start 1" in job.said()
 
