@@ -15,20 +15,15 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from model.attention_kernels import (
-    SHORT,
-    Blockwise,
-    Call,
+from model.attention_kernels import SHORT, Blockwise, Call, Formula, Kernel, MaskKind
+from model.errors import UserError
+from model.fused_attention import (
     FlashAttnPackage,
-    Formula,
-    Kernel,
-    MaskKind,
     TorchCudnn,
     TorchEfficient,
     TorchFlash,
     XformersPackage,
 )
-from model.errors import UserError
 from model.tracing import is_traced
 
 log = logging.getLogger("forescale")

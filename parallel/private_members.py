@@ -84,7 +84,7 @@ TORCH: dict[str, tuple[str, ...]] = {
     ),
     "torch.distributed.checkpoint.utils": ("__get_tensor_shard__",),
     "torch.Tensor": ("_make_wrapper_subclass",),
-    # attention_kernels.py marks constants for compilers: tests/gpu/test_gpu.py
+    # fused_attention.py marks constants for compilers: tests/gpu/test_gpu.py
     "torch._dynamo.decorators": ("_dynamo_marked_constant",),
     # model/tracing.py: tests/model/test_tracing.py
     "torch._C": ("_are_functorch_transforms_active",),

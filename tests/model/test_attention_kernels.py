@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import attention_backends, attention_kernels
+from model import attention_backends, attention_kernels, fused_attention
 from model.attention_backends import KERNELS, choose_for
 from model.frequency import frequency_attention
 from tests.formulas import attention
@@ -133,7 +133,7 @@ def test_the_future_does_not_reach_the_past(att_type: str) -> None:
 def test_a_package_that_does_not_load_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     call = attention_kernels.Call("cpu", torch.float32, 8, False, "none", False, False)
-    reason = attention_kernels._failure(attention_kernels.FlashAttnPackage(), call)
+    reason = fused_attention._failure(fused_attention.FlashAttnPackage(), call)
     assert reason is not None and reason.startswith("not usable: import of flash_attn halted")
 
 
@@ -144,10 +144,11 @@ def test_a_package_without_this_card_s_kernels_is_a_reason(
         def __call__(self, *_: object) -> torch.Tensor:
             raise NotImplementedError("no operator for this card\nand a long list")
 
-    monkeypatch.setattr(attention_kernels, "Unbuilt", Unbuilt, raising=False)
+    monkeypatch.setattr(fused_attention, "Unbuilt", Unbuilt, raising=False)
     call = attention_kernels.Call("cpu", torch.float32, 8, False, "none", True, True)
-    assert attention_kernels._failure(Unbuilt(), call) == "not usable: no operator for this card"
-    assert attention_kernels._failure(attention_kernels.Formula(), call) is None
+    assert fused_attention._failure(Unbuilt(), call) == "not usable: no operator for this card"
+    monkeypatch.setattr(fused_attention, "Formula", attention_kernels.Formula, raising=False)
+    assert fused_attention._failure(attention_kernels.Formula(), call) is None
 
 
 @pytest.mark.parametrize("mask", ["none", "keys", "full", "heads", "floats"])
@@ -162,7 +163,7 @@ def test_the_memory_efficient_kernel_takes_every_mask(
         shapes = {"keys": (2, 1, 1, 200), "full": (1, 1, 200, 200)}
         shape = shapes.get(mask, (2, 4, 200, 200))
         values = torch.ones(shape, dtype=torch.float32 if mask == "floats" else torch.bool)
-        kernel = attention_kernels.TorchEfficient()
+        kernel = fused_attention.TorchEfficient()
         y = kernel(q, k, v, None if mask == "none" else values, False, 0.1)
         gradients = torch.autograd.grad(y.sum(), (q, k, v))
     assert y.shape == q.shape and y.dtype == dtype
