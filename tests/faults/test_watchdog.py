@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import pytest
@@ -312,3 +312,25 @@ def test_a_watchdog_without_a_store_says_so_and_the_rank_lives(
     """Also where the error has no message."""
     [printed] = ranks.run(_watch_without_a_store, 1, tmp_path, message)
     assert printed == f"rank 0 has no watchdog: {said}\n"
+
+
+def test_a_closed_watchdog_is_out_of_the_store(tmp_path: Path) -> None:
+    """Python may end as soon as it is closed, which aborts a process inside C++ code."""
+    inside, left = threading.Event(), threading.Event()
+
+    class SlowStore:
+        def set(self, *_: str) -> None:
+            inside.set()
+            time.sleep(0.5)
+
+        def check(self, _: list[str]) -> bool:
+            left.set()
+            return False
+
+    mesh = Mesh(Layout(1, 2), 1, torch.device("cpu"))
+    watchdog = Watchdog(mesh, 1.0, tmp_path / "hang", lambda: cast(Store, SlowStore()))
+    watchdog.start()
+    assert inside.wait(10)
+    watchdog.close()
+    assert left.is_set()
+    watchdog.close()  # again, after the thread has ended

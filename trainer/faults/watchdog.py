@@ -38,6 +38,9 @@ from trainer.logs.log import log
 ALARM = "alarm"
 """Key in the store of the reason to end the run."""
 
+CLOSE_SECONDS = 5.0
+"""Seconds that closing waits at most for an exchange with the store."""
+
 T = TypeVar("T")
 
 
@@ -122,8 +125,13 @@ class Watchdog:
         self._beats += 1
 
     def close(self) -> None:
-        """End the watch."""
+        """End the watch, and wait for an exchange that is under way.
+
+        A thread that is inside the store's C++ code when Python ends would abort the process.
+        """
         self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join(CLOSE_SECONDS)
 
     # The thread
 
