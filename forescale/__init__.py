@@ -84,7 +84,7 @@ def train(
     # The process group of one rank stays: DeepSpeed keeps what it made of it for the next run.
     stop = StopRequest()
     with announced(cluster) as address:
-        outcome = run(plan, local_world=cluster.local_world, stop=stop, address=address)
+        outcome = run(plan, stop=stop, address=address)
     if outcome is Outcome.SAVED and stop.number is not None and stop.exit_code:
         signal.raise_signal(stop.number)  # what follows is not to take the run for a finished one
     return plan.run.path

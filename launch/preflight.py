@@ -135,7 +135,7 @@ def _judge_all(here: ClusterEnvironment, mine: Finding) -> tuple[dict[str, str],
     """
     if here.world == 1:
         return judge([mine]), None
-    met = meet(announce(here), here.rank, here.world, {})
+    met = meet(announce(here), here.rank, here.world, {}, _device())
     try:
         findings = met.exchange(json.dumps(mine))
     except RuntimeError as error:
@@ -152,6 +152,13 @@ def judge(findings: list[Finding]) -> dict[str, str]:
         if difference is not None:
             unfit.setdefault(finding["node"], difference)
     return unfit
+
+
+def _device() -> str:
+    """Return the device that this task sums with."""
+    from parallel.mesh import device_name, local_device
+
+    return device_name(local_device(0))
 
 
 def _judge_absent(ranks: list[int], here: ClusterEnvironment, mine: Finding) -> dict[str, str]:
@@ -178,7 +185,8 @@ def _sum_error(here: ClusterEnvironment, met: Rendezvous) -> str | None:
     from parallel.mesh import destroy_mesh, init_mesh
 
     try:
-        mesh = init_mesh(Layout(1, here.world), here.rank, 0, 1, met.store, met.address.seconds)
+        layout = Layout(1, here.world)
+        mesh = init_mesh(layout, here.rank, 0, met.store, met.backend, met.address.seconds)
         total = float(sum_over_ranks(mesh, torch.tensor(1.0)))
         destroy_mesh()
     except RuntimeError as error:

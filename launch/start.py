@@ -98,10 +98,9 @@ def _train(plan: Plan, cluster: ClusterEnvironment, stop: StopRequest) -> int:
     from trainer.job import train
     from trainer.loop import Outcome
 
-    here = cluster.rank, cluster.local_rank, cluster.local_world
     try:
         with announced(cluster) as address:
-            outcome = train(plan, *here, stop, address=address)
+            outcome = train(plan, cluster.rank, cluster.local_rank, stop, address=address)
     except RunFailedError as error:
         if cluster.rank == 0:
             raise

@@ -7,8 +7,12 @@ the ranks that hold the same experts alone.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -16,6 +20,25 @@ from parallel.groups import Groups
 from parallel.layout import Layout
 from parallel.mesh import Mesh
 from parallel.sharding import is_expert, is_sharded
+
+
+@contextmanager
+def own_device(device: torch.device) -> Iterator[None]:
+    """Within, DeepSpeed's engines take `device`, whose index they read off LOCAL_RANK.
+
+    A rank may see its own GPU alone, as number 0, or share one with other ranks.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    names = [name for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK") if name in os.environ]
+    before = {name: os.environ[name] for name in names}
+    os.environ.update(dict.fromkeys(["LOCAL_RANK", *names], str(device.index)))
+    try:
+        yield
+    finally:
+        os.environ.pop("LOCAL_RANK")
+        os.environ.update(before)
 
 
 def mark_parameters(network: nn.Module, layout: Layout) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -37,12 +38,16 @@ class Mesh:
         return here.pipeline == self.layout.pipeline - 1 and here.tensor == 0
 
 
+LATE = timedelta(minutes=30)
+"""How much later than others a rank may come to its first collective of a group."""
+
+
 def init_mesh(
     layout: Layout,
     rank: int,
     local_rank: int,
-    local_world: int,
-    store: Store | None,
+    store: Store | None = None,
+    backend: str = "gloo",
     seconds: float | None = None,
 ) -> Mesh:
     """Form the process group of all ranks, which have met at `store`; None where it is formed.
@@ -51,8 +56,11 @@ def init_mesh(
     """
     device = local_device(local_rank)
     if store is not None:
+        # NCCL's groups meet at the store in their first collective, which one rank may reach long
+        # before another; the store's own limit is the short one of the rendezvous.
+        store.set_timeout(timedelta(seconds=seconds) if seconds else LATE)
         dist.init_process_group(
-            backend(device, local_world),
+            backend,
             store=PrefixStore("world", store),
             rank=rank,
             world_size=layout.world,
@@ -83,7 +91,16 @@ def local_device(local_rank: int) -> torch.device:
     return torch.device("cpu")
 
 
-def backend(device: torch.device, local_world: int) -> str:
-    """Return nccl where each rank has a GPU of its own, else gloo, for CPUs and shared GPUs."""
-    own = device.type == "cuda" and local_world <= torch.cuda.device_count()
-    return "nccl" if own else "gloo"
+def device_name(device: torch.device) -> str:
+    """Return what tells a device from all others of the run: a GPU's UUID; "cpu" for a CPU."""
+    if device.type != "cuda":
+        return device.type
+    return str(torch.cuda.get_device_properties(device).uuid)
+
+
+def backend_for(names: Sequence[str]) -> str:
+    """Return nccl where each rank has a GPU of its own, else gloo, for CPUs and shared GPUs.
+
+    `names` are the ranks' devices by `device_name`: a rank may see one GPU only, or another's.
+    """
+    return "gloo" if "cpu" in names or len(set(names)) < len(names) else "nccl"

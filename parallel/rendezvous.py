@@ -22,6 +22,7 @@ from model.errors import AbsentError, ReportedElsewhereError, UserError
 from model.sentences import first_line
 from parallel.address import Address
 from parallel.consistency import first_difference
+from parallel.mesh import backend_for
 
 POLL_SECONDS = 0.2
 WATCHDOG_TIMEOUT = 30.0
@@ -39,6 +40,8 @@ class Rendezvous:
     """The store for the process groups, and for what the ranks exchange besides."""
     hosts: dict[str, list[int]]
     """Machine -> its ranks; known to rank 0."""
+    backend: str
+    """Backend of torch.distributed that fits the ranks' devices."""
 
     def exchange(self, text: str) -> list[str]:
         """Return the text of each rank, by rank, on all of them.
@@ -62,8 +65,12 @@ def _prefixed(address: Address, name: str, store: Store) -> Store:
     return PrefixStore(f"{name} {address.attempt}", store)
 
 
-def meet(address: Address, rank: int, world: int, claims: Mapping[str, Any]) -> Rendezvous:
+def meet(
+    address: Address, rank: int, world: int, claims: Mapping[str, Any], device: str = "cpu"
+) -> Rendezvous:
     """Return once all ranks have come to `address` with the same `claims`.
+
+    `device` is this rank's, by `parallel.mesh.device_name`.
 
     Raises UserError where the address cannot be reached, a rank does not come in time (then
     AbsentError) or one differs; it names the rank.
@@ -78,11 +85,17 @@ def meet(address: Address, rank: int, world: int, claims: Mapping[str, Any]) -> 
         ) from None
     try:
         gathering = _prefixed(address, "gathering", store)
+        gathering.set(f"device {rank}", device)
         wait_for_all(gathering, rank, world, claims, address.seconds)
-        hosts = _hosts(gathering, world) if rank == 0 else {}
+        hosts: dict[str, list[int]] = {}
+        if rank == 0:
+            hosts = _hosts(gathering, world)
+            devices = [gathering.get(f"device {other}").decode() for other in range(world)]
+            gathering.set("backend", backend_for(devices))
+        backend = gathering.get("backend").decode()
     except RuntimeError:  # the store went with rank 0
         raise UserError(f"rank {rank} has lost rank 0 at the start, which may say why") from None
-    return Rendezvous(address, rank, world, _prefixed(address, "run", store), hosts)
+    return Rendezvous(address, rank, world, _prefixed(address, "run", store), hosts, backend)
 
 
 def report_failure(address: Address, rank: int, sentence: str, seconds: float = 10.0) -> None:

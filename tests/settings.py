@@ -47,7 +47,7 @@ def train_plan(plan: Plan, rank: int, **hooks: Any) -> str:
     """Train on this rank, and return how the run ended; `hooks` are those of trainer.job.Hooks."""
     from trainer.job import Hooks, train
 
-    return str(train(plan, rank, rank, plan.layout.world, hooks=Hooks(**hooks)))
+    return str(train(plan, rank, rank, hooks=Hooks(**hooks)))
 
 
 def train_rank(
@@ -85,9 +85,8 @@ def made_trainer(plan: Plan, rank: int, **hooks: Any) -> Iterator[Trainer]:
     from trainer.logs.log import Warnings
     from trainer.run.lease import Attempt, acquire
 
-    world = plan.layout.world
     dist.init_process_group("gloo")
-    mesh = init_mesh(plan.layout, rank, rank, world, None)
+    mesh = init_mesh(plan.layout, rank, rank)
     with ExitStack() as stack:
         lease = None
         if rank == 0:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
+import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
@@ -15,7 +16,7 @@ from model.sentences import ranges
 from parallel.address import Address
 from parallel.collectives import any_of
 from parallel.layout import Layout
-from parallel.mesh import Mesh, init_mesh, is_initialised, local_device
+from parallel.mesh import Mesh, device_name, init_mesh, is_initialised, local_device
 from parallel.rendezvous import Rendezvous, meet
 from trainer.checkpoint.saver import Phase, Saver
 from trainer.checkpoint.tensor_files import Storage
@@ -53,7 +54,6 @@ def train(
     plan: Plan,
     rank: int = 0,
     local_rank: int = 0,
-    local_world: int = 1,
     stop: StopRequest | None = None,
     *,
     address: Address | None = None,
@@ -61,9 +61,8 @@ def train(
 ) -> Outcome:
     """Run `plan` on this rank, from where it starts to its last step or to a signal.
 
-    `local_world` counts the ranks on this machine, which meet at `address`, by default what
-    MASTER_ADDR and MASTER_PORT name; `stop` may have been asked for already. Where the run was
-    saved, `stop` has the same exit code on all ranks.
+    The ranks meet at `address`, by default what MASTER_ADDR and MASTER_PORT name; `stop` may have
+    been asked for already. Where the run was saved, `stop` has the same exit code on all ranks.
     """
     with ExitStack() as stack:
         warnings = stack.enter_context(shown(is_main=rank == 0))
@@ -77,13 +76,13 @@ def train(
             lease = stack.enter_context(acquire(plan.run.path, Attempt.here()))
             plan.start.check_current()
         with ended_by_signal():
-            rendezvous = None if is_initialised() else _meet(plan, rank, address)
-            store = rendezvous.store if rendezvous is not None else None
+            rendezvous = None if is_initialised() else _meet(plan, rank, local_rank, address)
             watchdog = _watchdog(plan, rank, local_rank, rendezvous)
             if watchdog is not None:
                 stack.callback(watchdog.close)
                 watchdog.start()
-            mesh = init_mesh(plan.layout, rank, local_rank, local_world, store)
+            met = () if rendezvous is None else (rendezvous.store, rendezvous.backend)
+            mesh = init_mesh(plan.layout, rank, local_rank, *met)
         stop = stack.enter_context(stop_on_signal(stop))
         trainer = make_trainer(plan, mesh, stop, lease, warnings, watchdog=watchdog, hooks=hooks)
         outcome = trainer.run()
@@ -165,20 +164,22 @@ def make_trainer(
     )
 
 
-def _meet(plan: Plan, rank: int, address: Address | None) -> Rendezvous:
+def _meet(plan: Plan, rank: int, local_rank: int, address: Address | None) -> Rendezvous:
     """Meet the other ranks, all about to do the same."""
-    start = plan.start
+    start, device = plan.start, local_device(local_rank)
     claims = {
         "the step to go on from": start.steps_done,
         "the weights to start from": str(start.weights and start.weights.path.resolve()),
         "the run folder": str(plan.run.path.resolve()),
         "the data": plan.dataset.digest,
+        "the kind of device": device.type,
         **versions(),
         "forescale's commit": commit(),
         **flat(plan.configuration.settings.model_dump()),
     }
     world = plan.layout.world
-    rendezvous = meet(address or Address.from_environment(), rank, world, claims)
+    address = address or Address.from_environment()
+    rendezvous = meet(address, rank, world, claims, device_name(device))
     if rank == 0 and world > 1:
         table = _ranks_by_machine(rendezvous.hosts, plan.layout)
         log.info("the ranks have met at %s\n%s", rendezvous.address, table)
@@ -208,7 +209,9 @@ def _introduce(plan: Plan, start: Start, mesh: Mesh) -> None:
     what = f"steps {first} to {train.steps} of {train.global_batch_size} windows each"
     if start.steps_done >= train.steps:
         what = "all steps are made, the test windows are left"
-    log.info("%s: %s on %s, %s", plan.run.path, plan.layout, mesh.device.type, what)
+    where = f"{mesh.device.type} over {dist.get_backend()}"
+    log.info("%s: %s on %s, %s", plan.run.path, plan.layout, where, what)
+    plan.run.record(backend=dist.get_backend())
 
 
 def _watchdog(

@@ -119,7 +119,7 @@ def training(settings: Settings) -> Iterator[Engine]:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
     layout = Layout(1, 1)
     store = None if dist.is_initialized() else dist.HashStore()
-    mesh = init_mesh(layout, 0, 0, 1, store)
+    mesh = init_mesh(layout, 0, 0, store, "nccl" if IS_CUDA else "gloo")
     data = settings.data
     shape = SeriesShape(
         data.context_length, data.prediction_length, channels=1, covariates=0, missing=False

@@ -27,6 +27,7 @@ from model.network import Inputs, TimeSeriesTransformer
 from model.router import RouterStatistics
 from parallel.collectives import sum_over_ranks
 from parallel.consistency import agree
+from parallel.deepspeed_adapter import own_device
 from parallel.mesh import Mesh
 from parallel.parallelize import parallelize
 from parallel.sharding import is_sharded
@@ -90,19 +91,21 @@ class Engine:
         self.network.recompute = settings.parallel.activation_checkpointing
         if instrument is not None:
             instrument(self.network)
-        self._parallel = parallelize(self.network, mesh, train.seed)
+        with own_device(mesh.device):
+            self._parallel = parallelize(self.network, mesh, train.seed)
         for mixture in self.network.mixtures().values():
             mixture.attached_scale = 1.0 / self.accumulation
         self._optimizer = make_optimizer(self.network, train, layout)
         # DeepSpeed starts its collectives group by group: ranks that have others would wait.
         groups = [group["name"] for group in self._optimizer.param_groups]
         agree(mesh, {"parameter groups": groups})
-        self._engine, *_ = deepspeed.initialize(
-            model=self._parallel.module,
-            optimizer=self._optimizer,
-            config=deepspeed_config(settings, self.accumulation),
-            mpu=self._parallel.unit,
-        )
+        with own_device(mesh.device):
+            self._engine, *_ = deepspeed.initialize(
+                model=self._parallel.module,
+                optimizer=self._optimizer,
+                config=deepspeed_config(settings, self.accumulation),
+                mpu=self._parallel.unit,
+            )
         self._optimizer.norm = lambda: float(self._engine.optimizer._global_grad_norm)
 
     # Training

@@ -27,7 +27,7 @@ def _start_from(rank: int, world: int, run: Path, overrides: dict[str, Any]) -> 
     """Return the state that a run would start with, and its report of it."""
     plan = planned(run, overrides, world)
     torch.distributed.init_process_group("gloo")
-    mesh = init_mesh(plan.layout, rank, rank, world, None)
+    mesh = init_mesh(plan.layout, rank, rank)
     engine = Engine(plan.configuration.settings, plan.dataset.shape, mesh)
     fresh = {name: p.detach().clone() for name, p in engine.network.named_parameters()}
     assert plan.start.weights is not None
