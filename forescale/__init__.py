@@ -62,7 +62,7 @@ def train(
     A keyword changes a setting: a section as a dict, train={"steps": 100}, or a dotted key,
     **{"train.steps": 100}. Raises UserError for what the command line exits with 2 for.
     """
-    from launch.capacity import check_memory
+    from launch.capacity import check_machine
     from launch.cluster_environment import announced, discover
     from trainer.config import load
     from trainer.config.load import flat
@@ -80,7 +80,7 @@ def train(
     settings = load(config, flat(overrides))
     plan = prepare(settings, run_dir=None if run_dir is None else Path(run_dir), resume=resume)
     if not plan.start.is_done:
-        check_memory(plan, cluster)
+        check_machine(plan, cluster)
     # The process group of one rank stays: DeepSpeed keeps what it made of it for the next run.
     stop = StopRequest()
     with announced(cluster) as address:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from launch.cluster_environment import ClusterEnvironment
-from launch.machine import GIB
+from launch.machine import GIB, unusable_gpus
 from model.errors import UserError
 from trainer.config.sizes import micro_batch_bytes, weight_bytes
 
@@ -60,11 +60,20 @@ def network_and_work(plan: Plan) -> tuple[TimeSeriesTransformer, Work]:
     )
 
 
-def check_memory(plan: Plan, here: ClusterEnvironment) -> None:
-    """Raise UserError where the ranks of this machine need more memory than it has."""
+def check_machine(plan: Plan, here: ClusterEnvironment) -> None:
+    """Raise UserError where this machine's ranks need what it does not have.
+
+    That is more memory, or GPUs that torch can use.
+    """
     from parallel.costs import stage_costs
 
     settings = plan.configuration.settings
+    why = unusable_gpus() if settings.train.device == "auto" else None
+    if why is not None:
+        raise UserError(
+            f"this machine has GPUs and {why}; install a CUDA build of torch that fits the driver "
+            "(forescale doctor tells them), or set train.device=cpu to train on CPUs"
+        )
     memories = _memories(plan, stage_costs(*network_and_work(plan)), here)
     for memory in memories:
         if memory.needed > memory.size:
@@ -103,7 +112,7 @@ def _memories(plan: Plan, costs: Sequence[StageCosts], here: ClusterEnvironment)
     batch = micro_batch_bytes(plan.configuration.settings, plan.dataset.shape)
     hosted = sum(stage.host for stage in local)
     host = float(psutil.virtual_memory().total + psutil.swap_memory().total)
-    if not torch.cuda.is_available():
+    if plan.configuration.settings.train.device == "cpu" or not torch.cuda.is_available():
         needed = sum(stage.total + batch for stage in local) + hosted
         return [Memory("this machine", host, needed)]
     index = here.local_rank % torch.cuda.device_count()

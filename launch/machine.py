@@ -30,6 +30,26 @@ def threads(local_world: int) -> int:
     return min(processors(), max(1, (os.cpu_count() or 1) // local_world))
 
 
+def unusable_gpus(devices: Path = Path("/dev")) -> str | None:
+    """Return why torch cannot use the GPUs that this machine has; None where it can, or has none.
+
+    GPUs that CUDA_VISIBLE_DEVICES hides are not counted.
+    """
+    import torch
+
+    found = any(devices.glob("nvidia[0-9]*"))
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "NoDevFiles")
+    if not found or hidden or torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build for CPUs"
+    try:
+        torch.cuda.init()
+    except RuntimeError as error:
+        return first_line(error)
+    return "torch sees none of them"
+
+
 def free_bytes(folder: Path) -> int:
     """Return what is free on the disk where `folder` lies or would be made."""
     return shutil.disk_usage(nearest_existing(folder)).free

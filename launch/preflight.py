@@ -182,11 +182,12 @@ def _sum_error(here: ClusterEnvironment, met: Rendezvous) -> str | None:
 
     from parallel.collectives import sum_over_ranks
     from parallel.layout import Layout
-    from parallel.mesh import destroy_mesh, init_mesh
+    from parallel.mesh import destroy_mesh, init_mesh, local_device
 
     try:
         layout = Layout(1, here.world)
-        mesh = init_mesh(layout, here.rank, 0, met.store, met.backend, met.address.seconds)
+        how = met.store, met.backend, met.address.seconds
+        mesh = init_mesh(layout, here.rank, local_device(0), *how)
         total = float(sum_over_ranks(mesh, torch.tensor(1.0)))
         destroy_mesh()
     except RuntimeError as error:

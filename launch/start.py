@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.capacity import check_memory
+from launch.capacity import check_machine
 from launch.cluster_environment import ClusterEnvironment, announce, announced, discover
 from launch.machine import threads
 from model.errors import RunFailedError, UserError
@@ -41,7 +41,7 @@ def start(
             world = ranks or cluster.world
             plan = prepare(configuration, run_dir=run_dir, resume=resume, world=world)
             if (ranks is None or ranks == 1) and not plan.start.is_done:
-                check_memory(plan, cluster)
+                check_machine(plan, cluster)
         except UserError as error:
             if cluster.rank == 0:
                 raise

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import TransformerConfig
+from model.constants import constant
 from model.init import Init, start_parameters
 from model.patches import Align, to_patches
 
@@ -83,6 +84,8 @@ class CalendarEmbedding(nn.Module):
     def __init__(self, sizes: Sequence[int], d_model: int) -> None:
         super().__init__()
         self.sizes = tuple(sizes)
+        self.firsts = tuple(sum(self.sizes[:i]) for i in range(len(self.sizes)))
+        """First row of each feature in the table."""
         self.weight = nn.Parameter(torch.empty(sum(sizes), d_model))
         start_parameters(self)
 
@@ -95,8 +98,7 @@ class CalendarEmbedding(nn.Module):
 
         values [B, T, len(sizes)], whole numbers from 0 -> [B, patches, d_model].
         """
-        first = torch.tensor([sum(self.sizes[:i]) for i in range(len(self.sizes))])
-        index = values.long() + first.to(values.device)
+        index = values.long() + constant(self.firsts, torch.int64, values)
         vectors = F.embedding(index, self.weight).sum(2)
         ones = torch.ones_like(vectors[..., :1])
         count = to_patches(ones, patch_length, align=align).sum(-1, keepdim=True)

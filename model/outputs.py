@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.config import ModelConfig
+from model.constants import constant
 
 
 class Output(Protocol):
@@ -79,7 +80,7 @@ class QuantileOutput:
 
     def loss(self, scaled: Tensor, target: Tensor) -> Tensor:
         error = target.unsqueeze(-1) - scaled
-        level = torch.tensor(self.levels, device=scaled.device, dtype=scaled.dtype)
+        level = constant(self.levels, scaled.dtype, scaled)
         return torch.maximum(level * error, (level - 1) * error).mean(-1)
 
     def point(self, scaled: Tensor) -> Tensor:

@@ -48,6 +48,11 @@ KEPT = (
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_efficient_attention",
     "_scaled_dot_product_cudnn_attention",
+    "_flash_attention_forward",
+    "_efficient_attention_forward",
+    "flash_attn::_flash_attn_forward",
+    "xformers::efficient_attention_forward_cutlass",
+    "xformers_flash::flash_fwd",
 )
 """Operators whose results selective recomputation keeps, because they cost most to repeat."""
 

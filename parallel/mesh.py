@@ -45,7 +45,7 @@ LATE = timedelta(minutes=30)
 def init_mesh(
     layout: Layout,
     rank: int,
-    local_rank: int,
+    device: torch.device,
     store: Store | None = None,
     backend: str = "gloo",
     seconds: float | None = None,
@@ -54,7 +54,6 @@ def init_mesh(
 
     A collective that takes longer than `seconds`, or else than the backend's own limit, fails.
     """
-    device = local_device(local_rank)
     if store is not None:
         # NCCL's groups meet at the store in their first collective, which one rank may reach long
         # before another; the store's own limit is the short one of the rendezvous.
@@ -82,9 +81,12 @@ def destroy_mesh() -> None:
         dist.destroy_process_group()
 
 
-def local_device(local_rank: int) -> torch.device:
-    """Return this rank's device; ranks beyond the number of GPUs share them."""
-    if torch.cuda.is_available():
+def local_device(local_rank: int, kind: str = "auto") -> torch.device:
+    """Return this rank's device, a CPU where `kind` is "cpu".
+
+    Ranks beyond the number of GPUs share them.
+    """
+    if kind != "cpu" and torch.cuda.is_available():
         index = local_rank % torch.cuda.device_count()
         torch.cuda.set_device(index)
         return torch.device("cuda", index)

@@ -79,14 +79,14 @@ def made_trainer(plan: Plan, rank: int, **hooks: Any) -> Iterator[Trainer]:
     """Within, this rank holds a run's lease and its trainer, before the first step."""
     import torch.distributed as dist
 
-    from parallel.mesh import init_mesh
+    from parallel.mesh import init_mesh, local_device
     from trainer.faults.signals import StopRequest
     from trainer.job import Hooks, make_trainer
     from trainer.logs.log import Warnings
     from trainer.run.lease import Attempt, acquire
 
     dist.init_process_group("gloo")
-    mesh = init_mesh(plan.layout, rank, rank)
+    mesh = init_mesh(plan.layout, rank, local_device(rank))
     with ExitStack() as stack:
         lease = None
         if rank == 0:

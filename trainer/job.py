@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
+import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
@@ -76,13 +77,14 @@ def train(
             lease = stack.enter_context(acquire(plan.run.path, Attempt.here()))
             plan.start.check_current()
         with ended_by_signal():
-            rendezvous = None if is_initialised() else _meet(plan, rank, local_rank, address)
-            watchdog = _watchdog(plan, rank, local_rank, rendezvous)
+            device = local_device(local_rank, plan.configuration.settings.train.device)
+            rendezvous = None if is_initialised() else _meet(plan, rank, device, address)
+            watchdog = _watchdog(plan, Mesh(plan.layout, rank, device), rendezvous)
             if watchdog is not None:
                 stack.callback(watchdog.close)
                 watchdog.start()
             met = () if rendezvous is None else (rendezvous.store, rendezvous.backend)
-            mesh = init_mesh(plan.layout, rank, local_rank, *met)
+            mesh = init_mesh(plan.layout, rank, device, *met)
         stop = stack.enter_context(stop_on_signal(stop))
         trainer = make_trainer(plan, mesh, stop, lease, warnings, watchdog=watchdog, hooks=hooks)
         outcome = trainer.run()
@@ -164,9 +166,9 @@ def make_trainer(
     )
 
 
-def _meet(plan: Plan, rank: int, local_rank: int, address: Address | None) -> Rendezvous:
+def _meet(plan: Plan, rank: int, device: torch.device, address: Address | None) -> Rendezvous:
     """Meet the other ranks, all about to do the same."""
-    start, device = plan.start, local_device(local_rank)
+    start = plan.start
     claims = {
         "the step to go on from": start.steps_done,
         "the weights to start from": str(start.weights and start.weights.path.resolve()),
@@ -214,12 +216,10 @@ def _introduce(plan: Plan, start: Start, mesh: Mesh) -> None:
     plan.run.record(backend=dist.get_backend())
 
 
-def _watchdog(
-    plan: Plan, rank: int, local_rank: int, rendezvous: Rendezvous | None
-) -> Watchdog | None:
+def _watchdog(plan: Plan, mesh: Mesh, rendezvous: Rendezvous | None) -> Watchdog | None:
     """Return a watchdog, where there are several ranks and a store to watch over."""
     seconds = plan.configuration.settings.faults.hang_seconds
     if not seconds or rendezvous is None or plan.layout.world == 1:
         return None
-    mesh, purpose = Mesh(plan.layout, rank, local_device(local_rank)), f"watchdog {plan.run.path}"
+    purpose = f"watchdog {plan.run.path}"
     return Watchdog(mesh, seconds, plan.run.hang_folder, lambda: rendezvous.connect(purpose))

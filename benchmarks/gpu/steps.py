@@ -26,7 +26,7 @@ from benchmarks.gpu.measure import (
 )
 from model.config import SeriesShape
 from parallel.layout import Layout
-from parallel.mesh import init_mesh
+from parallel.mesh import init_mesh, local_device
 from trainer.config.settings import Settings
 from trainer.data.dataset import WindowBatch
 from trainer.engine.engine import Engine
@@ -119,7 +119,7 @@ def training(settings: Settings) -> Iterator[Engine]:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
     layout = Layout(1, 1)
     store = None if dist.is_initialized() else dist.HashStore()
-    mesh = init_mesh(layout, 0, 0, store, "nccl" if IS_CUDA else "gloo")
+    mesh = init_mesh(layout, 0, local_device(0), store, "nccl" if IS_CUDA else "gloo")
     data = settings.data
     shape = SeriesShape(
         data.context_length, data.prediction_length, channels=1, covariates=0, missing=False

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import forescale
-from launch.capacity import check_memory
+from launch.capacity import check_machine
 from launch.cli import main
 from launch.cluster_environment import ClusterEnvironment
+from launch.machine import unusable_gpus
 from model.errors import UserError
 from tests.launch.test_cli import TRAIN, refused
 from tests.settings import TINY, planned
@@ -22,7 +24,7 @@ WIDE = {**LEARNED, "model.max_seq_len": 10**10}
 
 def check(tmp_path: Path, changes: dict[str, Any], world: int = 1, rank: int = 0) -> None:
     here = ClusterEnvironment(rank=rank, local_rank=rank, world=world, local_world=world)
-    check_memory(planned(tmp_path / "run", {"data.rows": 800, **changes}, world), here)
+    check_machine(planned(tmp_path / "run", {"data.rows": 800, **changes}, world), here)
 
 
 def test_a_run_that_this_machine_cannot_hold_is_refused(
@@ -70,3 +72,26 @@ def test_a_plan_tells_what_this_machine_cannot(
     said = " ".join(capsys.readouterr().out.split())
     assert "It cannot be trained here: this machine has" in said
     assert "and its ranks need at least 1.19e+04 GiB for weights" in said
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch is a CUDA build")
+def test_gpus_that_torch_is_not_built_for_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "nvidiactl").touch()
+    assert unusable_gpus(tmp_path) is None
+    (tmp_path / "nvidia3").touch()
+    assert unusable_gpus(tmp_path) == f"torch {torch.__version__} is a build for CPUs"
+    for hidden in ("", "-1", "NoDevFiles"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert unusable_gpus(tmp_path) is None
+
+
+def test_training_on_cpus_beside_gpus_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.capacity.unusable_gpus", lambda: "the driver is too old")
+    with pytest.raises(UserError, match=r"has GPUs and the driver is too old; .*train\.device=cpu"):
+        check(tmp_path, {})
+    check(tmp_path, {"train.device": "cpu"})

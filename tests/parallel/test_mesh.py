@@ -9,7 +9,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from parallel.address import Address
 from parallel.deepspeed_adapter import own_device
@@ -46,8 +45,7 @@ def test_a_gpu_is_told_by_its_uuid_and_not_by_its_number() -> None:
 
 def _meet_with(rank: int, world: int, devices: list[str]) -> str:
     met = meet(Address.from_environment(), rank, world, {}, devices[rank])
-    dist.init_process_group("gloo")  # all have read what they need before rank 0 ends
-    dist.barrier()
+    met.exchange("")  # rank 0 keeps the store until all have come here
     return met.backend
 
 
@@ -61,7 +59,7 @@ def _come_late(rank: int, world: int) -> float:
     """Do by hand what NCCL does in a group's first collective: its first rank tells the others."""
     with patch.dict("os.environ", FORESCALE_START_SECONDS="2"):
         met = meet(Address.from_environment(), rank, world, {})
-    init_mesh(Layout(1, world), rank, rank, met.store, met.backend)
+    init_mesh(Layout(1, world), rank, torch.device("cpu"), met.store, met.backend)
     started = time.monotonic()
     if rank == 0:
         time.sleep(4)

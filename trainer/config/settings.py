@@ -184,6 +184,9 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of weights and activations; master weights, moments and gradient sums are always
     fp32."""
+    device: Literal["auto", "cpu"] = "auto"
+    """Device of the ranks: GPUs where the machine has them (auto), or the cpu. A machine with GPUs
+    that torch cannot use is refused with auto."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of initial weights, order of samples and dropout."""
 

@@ -213,10 +213,13 @@ class Engine:
 
     def _tensors(self, batch: WindowBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Return context, covariates and target on this rank's device."""
-        context, covariates, target = (
-            torch.from_numpy(array).to(self.mesh.device)
-            for array in (batch.context, batch.covariates, batch.target)
-        )
+        arrays = (batch.context, batch.covariates, batch.target)
+        context, covariates, target = (torch.from_numpy(array) for array in arrays)
+        if self.mesh.device.type != "cuda":
+            return context, covariates, target
+        # From pinned memory the host waits neither for the copy nor for what is computed before.
+        pinned = (tensor.pin_memory() for tensor in (context, covariates, target))
+        context, covariates, target = (t.to(self.mesh.device, non_blocking=True) for t in pinned)
         return context, covariates, target
 
     def _micro_batch(self, batch: WindowBatch) -> MicroBatch:

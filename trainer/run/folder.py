@@ -26,6 +26,7 @@ FREE_TO_CHANGE = (
     "logging.",
     "faults.",
     "data.score_every",
+    "train.device",
     "train.micro_batch_size",
     "train.steps",
 )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from parallel.mesh import init_mesh
+from parallel.mesh import init_mesh, local_device
 from tests import ranks
 from tests.settings import planned, train_rank
 from tests.trainer.weights.conftest import SETTINGS, weights
@@ -27,7 +27,7 @@ def _start_from(rank: int, world: int, run: Path, overrides: dict[str, Any]) -> 
     """Return the state that a run would start with, and its report of it."""
     plan = planned(run, overrides, world)
     torch.distributed.init_process_group("gloo")
-    mesh = init_mesh(plan.layout, rank, rank)
+    mesh = init_mesh(plan.layout, rank, local_device(rank))
     engine = Engine(plan.configuration.settings, plan.dataset.shape, mesh)
     fresh = {name: p.detach().clone() for name, p in engine.network.named_parameters()}
     assert plan.start.weights is not None
