@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import tempfile
 import time
@@ -48,6 +49,42 @@ def unusable_gpus(devices: Path = Path("/dev")) -> str | None:
     except RuntimeError as error:
         return first_line(error)
     return "torch sees none of them"
+
+
+SHARED_MEMORY = 64 * 2**20
+"""Bytes of /dev/shm that NCCL needs for each rank of a machine."""
+
+LOCKED_MEMORY = 2**30
+"""Bytes that a process must be able to lock in memory for InfiniBand."""
+
+
+def too_low(tasks: int, world: int, *, on_gpus: bool) -> str | None:
+    """Return which of the system's limits is too low for `tasks` ranks here of `world`, if any.
+
+    Shared and locked memory are NCCL's, so they count where ranks train on GPUs.
+    """
+    sockets = 256 + 2 * world  # gloo connects each rank with each, twice
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files != resource.RLIM_INFINITY and files < sockets:
+        return f"{files} files may be open (ulimit -n), and {world} ranks need {sockets}"
+    if not on_gpus:
+        return None
+    locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    has_infiniband = any(Path("/sys/class/infiniband").glob("*"))
+    if has_infiniband and locked != resource.RLIM_INFINITY and locked < LOCKED_MEMORY:
+        return (
+            f"{locked // 1024} KiB may be locked in memory (ulimit -l), and InfiniBand needs it "
+            "unlimited"
+        )
+    shared = Path("/", "dev", "shm")
+    if tasks > 1 and shared.is_dir():
+        free, needed = shutil.disk_usage(shared).free, tasks * SHARED_MEMORY
+        if free < needed:
+            return (
+                f"{free // 2**20} MiB are free in /dev/shm, and NCCL needs {needed // 2**20} for "
+                f"{tasks} ranks (in a container: --ipc host)"
+            )
+    return None
 
 
 def free_bytes(folder: Path) -> int:

@@ -20,7 +20,7 @@ import psutil
 
 from launch.cluster_environment import ClusterEnvironment, announce, discover
 from launch.hostlist import expand_hosts
-from launch.machine import GIB, free_bytes, write_rate
+from launch.machine import GIB, free_bytes, too_low, write_rate
 from launch.output import print_json
 from model.errors import AbsentError, ReportedElsewhereError, UserError
 from model.sentences import first_line
@@ -79,7 +79,7 @@ def examine(run: Path, tasks: int, here: ClusterEnvironment) -> Report:
     """Examine this node, compare it with the others, and sum a number over all of them."""
     mine: Finding = {
         "node": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
-        "wrong": _wrong_here(run, tasks),
+        "wrong": _wrong_here(run, tasks, tasks * here.world),
         "versions": json.dumps({**versions(), "forescale's commit": commit()}),
     }
     try:
@@ -100,7 +100,7 @@ def examine(run: Path, tasks: int, here: ClusterEnvironment) -> Report:
     return Report(can_train=True, nodes=list(met.hosts) if met is not None else [mine["node"]])
 
 
-def _wrong_here(run: Path, tasks: int) -> str | None:
+def _wrong_here(run: Path, tasks: int, world: int) -> str | None:
     """Return why this node cannot train, if it cannot."""
     import torch
 
@@ -114,8 +114,9 @@ def _wrong_here(run: Path, tasks: int) -> str | None:
     free = free_bytes(run)
     if free < MIN_DISK:
         return f"{free / GIB:.1f} GiB are free where {run} lies"
-    if torch.version.cuda is None:
-        return None
+    low = too_low(tasks, world, on_gpus=torch.version.cuda is not None)
+    if low is not None or torch.version.cuda is None:
+        return low
     if torch.cuda.device_count() < tasks:
         return f"{torch.cuda.device_count()} of {tasks} GPUs answer"
     for device in range(tasks):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch.cluster_environment import free_port
+from launch.machine import too_low
 from launch.preflight import Finding, judge
 from launch.requeue import Failure, after_preflight, parse_object
 from tests.conftest import ROOT
@@ -147,3 +149,44 @@ def test_a_node_that_does_not_come_is_unfit(tmp_path: Path) -> None:
     slurm = {"SLURM_STEP_NODELIST": "rack[07-09]"}
     (code, said), _ = preflight(tmp_path, [1, 0], 3, **slurm)[::-1]
     assert (code, said) == (1, "unfit rack09: did not come within 10 s\n")
+
+
+def limited(monkeypatch: pytest.MonkeyPatch, which: int, value: int) -> None:
+    """Have one of the process's limits be `value`, the others infinite."""
+    infinite = resource.RLIM_INFINITY
+
+    def getrlimit(kind: int) -> tuple[int, int]:
+        return (value, infinite) if kind == which else (infinite, infinite)
+
+    monkeypatch.setattr("launch.machine.resource.getrlimit", getrlimit)
+
+
+def test_open_files_must_do_for_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    limited(monkeypatch, resource.RLIMIT_NOFILE, 1024)
+    assert too_low(8, 64, on_gpus=True) is None
+    said = too_low(8, 4096, on_gpus=False)
+    assert said == "1024 files may be open (ulimit -n), and 4096 ranks need 8448"
+
+
+def test_infiniband_needs_locked_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    limited(monkeypatch, resource.RLIMIT_MEMLOCK, 64 * 1024)
+    cards: list[Path] = []
+    monkeypatch.setattr("launch.machine.Path.glob", lambda *_: iter(cards))
+    assert too_low(1, 8, on_gpus=True) is None
+    cards.append(Path("mlx5_0"))
+    assert "64 KiB may be locked in memory (ulimit -l)" in str(too_low(1, 8, on_gpus=True))
+    assert too_low(1, 8, on_gpus=False) is None
+    limited(monkeypatch, resource.RLIMIT_MEMLOCK, resource.RLIM_INFINITY)
+    assert too_low(1, 8, on_gpus=True) is None
+
+
+def test_shared_memory_must_do_for_the_ranks_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage:
+        free = 64 * 2**20
+
+    monkeypatch.setattr("launch.machine.shutil.disk_usage", lambda _: Usage())
+    assert too_low(1, 8, on_gpus=True) is None
+    assert too_low(8, 8, on_gpus=False) is None
+    assert "64 MiB are free in /dev/shm, and NCCL needs 512 for 8 ranks" in str(
+        too_low(8, 8, on_gpus=True)
+    )
