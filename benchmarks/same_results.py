@@ -35,7 +35,16 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
 }
 """Name -> ranks and settings."""
 
-TIMES = ("step_seconds", "tokens_per_second", "points_per_second", "attention_seconds")
+TIMES = (
+    "step_seconds",
+    "tokens_per_second",
+    "points_per_second",
+    "attention_seconds",
+    "tflops_per_rank",
+    "mfu",
+    "device_memory_gib",
+    "host_memory_gib",
+)
 """What two runs of one commit differ in."""
 
 SCORES = ("step", "split", "windows", "units", "scores", "per_channel")

@@ -32,6 +32,7 @@ from trainer.logs.metrics import MetricsLog, Row
 from trainer.logs.progress import ScoringProgress, TrainingProgress
 from trainer.logs.sink import RunDescription
 from trainer.logs.sinks import Sinks
+from trainer.logs.utilisation import Utilisation
 from trainer.prepare import Plan
 from trainer.run.control_files import ControlFiles, Requests
 from trainer.run.folder import DONE_MARKER, SAVED_MARKER
@@ -84,6 +85,8 @@ class Trainer:
         self.on_step = on_step
         # What is observed
         self.watchdog, self.stragglers, self.clock = watchdog, stragglers, clock
+        flops = engine.flops_per_sample * self.settings.train.global_batch_size
+        self.utilisation = Utilisation(flops, mesh.layout.world, mesh.device)
         self.warnings = warnings
 
     def run(self) -> Outcome:
@@ -221,7 +224,7 @@ class Trainer:
             row[f"{name}/load"] = layer.load
             row[f"{name}/entropy"] = layer.entropy
             row[f"{name}/drop_rate"] = layer.drop_rate
-        return row | self._compare_ranks()
+        return row | self.utilisation.row(seconds) | self._compare_ranks()
 
     def _micro_batches(self, step: int) -> Iterator[WindowBatch]:
         """Yield this replica's part of the step's samples; all replicas' parts are the batch."""

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from model import rollout
 from model.config import SeriesShape
+from model.flops import forward_flops
 from model.init import seed_of
 from model.network import Inputs, TimeSeriesTransformer
 from model.router import RouterStatistics
@@ -85,6 +86,9 @@ class Engine:
         with torch.device("meta"):
             self.network = TimeSeriesTransformer(settings.model, shape)
         self.tokens_per_sample = self.network.tokens_per_sample
+        layers = self.network.layers()
+        self.flops_per_sample = 3 * sum(forward_flops(self.network, layer) for layer in layers)
+        """Operations of a sample's forward and backward pass; a product of the latter costs two."""
         self.shapes = zero_state.shapes(self.network)
         """Shapes of all tensors that the ranks' states hold between them, by key."""
         self._mixtures = list(self.network.mixtures())

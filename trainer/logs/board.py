@@ -10,10 +10,11 @@ from trainer.logs.sink import scalars
 
 GROUPS = {
     "loss": ("loss", "validation_mse"),
+    "memory": ("device_memory_gib", "host_memory_gib"),
     "optimizer": ("grad_norm", "learning_rate", "skipped_steps", "samples"),
     "ranks": ("attention_seconds",),
     "routing": ("aux_loss",),
-    "speed": ("step_seconds", "tokens_per_second", "points_per_second"),
+    "speed": ("step_seconds", "tokens_per_second", "points_per_second", "tflops_per_rank", "mfu"),
 }
 """Group -> the metrics in it. TensorBoard shows groups in the order of their names: loss first."""
 
