@@ -191,9 +191,9 @@ Compute = Callable[[Tensor, Tensor], Tensor]
 their outputs in the same order."""
 
 
-def compute_locally(rows: Tensor, counts_E: Tensor, compute: Compute) -> Tensor:
+def compute_locally(rows: Tensor, counts_E: Tensor, compute: Compute, complete: bool) -> Tensor:
     """Compute all rows on this rank: the `Experts.exchange` of a rank that holds all experts."""
-    return compute(rows, counts_E)
+    return compute(rows if complete else rows[: int(counts_E.sum())], counts_E)
 
 
 class Experts(nn.Module):
@@ -207,8 +207,11 @@ class Experts(nn.Module):
         self.activation = ACTIVATIONS[config.activation or "gelu"]
         self.input = nn.Parameter(torch.empty(self.count, 2 if self.gated else 1, width, d))
         self.output = nn.Parameter(torch.empty(self.count, d, width))
-        self.exchange: Callable[[Tensor, Tensor, Compute], Tensor] = compute_locally
-        """Function that sends sorted rows to the ranks of their experts, and returns outputs."""
+        self.exchange: Callable[[Tensor, Tensor, Compute, bool], Tensor] = compute_locally
+        """Function that sends sorted rows to the ranks of their experts, and returns outputs.
+
+        It takes the rows, the number of rows of each expert, the computation, and whether every row
+        is some expert's: if not, the last ones are of none, and the outputs end before them."""
         start_parameters(self)
 
     def initial(self) -> Mapping[str, Init]:
@@ -228,13 +231,10 @@ class Experts(nn.Module):
         """
         permutation = Permutation.by_expert(chosen_NK, self.count)
         rows = dispatch(x_ND, permutation)
-        if complete:
-            outputs = self.exchange(rows, permutation.counts_E, self.compute)
-        else:
-            kept = int(permutation.counts_E.sum())
-            dropped = rows.new_zeros(len(rows) - kept, rows.shape[1])
-            computed = self.exchange(rows[:kept], permutation.counts_E, self.compute)
-            outputs = torch.cat([computed, dropped])
+        outputs = self.exchange(rows, permutation.counts_E, self.compute, complete)
+        dropped = len(rows) - len(outputs)
+        if dropped:
+            outputs = torch.cat([outputs, outputs.new_zeros(dropped, outputs.shape[1])])
         return combine(outputs, gates_NK, permutation)
 
     def compute(self, rows: Tensor, counts: Tensor) -> Tensor:

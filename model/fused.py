@@ -7,16 +7,18 @@ from functools import cache
 from types import ModuleType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def fused_for(x: Tensor) -> ModuleType | None:
     """Return `model.triton_kernels` if its kernels take `x`, None if they do not.
 
-    They take contiguous tensors of up to 32 bits an element, with 32-bit indices, on CUDA.
+    They take contiguous tensors of up to 32 bits an element, with 32-bit indices, on CUDA; no
+    tensors that only pretend to have elements.
     """
     takes = (
         x.device.type == "cuda"
+        and type(x) in (Tensor, nn.Parameter)
         and x.dtype in (torch.bfloat16, torch.float16, torch.float32)
         and x.is_contiguous()
         and 0 < x.numel() < 2**31

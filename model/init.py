@@ -90,7 +90,7 @@ def fill(tensor: Tensor, name: str, shard: Shard, init: Init, seed: int) -> None
         tensor.fill_(init.mean)
         return
     key = seed_of(seed, name)
-    flat = tensor if tensor.is_contiguous() else torch.empty_like(tensor).contiguous()
+    flat = tensor if tensor.is_contiguous() else tensor.contiguous()
     into = flat.view(-1)
     block = BLOCK[0] if tensor.device.type == "cpu" else BLOCK[1]
     for start in range(0, into.numel(), block):

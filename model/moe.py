@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import TransformerConfig
-from model.experts import Experts
+from model.experts import Experts, compute_locally
 from model.feedforward import make_feed_forward
 from model.recompute import is_recomputing
 from model.router import (
@@ -87,7 +87,10 @@ class MixtureOfExperts(nn.Module):
         routing = self.router(x)
         chosen_NK, gates_NK = routing.chosen.flatten(0, 1), routing.gates.flatten(0, 1)
         kept = self._kept(routing.chosen, padding)
-        is_complete = kept is None or is_traced()
+        # Dropped choices have no gate. Not to compute them costs a GPU's host the wait for their
+        # number, which it waits for anyway where they would be sent to another rank.
+        is_local = self.experts.exchange is compute_locally
+        is_complete = kept is None or is_traced() or (x.is_cuda and is_local)
         if kept is not None:
             kept_NK = kept.flatten(0, 1)
             gates_NK = gates_NK * kept_NK

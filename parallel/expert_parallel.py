@@ -64,15 +64,17 @@ class Exchange:
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group
 
-    def __call__(self, rows: Tensor, counts_E: Tensor, compute: Compute) -> Tensor:
+    def __call__(self, rows: Tensor, counts_E: Tensor, compute: Compute, _: bool) -> Tensor:
         ranks = self.group.size()
         arriving = torch.empty_like(counts_E)
         dist.all_to_all_single(arriving, counts_E, group=self.group)
-        sent = counts_E.view(ranks, -1).sum(1).tolist()
         arriving = arriving.view(ranks, -1)
-        received = arriving.sum(1).tolist()
-        arrived = _AllToAll.apply(rows, sent, received, self.group)
-        order, inverse = _by_expert(arriving)
+        # The host waits for the device here alone: an all-to-all wants its sizes as numbers.
+        splits = torch.stack([counts_E.view(ranks, -1).sum(1), arriving.sum(1)])
+        sent, received = splits.tolist()
+        kept = rows[: sum(sent)]  # rows of no expert come last, and are not sent
+        arrived = _AllToAll.apply(kept, sent, received, self.group)
+        order, inverse = _by_expert(arriving, sum(received))
         outputs = compute(_Reorder.apply(arrived, order, inverse), arriving.sum(0))
         returned: Tensor = _AllToAll.apply(
             _Reorder.apply(outputs, inverse, order), received, sent, self.group
@@ -80,13 +82,14 @@ class Exchange:
         return returned
 
 
-def _by_expert(arriving: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the order that sorts arrived rows by expert, and its inverse.
+def _by_expert(arriving: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """Return the order that sorts the `total` arrived rows by expert, and its inverse.
 
     They lie rank by rank, and by expert within each; arriving [ranks, local experts] counts them.
     """
     experts = torch.arange(arriving.shape[1], device=arriving.device).repeat(len(arriving))
-    order = experts.repeat_interleave(arriving.flatten()).argsort(stable=True)
+    expert_of_row = experts.repeat_interleave(arriving.flatten(), output_size=total)
+    order = expert_of_row.argsort(stable=True)
     positions = torch.arange(len(order), device=order.device)
     return order, torch.empty_like(order).scatter_(0, order, positions)
 
