@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -152,10 +152,20 @@ def keep_start(module: nn.Module) -> nn.Module:
     return module
 
 
-def initialise(network: nn.Module, seed: int, shards: Mapping[str, Shard] | None = None) -> None:
+Around = Callable[[str, nn.Module], AbstractContextManager[object]]
+
+
+def initialise(
+    network: nn.Module,
+    seed: int,
+    shards: Mapping[str, Shard] | None = None,
+    around: Around = lambda name, module: nullcontext(),
+) -> None:
     """Fill all parameters and buffers of `network` in place.
 
-    `shards` gives, by global name, the shards of those that are not whole.
+    `shards` gives, by global name, the shards of those that are not whole. Each module's own
+    tensors are filled within `around` its name and itself, which may make room for them first and
+    move them away afterwards.
     """
     kept = [name for name, module in network.named_modules() if hasattr(module, "keeps_start")]
     with torch.no_grad():
@@ -163,8 +173,12 @@ def initialise(network: nn.Module, seed: int, shards: Mapping[str, Shard] | None
             own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
             if any(f"{prefix}.".startswith(f"{name}.") for name in kept):
                 continue
-            rules = _rules(module) if own else {}
-            for leaf, tensor in own:
-                name = f"{prefix}.{leaf}" if prefix else leaf
-                shard = (shards or {}).get(name) or Shard.all_of(tensor.shape)
-                fill(tensor, name, shard, rules[leaf], seed)
+            if not own:
+                continue
+            rules = _rules(module)
+            with around(prefix, module):
+                for leaf, _ in own:
+                    tensor = getattr(module, leaf)
+                    name = f"{prefix}.{leaf}" if prefix else leaf
+                    shard = (shards or {}).get(name) or Shard.all_of(tensor.shape)
+                    fill(tensor, name, shard, rules[leaf], seed)

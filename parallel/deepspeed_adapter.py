@@ -8,7 +8,7 @@ the ranks that hold the same experts alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,15 +41,47 @@ def own_device(device: torch.device) -> Iterator[None]:
         os.environ.update(before)
 
 
-def mark_parameters(network: nn.Module, layout: Layout) -> None:
-    """Set the marks that DeepSpeed reads on the parameters of `network`."""
-    for name, parameter in network.named_parameters():
+def mark_parameters(prefix: str, module: nn.Module, layout: Layout) -> None:
+    """Set the marks that DeepSpeed reads on a module's own parameters; `prefix` is its name."""
+    for leaf, parameter in module.named_parameters(recurse=False):
+        name = f"{prefix}.{leaf}"
         if is_sharded(name, layout):
             parameter.model_parallel = True  # type: ignore[attr-defined]
             parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
         if layout.expert > 1 and is_expert(name):
             parameter.allreduce = False  # type: ignore[attr-defined]
             parameter.group_name = expert_group_name(layout)  # type: ignore[attr-defined]
+
+
+class Partitioner:
+    """ZeRO 3: leaves a rank its partition of a module's parameters as soon as they are drawn.
+
+    So no rank ever holds more than one module's parameters whole.
+    """
+
+    def __init__(
+        self, config: Mapping[str, Any], dtype: torch.dtype, unit: ModelParallelUnit | None
+    ) -> None:
+        self._config, self._dtype, self._unit = dict(config), dtype, unit
+        self._convert: Callable[..., None] | None = None
+
+    def __call__(self, module: nn.Module) -> None:
+        """Partition the module's own parameters, in place: a collective."""
+        own = list(module.parameters(recurse=False))
+        for parameter in own:
+            parameter.data = parameter.data.to(self._dtype)
+        if not own:
+            return
+        if self._convert is not None:
+            self._convert(param_list=own)
+            return
+        from deepspeed.runtime.zero.partition_parameters import Init
+
+        holder = nn.ParameterList(own)
+        group = None if self._unit is None else self._unit.get_data_parallel_group()
+        options = {"config_dict_or_path": self._config, "mpu": self._unit, "dtype": self._dtype}
+        Init(module=holder, data_parallel_group=group, **options)
+        self._convert = own[0].convert_to_zero_parameters  # type: ignore[attr-defined]
 
 
 def expert_group_name(layout: Layout) -> str:

@@ -6,16 +6,24 @@ each parameter its shard, and around some modules' forward the collectives that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
 
 from model.init import Shard, initialise
 from model.network import TimeSeriesTransformer
 from model.sequential import Layer
 from parallel.consistency import agree
-from parallel.deepspeed_adapter import ModelParallelUnit, announce_experts, mark_parameters
+from parallel.deepspeed_adapter import (
+    ModelParallelUnit,
+    Partitioner,
+    announce_experts,
+    mark_parameters,
+)
 from parallel.expert_parallel import apply_expert_parallel
 from parallel.groups import Groups, make_groups
 from parallel.mesh import Mesh
@@ -44,8 +52,12 @@ class Parallelized:
         return tuple(name for name, holders in tied if stage in holders[1:])
 
 
-def parallelize(network: TimeSeriesTransformer, mesh: Mesh, seed: int) -> Parallelized:
+def parallelize(
+    network: TimeSeriesTransformer, mesh: Mesh, seed: int, zero_3: tuple[Any, torch.dtype] | None
+) -> Parallelized:
     """Spread `network`, made on the meta device, over the ranks and draw its first weights.
+
+    `zero_3` is DeepSpeed's configuration and the weights' type where ZeRO partitions these.
 
     Collective over all ranks. Raises RuntimeError where the ranks of a stage would hold other
     parameters than each other.
@@ -57,11 +69,24 @@ def parallelize(network: TimeSeriesTransformer, mesh: Mesh, seed: int) -> Parall
     stages = split_layers(network, layout.pipeline)
     keep_only(network, stages[here.pipeline])
 
+    # DeepSpeed reads the tensor axis off a pipeline's module, or else off a unit.
+    unit = None
+    if layout.pipeline == 1 and layout.tensor > 1:
+        unit = ModelParallelUnit(mesh, groups)
+
     # Tensor and expert axes: of each parameter this rank's shard, drawn as part of the whole.
     shards = shard_parameters(network, layout, here)
-    network.to_empty(device=mesh.device)
-    initialise(network, seed, shards)
-    mark_parameters(network, layout)
+    partition = Partitioner(*zero_3, unit) if zero_3 is not None else None
+
+    @contextmanager
+    def made(name: str, module: nn.Module) -> Iterator[None]:
+        module.to_empty(device=mesh.device, recurse=False)
+        yield
+        mark_parameters(name, module, layout)
+        if partition is not None:
+            partition(module)
+
+    initialise(network, seed, shards, around=made)
     if layout.tensor > 1:
         apply_tensor_parallel(network, layout, groups.tensor)
     if layout.expert > 1:
@@ -76,9 +101,6 @@ def parallelize(network: TimeSeriesTransformer, mesh: Mesh, seed: int) -> Parall
     if layout.expert > 1:
         experts = announce_experts(layout, network.config.num_experts)
         module.add_module("experts_announced", experts)
-    unit = None
-    if layout.pipeline == 1 and layout.tensor > 1:
-        unit = ModelParallelUnit(mesh, groups)
     return Parallelized(module, shards, stages, groups, unit)
 
 

@@ -95,11 +95,14 @@ class Engine:
         self.network.recompute = settings.parallel.activation_checkpointing
         if instrument is not None:
             instrument(self.network)
+        config = deepspeed_config(settings, self.accumulation)
+        dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+        zero_3 = (config, dtype) if settings.parallel.zero_stage == 3 else None
         with own_device(mesh.device):
-            self._parallel = parallelize(self.network, mesh, train.seed)
+            self._parallel = parallelize(self.network, mesh, train.seed, zero_3)
         for mixture in self.network.mixtures().values():
             mixture.attached_scale = 1.0 / self.accumulation
-        self._optimizer = make_optimizer(self.network, train, layout)
+        self._optimizer = make_optimizer(self.network, train, layout, self._parallel.shards)
         # DeepSpeed starts its collectives group by group: ranks that have others would wait.
         groups = [group["name"] for group in self._optimizer.param_groups]
         agree(mesh, {"parameter groups": groups})
@@ -107,7 +110,7 @@ class Engine:
             self._engine, *_ = deepspeed.initialize(
                 model=self._parallel.module,
                 optimizer=self._optimizer,
-                config=deepspeed_config(settings, self.accumulation),
+                config=config,
                 mpu=self._parallel.unit,
             )
         self._optimizer.norm = lambda: float(self._engine.optimizer._global_grad_norm)

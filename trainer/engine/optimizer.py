@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from model.init import Shard
 from parallel.deepspeed_adapter import expert_group_name
 from parallel.layout import Layout
 from parallel.sharding import is_expert
@@ -17,7 +18,7 @@ from trainer.config.settings import TrainConfig
 
 
 def parameter_groups(
-    network: nn.Module, train: TrainConfig, layout: Layout
+    network: nn.Module, train: TrainConfig, layout: Layout, shards: Mapping[str, Shard]
 ) -> list[dict[str, Any]]:
     """Return AdamW's groups: matrices with weight decay, norms and biases without, and experts.
 
@@ -27,17 +28,18 @@ def parameter_groups(
     stages with different lists of groups would wait for each other for ever.
     """
     named = list(network.named_parameters())
+    matrices = {name for name, _ in named if len(shards[name].shape) > 1}  # ZeRO 3 flattens them
     apart = {name for name, _ in named if layout.expert > 1 and is_expert(name)}
     groups: list[dict[str, Any]] = [
         {
             "name": "decay",
             "weight_decay": train.weight_decay,
-            "params": [p for name, p in named if p.ndim > 1 and name not in apart],
+            "params": [p for name, p in named if name in matrices - apart],
         },
         {
             "name": "no_decay",
             "weight_decay": 0.0,
-            "params": [p for name, p in named if p.ndim <= 1],
+            "params": [p for name, p in named if name not in matrices],
         },
     ]
     if layout.expert > 1:
@@ -77,10 +79,12 @@ class GuardedAdamW(torch.optim.AdamW):
             return self._update(closure)
 
 
-def make_optimizer(network: nn.Module, train: TrainConfig, layout: Layout) -> GuardedAdamW:
-    """Return the optimizer of the parameters that this rank holds."""
+def make_optimizer(
+    network: nn.Module, train: TrainConfig, layout: Layout, shards: Mapping[str, Shard]
+) -> GuardedAdamW:
+    """Return the optimizer of the parameters that this rank holds; `shards` has their shapes."""
     return GuardedAdamW(
-        parameter_groups(network, train, layout),
+        parameter_groups(network, train, layout, shards),
         lr=train.learning_rate,
         betas=(train.beta1, train.beta2),
         eps=train.epsilon,
