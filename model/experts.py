@@ -232,9 +232,9 @@ class Experts(nn.Module):
         permutation = Permutation.by_expert(chosen_NK, self.count)
         rows = dispatch(x_ND, permutation)
         outputs = self.exchange(rows, permutation.counts_E, self.compute, complete)
-        dropped = len(rows) - len(outputs)
-        if dropped:
-            outputs = torch.cat([outputs, outputs.new_zeros(dropped, outputs.shape[1])])
+        if not complete:
+            dropped = outputs.new_zeros(len(rows) - len(outputs), outputs.shape[1])
+            outputs = torch.cat([outputs, dropped])
         return combine(outputs, gates_NK, permutation)
 
     def compute(self, rows: Tensor, counts: Tensor) -> Tensor:
