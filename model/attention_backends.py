@@ -73,7 +73,7 @@ def choose_for(
         mask=kind,
         is_causal=is_causal,
         dropout=dropout > 0,
-        short=min(query.shape[2], key.shape[2]) < SHORT,
+        short=query.is_cuda and not is_traced() and min(query.shape[2], key.shape[2]) < SHORT,
     )
     # Compilers see a pure function of constants; else it is asked once for each kind of call.
     return (choose if is_traced() else _choose_once)(att_type, call, strict)

@@ -42,7 +42,8 @@ class Call:
     dropout: bool
     """Whether attention weights are dropped."""
     short: bool = False
-    """Whether there are fewer than SHORT queries or keys."""
+    """Whether there are fewer than SHORT queries or keys, on CUDA. Compilers are not told: what
+    they make is for any length."""
 
 
 class Kernel(Protocol):

@@ -233,8 +233,10 @@ def _failure_of(
     name: str, device: str, dtype: torch.dtype, head_dim: int, is_causal: bool, dropout: bool
 ) -> str | None:
     kernel: Kernel = globals()[name]()
+    # What a trial drops is not to change what the caller draws.
+    generators = torch.random.fork_rng(range(torch.cuda.device_count()) if device == "cuda" else [])
     try:
-        with torch.enable_grad():
+        with generators, torch.enable_grad():
             like = torch.zeros(1, 2, SHORT, head_dim, device=device, dtype=dtype)
             heads = like.requires_grad_()
             drops = 0.5 if dropout else 0.0

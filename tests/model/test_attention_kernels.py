@@ -148,7 +148,9 @@ def test_a_package_without_this_card_s_kernels_is_a_reason(
     call = attention_kernels.Call("cpu", torch.float32, 8, False, "none", True, True)
     assert fused_attention._failure(Unbuilt(), call) == "not usable: no operator for this card"
     monkeypatch.setattr(fused_attention, "Formula", attention_kernels.Formula, raising=False)
+    before = torch.get_rng_state()
     assert fused_attention._failure(attention_kernels.Formula(), call) is None
+    assert torch.equal(torch.get_rng_state(), before)  # a resumed run draws what it drew before
 
 
 @pytest.mark.parametrize("mask", ["none", "keys", "full", "heads", "floats"])
