@@ -26,7 +26,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from norm import PlainSwiGLU
+from swiglu import PlainSwiGLU
 from timing import arguments_of, medians, print_header, print_table
 from torch import Tensor, nn
 from torch import distributed as dist

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+from swiglu import PlainSwiGLU
 from timing import Work, arguments_of, medians, peak_mib, print_header, print_table
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from model.config import TransformerConfig
 from model.feedforward import SwiGLU
@@ -28,19 +28,6 @@ NORMS = {
     "AdaptiveNorm": AdaptiveNorm,
 }
 PEER = "nn.LayerNorm"
-
-
-class PlainSwiGLU(nn.Module):
-    """SwiGLU as most code writes it, with three matrices."""
-
-    def __init__(self, d_model: int, width: int) -> None:
-        super().__init__()
-        self.gate = nn.Linear(d_model, width, bias=False)
-        self.value = nn.Linear(d_model, width, bias=False)
-        self.output = nn.Linear(width, d_model, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.output(F.silu(self.gate(x)) * self.value(x))
 
 
 def step(module: nn.Module, rows: int, d_model: int) -> Work:

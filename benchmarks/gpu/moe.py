@@ -36,6 +36,7 @@ from benchmarks.gpu.measure import (
     profiled,
     random,
 )
+from benchmarks.swiglu import PlainSwiGLU
 from model.config import TransformerConfig
 from model.moe import MixtureOfExperts
 
@@ -186,7 +187,10 @@ def _mixtral_block(ours: MixtureOfExperts, sizes: Sizes) -> nn.Module:
 
 
 def _deepspeed_layer(ours: MixtureOfExperts) -> nn.Module:
-    """Return DeepSpeed's mixture with our weights, which drops what is beyond twice a share."""
+    """Return DeepSpeed's mixture of our sizes, which drops what is beyond twice a share.
+
+    Its weights are its own: its choices are not skewed where ours are.
+    """
     os.environ.setdefault("DS_ACCELERATOR", DEVICE.type)
     backend = "nccl" if IS_CUDA else "gloo"
     if not dist.is_initialized():
@@ -211,16 +215,3 @@ def _deepspeed_layer(ours: MixtureOfExperts) -> nn.Module:
         )
         layer.set_deepspeed_parallelism()
     return layer.to(DEVICE, torch.bfloat16)
-
-
-class PlainSwiGLU(nn.Module):
-    """SwiGLU with three matrices."""
-
-    def __init__(self, d_model: int, width: int) -> None:
-        super().__init__()
-        self.gate = nn.Linear(d_model, width, bias=False)
-        self.value = nn.Linear(d_model, width, bias=False)
-        self.output = nn.Linear(width, d_model, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.output(nn.functional.silu(self.gate(x)) * self.value(x))
