@@ -3,10 +3,10 @@
     .venv/bin/python benchmarks/same_results.py COMMIT
 
 For a change that must not change results. `configs/tiny.yaml` is trained on each layout by COMMIT,
-in a worktree of its own, and by this tree: every number of metrics.jsonl that is no time, and the
-evaluation, must be the same bit for bit. Then this tree goes on from the checkpoint that COMMIT
-wrote on each layout, and scores an export of COMMIT's as COMMIT does. Exit code 1 where anything
-differs.
+in a worktree of its own, and by this tree: every number of metrics.jsonl but those of the machine,
+and the evaluation, must be the same bit for bit. Then this tree goes on from the checkpoint that
+COMMIT wrote on each layout, and scores an export of COMMIT's as COMMIT does. Exit code 1 where
+anything differs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from trainer.logs.metrics import read_metrics, without_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,18 +36,6 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
     ),
 }
 """Name -> ranks and settings."""
-
-TIMES = (
-    "step_seconds",
-    "tokens_per_second",
-    "points_per_second",
-    "attention_seconds",
-    "tflops_per_rank",
-    "mfu",
-    "device_memory_gib",
-    "host_memory_gib",
-)
-"""What two runs of one commit differ in."""
 
 SCORES = ("step", "split", "windows", "units", "scores", "per_channel")
 """What is compared of an evaluation: a commit may say more of it."""
@@ -74,9 +64,8 @@ def train(tree: Path, run: Path, ranks: int, *settings: str) -> None:
 
 
 def numbers(run: Path) -> list[Any]:
-    """The row of each step without times, then the evaluation; floats are read exactly."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+    """The row of each step without its machine, then the evaluation; floats are read exactly."""
+    rows = without_machine(read_metrics(run / "metrics.jsonl"))
     evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     return [*rows, {key: evaluation[key] for key in SCORES}]
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from tests.slurm.cluster import Cluster
 from trainer.logs.metrics import Row, read_metrics
@@ -82,8 +82,3 @@ class Submit(Protocol):
 
     def __call__(self, *settings: str, flags: tuple[str, ...] = (), **variables: str) -> Job:
         """Submit a job of 2 nodes with 2 tasks each, with flags and variables for sbatch."""
-
-
-def without_times(rows: list[Row]) -> list[dict[str, Any]]:
-    """Return what is the same in each run of the same settings."""
-    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]

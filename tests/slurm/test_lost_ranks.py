@@ -9,9 +9,9 @@ import signal
 import pytest
 
 from tests.conftest import note_time
-from tests.slurm.jobs import LONG, Submit, without_times
+from tests.slurm.jobs import LONG, Submit
 from tests.slurm.processes import has_ended
-from trainer.logs.metrics import Row
+from trainer.logs.metrics import Row, without_machine
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -25,7 +25,7 @@ def test_a_dead_node_is_replaced(submit: Submit, undisturbed: list[Row]) -> None
     note_time("node down to training again", job.wait_for_step(len(job.rows()) + 1))
     assert "node2" not in job.said().split("start 1,")[1].splitlines()[0]
     job.wait_until_done()
-    assert without_times(job.rows()) == without_times(undisturbed)
+    assert without_machine(job.rows()) == without_machine(undisturbed)
 
 
 @pytest.mark.slow
@@ -40,7 +40,7 @@ def test_a_killed_rank_ends_the_start_and_the_next_goes_on(
     job.wait(lambda: job.starts() == 2, "the second start")
     note_time("killed rank to training again", job.wait_for_step(len(job.rows()) + 1))
     job.wait_until_done()
-    assert without_times(job.rows()) == without_times(undisturbed)
+    assert without_machine(job.rows()) == without_machine(undisturbed)
     assert (job.run / "failures").read_text().count("\n") == 1
 
 
@@ -61,7 +61,7 @@ def test_a_stopped_rank_is_reported_and_the_run_resumed(
         assert "rank 2: does not answer: stopped, dead or cut off" in job.said()
         assert re.search(r"rank 0-1, 3 .*waits for rank 2", job.said())
     job.wait_until_done()
-    assert without_times(job.rows()) == without_times(undisturbed)
+    assert without_machine(job.rows()) == without_machine(undisturbed)
 
 
 @pytest.mark.slow
@@ -82,7 +82,7 @@ def test_what_is_left_of_an_older_start_cannot_commit(
     for pid in old:
         os.kill(pid, signal.SIGCONT)
     job.wait_until_done()
-    assert without_times(job.rows()) == without_times(undisturbed)
+    assert without_machine(job.rows()) == without_machine(undisturbed)
     for pid in old:
         job.wait(lambda pid=pid: has_ended(pid), f"process {pid} to end")
     assert job.starts() == 2 and not (job.run / "failures").exists()

@@ -9,8 +9,8 @@ import signal
 import pytest
 
 from tests.conftest import note_time
-from tests.slurm.jobs import LONG, Submit, without_times
-from trainer.logs.metrics import Row
+from tests.slurm.jobs import LONG, Submit
+from trainer.logs.metrics import Row, without_machine
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -66,7 +66,7 @@ def test_a_preempted_job_comes_back(submit: Submit, undisturbed: list[Row]) -> N
     step = len(job.rows())
     note_time("preempted to training again", job.wait_for_step(step + 1))
     job.wait_until_done()
-    assert without_times(job.rows()) == without_times(undisturbed)
+    assert without_machine(job.rows()) == without_machine(undisturbed)
     assert job.starts() == 2
 
 
@@ -88,7 +88,7 @@ def test_a_run_that_hangs_at_its_time_limit_comes_back(
     job.wait_until_done()
     assert job.starts() == 2
     assert "nothing was saved before the time limit; the job is requeued" in job.said()
-    assert without_times(job.rows()) == without_times(undisturbed)
+    assert without_machine(job.rows()) == without_machine(undisturbed)
 
 
 @pytest.mark.slow
@@ -100,7 +100,7 @@ def test_a_signal_to_the_script_reaches_the_ranks(submit: Submit, undisturbed: l
     job.wait(lambda: job.starts() == 2, "the second start")
     assert re.search(r"step \d+ is saved; the job is requeued", job.said())
     job.wait_until_done()
-    assert without_times(job.rows()) == without_times(undisturbed)
+    assert without_machine(job.rows()) == without_machine(undisturbed)
 
 
 @pytest.mark.slow
@@ -148,5 +148,5 @@ def test_a_job_array_goes_on_where_requeue_is_forbidden(
     for process in job.cluster.tasks("launch/train.py"):
         os.kill(process.pid, signal.SIGUSR1)
     job.wait(lambda: (job.run / "done").exists(), "the end", 200)
-    assert without_times(job.rows()) == without_times(undisturbed)
+    assert without_machine(job.rows()) == without_machine(undisturbed)
     assert "the same command goes on from there, as does the next of a chain" in job.said()

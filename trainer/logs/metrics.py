@@ -19,6 +19,18 @@ from trainer.logs.sinks import Sinks
 Row = dict[str, Any]
 """Numbers of a step by name; a list holds one number for each expert or rank."""
 
+OF_THE_MACHINE = (
+    "step_seconds",
+    "tokens_per_second",
+    "points_per_second",
+    "attention_seconds",
+    "tflops_per_rank",
+    "mfu",
+    "device_memory_gib",
+    "host_memory_gib",
+)
+"""Numbers that two runs of the same settings differ in; all others are equal, bit for bit."""
+
 MAX_MISSING = 100
 """Number of steps without a row that a warning names."""
 
@@ -37,6 +49,11 @@ def read_metrics(path: Path) -> list[Row]:
             if _is_row(row):
                 rows.append(row)
     return rows
+
+
+def without_machine(rows: list[Row]) -> list[Row]:
+    """Return what is the same in each run of the same settings: rows without OF_THE_MACHINE."""
+    return [{k: v for k, v in row.items() if k not in OF_THE_MACHINE} for row in rows]
 
 
 def _is_row(row: object) -> bool:
