@@ -23,6 +23,9 @@ LONG = (
 )
 """Settings of a run that is long enough to be interrupted."""
 
+FEW = ("--ntasks-per-node=1",)
+"""Flags of a job of two ranks, for tests of what more of them would not change."""
+
 
 @dataclass
 class Job:

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from tests.conftest import note_time
-from tests.slurm.jobs import LONG, Submit
+from tests.slurm.jobs import FEW, LONG, Submit
 from trainer.logs.metrics import Row, without_machine
 
 pytestmark = pytest.mark.timeout(600)
@@ -109,6 +109,7 @@ def test_a_failure_without_requeue_is_a_failed_job(submit: Submit) -> None:
         "train.learning_rate=1e30",
         "train.warmup_steps=0",
         "train.steps=100",
+        flags=FEW,
         FORESCALE_REQUEUE="no",
     )
     job.wait(lambda: job.facts().get("JobState") == "FAILED", "the end")
@@ -117,7 +118,7 @@ def test_a_failure_without_requeue_is_a_failed_job(submit: Submit) -> None:
 
 @pytest.mark.slow
 def test_three_failures_at_one_step_give_up(submit: Submit) -> None:
-    job = submit("train.learning_rate=1e30", "train.warmup_steps=0", "train.steps=100")
+    job = submit("train.learning_rate=1e30", "train.warmup_steps=0", "train.steps=100", flags=FEW)
     job.wait(lambda: job.facts().get("JobState") == "FAILED", "the end", 240)
     assert job.starts() == 3
     assert re.search(r"failed 3 times after step \d+, for the reason above; giving up", job.said())
@@ -126,7 +127,7 @@ def test_three_failures_at_one_step_give_up(submit: Submit) -> None:
 
 @pytest.mark.slow
 def test_the_stop_file_stops_for_good(submit: Submit) -> None:
-    job = submit(*LONG)
+    job = submit(*LONG, "train.steps=3000", flags=FEW)
     job.wait_for_step(20)
     (job.run / "save").touch()
     job.wait(lambda: not (job.run / "save").exists(), "the save")
@@ -134,7 +135,7 @@ def test_the_stop_file_stops_for_good(submit: Submit) -> None:
     job.wait(lambda: job.facts().get("JobState") == "COMPLETED", "the end")
     assert (job.run / "saved").exists() and job.starts() == 1
     assert "was asked to stop" in job.said()
-    again = submit(*LONG)
+    again = submit(*LONG, "train.steps=3000", flags=FEW)
     again.wait(lambda: again.facts().get("JobState") == "COMPLETED", "the end")
     assert "asks this run to stand still" in again.said()
 

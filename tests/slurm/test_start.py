@@ -11,7 +11,7 @@ import pytest
 
 from launch.cluster_environment import port_of
 from tests.conftest import ROOT, note_time
-from tests.slurm.jobs import LONG, Submit
+from tests.slurm.jobs import FEW, LONG, Submit
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -47,7 +47,7 @@ def test_sixteen_ranks_on_two_nodes(submit: Submit) -> None:
 @pytest.mark.slow
 def test_a_port_in_use_is_another_ones_next_time(submit: Submit) -> None:
     """Failures of an earlier job in this folder do not count."""
-    job = submit("train.steps=3", flags=("--hold",))
+    job = submit("train.steps=3", flags=("--hold", *FEW))
     job.run.mkdir()
     (job.run / "failures").write_text("job 0, step 0: start 0, lightning\n" * 3)
     step = 2  # after the look at the GPUs and the plan
@@ -63,12 +63,13 @@ def test_a_port_in_use_is_another_ones_next_time(submit: Submit) -> None:
 @pytest.mark.slow
 def test_a_master_that_no_node_knows_ends_the_job(submit: Submit) -> None:
     """Also where the run was done before, with fewer steps."""
-    job = submit("train.steps=3")
+    job = submit("train.steps=3", flags=FEW)
     job.wait_until_done()
-    again = submit("train.steps=3")
+    again = submit("train.steps=3", flags=FEW)
     again.wait_until_done()
     assert job.said().count("the ranks have met") == 1
-    longer = submit("train.steps=6", MASTER_ADDR="nowhere.invalid", FORESCALE_START_SECONDS="5")
+    nowhere = {"MASTER_ADDR": "nowhere.invalid", "FORESCALE_START_SECONDS": "5"}
+    longer = submit("train.steps=6", flags=FEW, **nowhere)
     longer.wait(lambda: longer.facts().get("JobState") == "FAILED", "the end", 120)
     assert "cannot open the meeting point nowhere.invalid:" in job.said()
     assert "Name or service not known" in job.said()
@@ -77,9 +78,9 @@ def test_a_master_that_no_node_knows_ends_the_job(submit: Submit) -> None:
 
 @pytest.mark.slow
 def test_a_second_job_cannot_use_a_run_folder(submit: Submit) -> None:
-    job = submit(*LONG, "train.steps=3000")
+    job = submit(*LONG, "train.steps=3000", flags=FEW)
     job.wait_for_step(10)
-    other = submit(*LONG, "train.steps=3000")
+    other = submit(*LONG, "train.steps=3000", flags=FEW)
     other.wait(lambda: other.facts().get("JobState") == "FAILED", "the refusal", 60)
     assert "another process is training in" in job.said() and job.starts() == 1 + 1
     assert not (job.run / "failures").exists()
