@@ -1,6 +1,6 @@
 """Measures how well the demo forecasts, for three seeds and without attention and experts.
 
-    .venv/bin/python benchmarks/accuracy.py
+    .venv/bin/python -m benchmarks.accuracy
 
 Each seed is a whole `forescale train configs/demo.yaml --ranks 2`. For the last row a network is
 trained whose attention and mixture of experts return zero: what remains are the embedding, the
@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ablation import replace_by_nothing
+from benchmarks.ablation import replace_by_nothing
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "demo.yaml"

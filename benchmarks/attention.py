@@ -1,6 +1,6 @@
 """Measures memory and time of each type of attention by sequence length.
 
-    .venv/bin/python benchmarks/attention.py
+    .venv/bin/python -m benchmarks.attention
 
 Forward and backward of one sample, 4 heads of 32 dimensions, fp32, not causal, without a mask.
 Where memory is linear, doubling the length doubles it; where it is quadratic, it becomes fourfold.
@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from timing import Work, arguments_of, medians, peak_mib, print_header, print_table
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.timing import Work, arguments_of, medians, peak_mib, print_header, print_table
 from model.attention_backends import attend, choose_for
 from model.frequency import frequency_attention
 

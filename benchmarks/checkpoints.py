@@ -1,6 +1,6 @@
 """Times of saving and loading 200 M parameters, beside a raw write and DeepSpeed's checkpoints.
 
-    .venv/bin/python benchmarks/checkpoints.py
+    .venv/bin/python -m benchmarks.checkpoints
 
 Two ranks, ZeRO 1, fp32: weights and two moments, 12 bytes a parameter. Every round does each thing
 once, in turn; medians are shown. A save is over when all bytes are on the disk (fsync; for
@@ -25,8 +25,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from timing import ROOT, arguments_of, print_header, print_table
 
+from benchmarks.timing import ROOT, arguments_of, print_header, print_table
 from launch.cluster_environment import free_port
 from parallel.layout import Layout
 from parallel.mesh import Mesh

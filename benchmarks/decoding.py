@@ -1,6 +1,6 @@
 """Measures a step of cached decoding early and late, and against full forwards.
 
-    .venv/bin/python benchmarks/decoding.py
+    .venv/bin/python -m benchmarks.decoding
 
 A TransformerDecoder of 4 layers, d_model 256, 8 heads, att_type standard, over a memory of 96,
 batch 1. Whole cached decodings are repeated; the time of a position is the mean over it and 8
@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from timing import arguments_of, medians, print_header, print_table
 from torch import Tensor
 
+from benchmarks.timing import arguments_of, medians, print_header, print_table
 from model.transformer import TransformerDecoder
 
 MEMORY_LENGTH = 96

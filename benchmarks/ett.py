@@ -1,6 +1,6 @@
 """Measures accuracy on ETTh1 or ETTm1 by the literature's protocol, 96 steps ahead.
 
-    .venv/bin/python benchmarks/ett.py configs/ett_h1.yaml ETTh1.csv.gz
+    .venv/bin/python -m benchmarks.ett configs/ett_h1.yaml ETTh1.csv.gz
 
 Each row is a whole training run in one process, for three seeds. Every test window is scored once,
 at the end. For the last row a network is trained whose attention returns zero.
@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ablation import replace_by_nothing
+from benchmarks.ablation import replace_by_nothing
 
 ROOT = Path(__file__).resolve().parent.parent
 

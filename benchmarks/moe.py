@@ -1,6 +1,6 @@
 """Measures a training step of one mixture of experts against the usual ways to write it.
 
-    .venv/bin/python benchmarks/moe.py
+    .venv/bin/python -m benchmarks.moe
 
 64 SwiGLU experts of 128 -> 256 -> 128, top-2, 2048 tokens, fp32, forward and backward. All variants
 have the same weights, and the script stops if one that drops nothing computes something else:
@@ -26,12 +26,12 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from swiglu import PlainSwiGLU
-from timing import arguments_of, medians, print_header, print_table
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
+from benchmarks.swiglu import PlainSwiGLU
+from benchmarks.timing import arguments_of, medians, print_header, print_table
 from model import moe
 from model.config import TransformerConfig
 from model.experts import looped_linear

@@ -1,6 +1,6 @@
 """Measures the norms against torch's LayerNorm, and SwiGLU's memory against three matrices.
 
-    .venv/bin/python benchmarks/norm.py
+    .venv/bin/python -m benchmarks.norm
 
 Forward and backward, gradients of the input and of all parameters, fp32. The unfused SwiGLU has a
 matrix for the gate and one for the value; ours has both in one product.
@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from swiglu import PlainSwiGLU
-from timing import Work, arguments_of, medians, peak_mib, print_header, print_table
 from torch import nn
 
+from benchmarks.swiglu import PlainSwiGLU
+from benchmarks.timing import Work, arguments_of, medians, peak_mib, print_header, print_table
 from model.config import TransformerConfig
 from model.feedforward import SwiGLU
 from model.init import initialise

@@ -1,6 +1,6 @@
 """Are the results bit for bit those of another commit?
 
-    .venv/bin/python benchmarks/same_results.py COMMIT
+    .venv/bin/python -m benchmarks.same_results COMMIT
 
 For a change that must not change results. `configs/tiny.yaml` is trained on each layout by COMMIT,
 in a worktree of its own, and by this tree: every number of metrics.jsonl but those of the machine,
