@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from benchmarks.swiglu import PlainSwiGLU
+from benchmarks.peers import PlainSwiGLU
 from benchmarks.timing import Work, arguments_of, medians, peak_mib, print_header, print_table
 from model.config import TransformerConfig
 from model.feedforward import SwiGLU

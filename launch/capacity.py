@@ -15,6 +15,7 @@ import psutil
 from launch.cluster_environment import ClusterEnvironment
 from launch.machine import GIB, unusable_gpus
 from model.errors import UserError
+from trainer.config.deepspeed_config import keeps_flat_gradients
 from trainer.config.sizes import micro_batch_bytes, weight_bytes
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def network_and_work(plan: Plan) -> tuple[TimeSeriesTransformer, Work]:
         settings.train.micro_batch_size,
         settings.train.accumulation(layout.data),
         weight_bytes=weight_bytes(settings),
+        flat_gradients=keeps_flat_gradients(settings),
         offloaded=settings.parallel.offload_optimizer == "cpu",
         recomputed=settings.parallel.activation_checkpointing != "none",
     )

@@ -64,6 +64,7 @@ def forescale() -> None:
 @run_dir_option
 @resume_option
 @click.option("--ranks", type=click.IntRange(1), help="Start this many local ranks.")
+@click.option("--profile", metavar="FIRST-LAST", help="Trace these steps, and show their time.")
 @click.option("--dry-run", is_flag=True, help="Check all, say what would be done, write nothing.")
 @log_options
 def train(
@@ -72,6 +73,7 @@ def train(
     run_dir: Path | None,
     resume: str,
     ranks: int | None,
+    profile: str | None,
     dry_run: bool,
 ) -> None:
     """Train CONFIG, a YAML file, or go on where it stopped.
@@ -80,10 +82,11 @@ def train(
     """
     from launch.start import start, try_out
 
+    options: dict[str, Any] = {"run_dir": run_dir, "resume": resume, "ranks": ranks}
     if dry_run:
-        try_out(config, overrides, run_dir=run_dir, resume=resume, ranks=ranks)
+        try_out(config, overrides, **options)
     else:
-        sys.exit(start(config, overrides, run_dir=run_dir, resume=resume, ranks=ranks))
+        sys.exit(start(config, overrides, profile=profile, **options))
 
 
 @forescale.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from launch.capacity import check_machine
 from launch.cluster_environment import ClusterEnvironment, announce, announced, discover
 from launch.machine import threads
-from model.errors import RunFailedError, UserError
+from model.errors import DeviceMemoryError, RunFailedError, UserError
 from trainer.faults.signals import LASTING, StopRequest, stop_on_signal
 
 if TYPE_CHECKING:
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
 
 
 def start(
-    config: Path, overrides: Sequence[str], *, run_dir: Path | None, resume: str, ranks: int | None
+    config: Path,
+    overrides: Sequence[str],
+    *,
+    run_dir: Path | None,
+    resume: str,
+    ranks: int | None,
+    profile: str | None = None,
 ) -> int:
     """Check everything, then train as this rank or through `ranks` new ones; return the exit code.
 
@@ -40,6 +47,7 @@ def start(
             configuration = load(config, parse_overrides(overrides))
             world = ranks or cluster.world
             plan = prepare(configuration, run_dir=run_dir, resume=resume, world=world)
+            profiled = None if profile is None else _profiled(profile, plan)
             if (ranks is None or ranks == 1) and not plan.start.is_done:
                 check_machine(plan, cluster)
         except UserError as error:
@@ -47,11 +55,12 @@ def start(
                 raise
             return _report(cluster, error)
         if ranks is None or ranks == 1 or plan.start.is_done:
-            return _train(plan, cluster, stop)
+            return _train(plan, cluster, stop, profiled)
         refuse_if_leased(plan.run.path, Attempt.here())  # here rather than in a rank
         from launch.local_ranks import launch
 
         options = ["--run-dir", str(plan.run.path), "--resume", resume]
+        options += [] if profile is None else ["--profile", profile]
         code = launch(ranks, [str(config), *overrides, *options], stop)
         return stop.exit_code if code == 0 and not plan.run.is_done() else code
 
@@ -91,8 +100,33 @@ def _report(cluster: ClusterEnvironment, error: UserError) -> int:
     return error.exit_code
 
 
-def _train(plan: Plan, cluster: ClusterEnvironment, stop: StopRequest) -> int:
-    """Train as this rank; return the exit code. Rank 0 raises RunFailedError for all."""
+def _profiled(steps: str, plan: Plan) -> tuple[int, int]:
+    """Return the first and the last of the steps to profile.
+
+    Raises UserError where they are none, or are not made by this start.
+    """
+    found = re.fullmatch(r"(\d{1,15})(?:-(\d{1,15}))?", steps)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= first <= last:
+        raise UserError(f"--profile: expected steps such as 5-7, got {steps!r}")
+    total, done = plan.configuration.settings.train.steps, plan.start.steps_done
+    if first <= done:
+        raise UserError(f"--profile: step {first} is done already; the next one is {done + 1}")
+    if last >= total:
+        raise UserError(
+            f"--profile: the last step, {total}, cannot be profiled, nor later ones; train.steps "
+            "says how many there are"
+        )
+    return first, last
+
+
+def _train(
+    plan: Plan, cluster: ClusterEnvironment, stop: StopRequest, profile: tuple[int, int] | None
+) -> int:
+    """Train as this rank; return the exit code. Rank 0 raises RunFailedError for all.
+
+    A rank whose device has no more room raises it itself.
+    """
     use_processors(cluster)
     from parallel.mesh import destroy_mesh
     from trainer.job import train
@@ -100,9 +134,11 @@ def _train(plan: Plan, cluster: ClusterEnvironment, stop: StopRequest) -> int:
 
     try:
         with announced(cluster) as address:
-            outcome = train(plan, cluster.rank, cluster.local_rank, stop, address=address)
+            outcome = train(
+                plan, cluster.rank, cluster.local_rank, stop, address=address, profile=profile
+            )
     except RunFailedError as error:
-        if cluster.rank == 0:
+        if cluster.rank == 0 or isinstance(error, DeviceMemoryError):
             raise
         return error.exit_code
     destroy_mesh()

@@ -73,6 +73,7 @@ def choose_for(
         mask=kind,
         is_causal=is_causal,
         dropout=dropout > 0,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
         short=query.is_cuda and not is_traced() and min(query.shape[2], key.shape[2]) < SHORT,
     )
     # Compilers see a pure function of constants; else it is asked once for each kind of call.

@@ -44,6 +44,8 @@ class Call:
     short: bool = False
     """Whether there are fewer than SHORT queries or keys, on CUDA. Compilers are not told: what
     they make is for any length."""
+    deterministic: bool = False
+    """Whether the same bits are wanted each time (torch.use_deterministic_algorithms)."""
 
 
 class Kernel(Protocol):

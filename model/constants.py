@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from model.tracing import is_traced
+from model.tracing import is_plain, is_traced
 
 
 def constant(values: tuple[float, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
@@ -15,7 +15,7 @@ def constant(values: tuple[float, ...], dtype: torch.dtype, like: Tensor) -> Ten
 
     They are copied in the first call alone: a copy from a list waits for the device.
     """
-    if is_traced() or type(like) is not Tensor:
+    if is_traced() or not is_plain(like):
         return torch.tensor(values, dtype=dtype, device=like.device)
     return _kept(values, dtype, like.device)
 

@@ -9,6 +9,7 @@
         ├── DivergedError           1  too many steps in a row were skipped
         ├── NonFiniteError          1  the weights are no numbers any more
         ├── SaveFailedError         1  two checkpoints in a row could not be written
+        ├── DeviceMemoryError       1  a rank's device has no more room
         └── LeaseLostError          1  a newer attempt of the job has taken the run folder over
 
 Commands print one of these as one line on stderr. Anything else that is raised is a defect of the
@@ -55,6 +56,10 @@ class NonFiniteError(RunFailedError):
 
 class SaveFailedError(RunFailedError):
     """Two checkpoints in a row could not be written; those before them are as they were."""
+
+
+class DeviceMemoryError(RunFailedError):
+    """A device has no more room; raised on its rank alone, which says so itself."""
 
 
 class LeaseLostError(RunFailedError):

@@ -22,6 +22,7 @@ from model.config import TransformerConfig
 from model.feedforward import ACTIVATIONS, gated_swish
 from model.fused import fused_for
 from model.init import Init, start_parameters
+from model.recompute import remembered
 from model.tracing import is_traced
 
 log = logging.getLogger("forescale")
@@ -229,7 +230,7 @@ class Experts(nn.Module):
         Expert number `count` stands for a dropped choice, whose output is zero; `complete` says
         that there is none.
         """
-        permutation = Permutation.by_expert(chosen_NK, self.count)
+        permutation = remembered(lambda: Permutation.by_expert(chosen_NK, self.count))
         rows = dispatch(x_ND, permutation)
         outputs = self.exchange(rows, permutation.counts_E, self.compute, complete)
         if not complete:

@@ -44,7 +44,9 @@ class _GatedSwish(torch.autograd.Function):
             fused_result: Tensor = fused.swiglu_backward(gradients[0].contiguous(), gate_value)
             return fused_result
         result = torch.empty_like(gate_value)
-        flat = (t.flatten(0, -2).split(BLOCK) for t in (gate_value, gradients[0], result))
+        # On a GPU blocks would only be more launches.
+        size = BLOCK if gate_value.device.type == "cpu" else max(1, gate_value[..., 0].numel())
+        flat = (t.flatten(0, -2).split(size) for t in (gate_value, gradients[0], result))
         for rows, gradient, into in zip(*flat, strict=True):
             gate, value = rows.chunk(2, dim=-1)
             grad_gate, grad_value = into.chunk(2, dim=-1)

@@ -7,7 +7,9 @@ from functools import cache
 from types import ModuleType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from model.tracing import is_plain
 
 
 def fused_for(x: Tensor) -> ModuleType | None:
@@ -18,7 +20,7 @@ def fused_for(x: Tensor) -> ModuleType | None:
     """
     takes = (
         x.device.type == "cuda"
-        and type(x) in (Tensor, nn.Parameter)
+        and is_plain(x)
         and x.dtype in (torch.bfloat16, torch.float16, torch.float32)
         and x.is_contiguous()
         and 0 < x.numel() < 2**31

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -85,6 +86,8 @@ class TorchCudnn:
             return f"head dimensions up to 128 by 8, not {call.head_dim}"
         if call.short:
             return f"fewer than {SHORT} queries or keys are left to other kernels"
+        if call.deterministic:
+            return "its backward pass is not deterministic"
         if _is_before_hopper():
             return "slower than others before Hopper"
         return _failure(self, call)
@@ -171,7 +174,10 @@ class FlashAttnPackage:
     ) -> Tensor:
         function = importlib.import_module("flash_attn").flash_attn_func
         length_first = (t.transpose(1, 2) for t in (query, key, value))
-        output: Tensor = function(*length_first, dropout_p=dropout, causal=is_causal)
+        wanted = torch.are_deterministic_algorithms_enabled()
+        output: Tensor = function(
+            *length_first, dropout_p=dropout, causal=is_causal, deterministic=wanted
+        )
         return output.transpose(1, 2)
 
 
@@ -187,6 +193,8 @@ class XformersPackage:
             return "masks are left to torch's kernel"
         if call.grouped:
             return "grouped heads are left to torch's kernel"
+        if call.deterministic:
+            return "its backward pass is not deterministic"
         return _failure(self, call)
 
     def __call__(
@@ -233,8 +241,24 @@ def _failure_of(
     name: str, device: str, dtype: torch.dtype, head_dim: int, is_causal: bool, dropout: bool
 ) -> str | None:
     kernel: Kernel = globals()[name]()
+    here = torch.device(device, torch.cuda.current_device()) if device == "cuda" else device
+    # In a thread of its own: the first call of a kind may come inside a block under recomputation
+    # or another mode of the caller's thread, which would take the trial for a part of it.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_try, kernel, here, dtype, head_dim, is_causal, dropout).result()
+
+
+def _try(
+    kernel: Kernel,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    head_dim: int,
+    is_causal: bool,
+    dropout: bool,
+) -> str | None:
+    """Return why one small call of the kernel fails, forward and backward, if it does."""
     # What a trial drops is not to change what the caller draws.
-    generators = torch.random.fork_rng(range(torch.cuda.device_count()) if device == "cuda" else [])
+    generators = torch.random.fork_rng([device] if isinstance(device, torch.device) else [])
     try:
         with generators, torch.enable_grad():
             like = torch.zeros(1, 2, SHORT, head_dim, device=device, dtype=dtype)

@@ -15,6 +15,7 @@ from model.experts import Experts, compute_locally
 from model.feedforward import make_feed_forward
 from model.recompute import is_recomputing
 from model.router import (
+    RoutedPass,
     Router,
     RouterStatistics,
     Routing,
@@ -25,6 +26,9 @@ from model.router import (
     z_loss,
 )
 from model.tracing import is_traced
+
+MAX_PASSES = 64
+"""Forward passes whose statistics are kept one by one: to add them up costs operations."""
 
 
 class _AttachLoss(torch.autograd.Function):
@@ -76,8 +80,10 @@ class MixtureOfExperts(nn.Module):
         that of the main loss, 1 / accumulated micro-batches. None: `auxiliary` holds the loss."""
         self.auxiliary = LossHolder()
         """Mean over rows of the auxiliary loss of the last forward in training."""
-        self._sums: Tensor | None = None
-        """Statistics since the last `take_statistics`, flat; torch.compile counts none."""
+        self._sums: RouterStatistics | None = None
+        self._passes: list[RoutedPass] = []
+        """What was counted since the last `take_statistics`: sums, and the passes since they were
+        made; torch.compile counts none."""
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """Return the gated sum of the chosen experts' outputs for x [B, T, D].
@@ -107,7 +113,8 @@ class MixtureOfExperts(nn.Module):
         self, y: Tensor, routing: Routing, kept: Tensor | None, padding: Tensor | None
     ) -> Tensor:
         """Count the forward pass, and attach the auxiliary loss to y or hold it."""
-        share_BTE = normalised(routing.scores)
+        is_share = self.router.score == "softmax"  # whose scores sum to one already
+        share_BTE = routing.scores if is_share else normalised(routing.scores)
         counts_BE = choice_counts(routing.chosen, share_BTE.shape[-1], padding)
         loss_B = self.balance_weight * balance_loss(share_BTE, counts_BE, padding)
         if self.z_weight:
@@ -135,23 +142,27 @@ class MixtureOfExperts(nn.Module):
         kept: Tensor | None,
         padding: Tensor | None,
     ) -> None:
-        """Add one forward pass to the statistics, in few operations: it counts in every layer."""
-        counts_E = counts_BE.sum(0).double()
-        entropy_BT = torch.special.entr(share_BTE).sum(-1)
+        """Keep what one forward pass adds to the statistics; sums are left for later."""
+        entropy = torch.special.entr(share_BTE)
         if padding is not None:
-            entropy_BT = entropy_BT.masked_fill(padding, 0.0)
-        choices = counts_E.sum()
-        counted = RouterStatistics(
-            counts_E=counts_E,
-            dropped=torch.zeros_like(choices) if kept is None else choices - kept.sum(),
-            entropy=entropy_BT.sum(dtype=torch.float64),
-            tokens=choices / self.router.top_k,
-            loss=loss_B.sum(dtype=torch.float64),
-            rows=choices.new_full((), len(loss_B)),
-        ).flat()
-        self._sums = counted if self._sums is None else self._sums + counted
+            entropy = entropy.masked_fill_(padding.unsqueeze(-1), 0.0)
+        accepted = None if kept is None else kept.sum()
+        seen = RoutedPass(counts_BE, accepted, entropy.sum(dtype=torch.float64), loss_B.detach())
+        self._passes.append(seen)
+        if len(self._passes) == MAX_PASSES:
+            self._sums = self._added()
+            self._passes.clear()
+
+    def _added(self) -> RouterStatistics | None:
+        """Return the sums and what passes have added since."""
+        if not self._passes:
+            return self._sums
+        added = RouterStatistics.of_passes(self._passes, self.router.top_k)
+        return added if self._sums is None else self._sums + added
 
     def take_statistics(self) -> RouterStatistics | None:
         """Return the sums since the last call, None if there are none, and resets them."""
-        sums, self._sums = self._sums, None
-        return None if sums is None else RouterStatistics.of_flat(sums)
+        sums = self._added()
+        self._sums = None
+        self._passes.clear()
+        return sums

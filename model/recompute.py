@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch.utils.checkpoint import (
@@ -18,7 +18,32 @@ Recompute = Literal["none", "block", "selective"]
 """Part of a block's forward pass that the backward pass repeats: none of it, the whole block, or
 only cheap operations (selective)."""
 
-_RECOMPUTING: ContextVar[bool] = ContextVar("recomputing", default=False)
+T = TypeVar("T")
+
+
+class _Memory:
+    """What one block has asked to remember, in the order in which it asked."""
+
+    def __init__(self) -> None:
+        self._kept: list[Any] = []
+        self._next: int | None = None
+        """Number of the result that a repetition asks for next; None in the first pass."""
+
+    def begin(self, *, again: bool) -> None:
+        self._next = 0 if again else None
+
+    def ask(self, compute: Callable[[], T]) -> T:
+        if self._next is None:
+            self._kept.append(compute())
+            kept: T = self._kept[-1]
+            return kept
+        self._next += 1
+        kept = self._kept[self._next - 1]
+        return kept
+
+
+_PASS: ContextVar[tuple[_Memory, bool] | None] = ContextVar("recomputation", default=None)
+"""Memory of the block that runs under recomputation, and whether it runs again."""
 
 
 def is_recomputing() -> bool:
@@ -26,17 +51,39 @@ def is_recomputing() -> bool:
 
     Statistics were counted in the first pass and must not be counted again.
     """
-    return not torch.compiler.is_compiling() and _RECOMPUTING.get()
+    if torch.compiler.is_compiling():
+        return False
+    here = _PASS.get()
+    return here is not None and here[1]
 
 
-@contextmanager
-def _recomputation() -> Iterator[None]:
-    """Mark what runs inside as a repetition."""
-    token = _RECOMPUTING.set(True)
-    try:
-        yield
-    finally:
-        _RECOMPUTING.reset(token)
+def remembered(compute: Callable[[], T]) -> T:
+    """Return compute(), or in a repetition what it returned in the first pass.
+
+    For what is small, has no gradient, and costs many operations or a wait for the device.
+    """
+    here = None if torch.compiler.is_compiling() else _PASS.get()
+    return compute() if here is None else here[0].ask(compute)
+
+
+class _Pass(AbstractContextManager[None]):
+    """Marks what runs inside as the first pass of a block, or as a repetition of it."""
+
+    def __init__(
+        self, memory: _Memory, inner: AbstractContextManager[Any] | None, *, again: bool
+    ) -> None:
+        self._memory, self._inner, self._again = memory, inner, again
+
+    def __enter__(self) -> None:
+        self._memory.begin(again=self._again)
+        self._token = _PASS.set((self._memory, self._again))
+        if self._inner is not None:
+            self._inner.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        if self._inner is not None:
+            self._inner.__exit__(*error)
+        _PASS.reset(self._token)
 
 
 KEPT = (
@@ -65,22 +112,17 @@ def _keep(context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:
     return CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _whole_block() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+def _whole_block() -> tuple[_Pass, _Pass]:
     """Return the contexts of the first pass and of a repetition of everything."""
-    return nullcontext(), _recomputation()
+    memory = _Memory()
+    return _Pass(memory, None, again=False), _Pass(memory, None, again=True)
 
 
-def _selective() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+def _selective() -> tuple[_Pass, _Pass]:
     """Return the contexts of the first pass and of a repetition of cheap operations only."""
+    memory = _Memory()
     first, again = create_selective_checkpoint_contexts(_keep)
-    return first, _both(again)
-
-
-@contextmanager
-def _both(context: AbstractContextManager[Any]) -> Iterator[None]:
-    """Enter `context` and mark what runs inside as a repetition."""
-    with _recomputation(), context:
-        yield
+    return _Pass(memory, first, again=False), _Pass(memory, again, again=True)
 
 
 def recomputed(

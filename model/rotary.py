@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.fused import fused_for
-from model.tracing import is_traced
+from model.tracing import is_plain, is_traced
 
 
 def rotate(x: Tensor, start: int, rotated: int | None = None) -> Tensor:
@@ -22,7 +22,7 @@ def rotate(x: Tensor, start: int, rotated: int | None = None) -> Tensor:
     fp64.
     """
     rotated = x.shape[3] if rotated is None else rotated
-    if is_traced() or type(x) is not Tensor:
+    if is_traced() or not is_plain(x):
         cos, sin = _angles(start, start + x.shape[1], x.shape[-1] // 2, x.device)
         turned, others = x.split([rotated, x.shape[3] - rotated], dim=3)
         return torch.cat([_formula(turned, cos, sin), others], 3)

@@ -7,7 +7,7 @@ experts, D = d_model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -17,6 +17,19 @@ from torch.nn import functional as F
 
 from model.config import TransformerConfig
 from model.init import Init, start_parameters
+
+
+class RoutedPass(NamedTuple):
+    """What one forward pass in training adds to a layer's statistics."""
+
+    counts_BE: Tensor
+    """Choices of each row's tokens that fell on each expert, [B, E]."""
+    accepted: Tensor | None
+    """Number of choices that found room; None where none can be dropped."""
+    entropy: Tensor
+    """Sum over tokens of the entropy of the router's scores, in nats, fp64."""
+    loss_B: Tensor
+    """Weighted auxiliary loss of each row."""
 
 
 @dataclass
@@ -35,6 +48,26 @@ class RouterStatistics:
     """Sum over rows of the weighted auxiliary losses."""
     rows: Tensor
     """Number of rows."""
+
+    @classmethod
+    def of_passes(cls, passes: Sequence[RoutedPass], top_k: int) -> RouterStatistics:
+        """Return the sums over some forward passes of one layer."""
+        counts_E = torch.cat([one.counts_BE for one in passes]).sum(0).double()
+        loss_B = torch.cat([one.loss_B for one in passes])
+        choices = counts_E.sum()
+        accepted = [one.accepted for one in passes if one.accepted is not None]
+        return cls(
+            counts_E=counts_E,
+            dropped=choices - torch.stack(accepted).sum() if accepted else choices.new_zeros(()),
+            entropy=torch.stack([one.entropy for one in passes]).sum(),
+            tokens=choices / top_k,
+            loss=loss_B.sum(dtype=torch.float64),
+            rows=choices.new_full((), len(loss_B)),
+        )
+
+    def __add__(self, other: RouterStatistics) -> RouterStatistics:
+        """Return the sums over both."""
+        return RouterStatistics.of_flat(self.flat() + other.flat())
 
     def flat(self) -> Tensor:
         """Return all sums as one vector [E + 5], so that one collective sums over ranks."""
@@ -155,8 +188,8 @@ def balance_loss(share_BTE: Tensor, counts_BE: Tensor, padding: Tensor | None) -
     """
     experts = counts_BE.shape[1]
     chosen_BE = counts_BE.to(share_BTE.dtype)
-    chosen_BE = chosen_BE * (experts / chosen_BE.sum(-1, keepdim=True).clamp(min=1.0))
-    return (chosen_BE * token_mean(share_BTE, padding)).sum(-1)
+    choices_B = chosen_BE.sum(-1, keepdim=True).clamp(min=1.0)
+    return (chosen_BE * token_mean(share_BTE, padding)).sum(-1) * (experts / choices_B.squeeze(-1))
 
 
 def z_loss(logits: Tensor, padding: Tensor | None) -> Tensor:

@@ -34,6 +34,8 @@ class Work:
     accumulation: int
     weight_bytes: int
     """Bytes of one weight or activation as it is computed with: 4 for fp32, 2 for bf16."""
+    flat_gradients: bool = False
+    """Whether gradients are kept by `parallel.flat_gradients`."""
     offloaded: bool = False
     """Whether the optimizer's states are in the host's memory."""
     recomputed: bool = False
@@ -88,9 +90,11 @@ def _stage(
             dense += held
     partitioned = sum(count / ranks for count, ranks in _alike(dense, experts, layout))
     held = dense + experts
-    states = 3 * FP32 * partitioned  # master weights and two moments
+    # Two moments, and master weights, unless those are the network's own.
+    states = (2 if work.flat_gradients else 3) * FP32 * partitioned
     # DeepSpeed keeps bf16 gradients beside their fp32 sums where it does not partition them.
     both = work.weight_bytes if work.weight_bytes < FP32 and work.zero_stage == 1 else 0
+    both += FP32 if work.flat_gradients else 0  # those of the backward pass beside the flat ones
     return StageCosts(
         layers,
         sum(forward_flops(network, layer) for layer in layers),

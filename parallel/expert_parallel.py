@@ -6,6 +6,7 @@ all-to-all with variable splits each way. A rank that gets no row takes part wit
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from model.experts import Compute, Experts
+from model.recompute import remembered
 
 
 class _AllToAll(torch.autograd.Function):
@@ -58,6 +60,22 @@ class _Reorder(torch.autograd.Function):
         return gradients[0].index_select(0, inverse), None, None
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """Which rows of one layer and micro-batch go where."""
+
+    sent: list[int]
+    """Rows that each rank of the group gets from this one."""
+    received: list[int]
+    """Rows that come from each."""
+    order: Tensor
+    """Number of each arrived row, sorted by expert."""
+    inverse: Tensor
+    """Inverse of `order`."""
+    counts: Tensor
+    """Rows of each expert of this rank."""
+
+
 class Exchange:
     """The `Experts.exchange` of a rank that holds some of the experts."""
 
@@ -65,6 +83,16 @@ class Exchange:
         self.group = group
 
     def __call__(self, rows: Tensor, counts_E: Tensor, compute: Compute, _: bool) -> Tensor:
+        plan = remembered(lambda: self._plan(counts_E))
+        kept = rows[: sum(plan.sent)]  # rows of no expert come last, and are not sent
+        arrived = _AllToAll.apply(kept, plan.sent, plan.received, self.group)
+        sorted_rows = _Reorder.apply(arrived, plan.order, plan.inverse)
+        outputs = _Reorder.apply(compute(sorted_rows, plan.counts), plan.inverse, plan.order)
+        returned: Tensor = _AllToAll.apply(outputs, plan.received, plan.sent, self.group)
+        return returned
+
+    def _plan(self, counts_E: Tensor) -> _Plan:
+        """Ask the other ranks how many rows they send: a collective."""
         ranks = self.group.size()
         arriving = torch.empty_like(counts_E)
         dist.all_to_all_single(arriving, counts_E, group=self.group)
@@ -72,14 +100,8 @@ class Exchange:
         # The host waits for the device here alone: an all-to-all wants its sizes as numbers.
         splits = torch.stack([counts_E.view(ranks, -1).sum(1), arriving.sum(1)])
         sent, received = splits.tolist()
-        kept = rows[: sum(sent)]  # rows of no expert come last, and are not sent
-        arrived = _AllToAll.apply(kept, sent, received, self.group)
         order, inverse = _by_expert(arriving, sum(received))
-        outputs = compute(_Reorder.apply(arrived, order, inverse), arriving.sum(0))
-        returned: Tensor = _AllToAll.apply(
-            _Reorder.apply(outputs, inverse, order), received, sent, self.group
-        )
-        return returned
+        return _Plan(sent, received, order, inverse, arriving.sum(0))
 
 
 def _by_expert(arriving: Tensor, total: int) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -22,11 +22,13 @@ from parallel.rendezvous import Rendezvous, meet
 from trainer.checkpoint.saver import Phase, Saver
 from trainer.checkpoint.tensor_files import Storage
 from trainer.config.load import flat
+from trainer.engine.determinism import deterministic
 from trainer.engine.engine import Engine
 from trainer.faults.signals import SIGNALS, StopRequest, ended_by_signal, stop_on_signal
 from trainer.faults.stragglers import AttentionClock, Stragglers
 from trainer.faults.watchdog import Watchdog
 from trainer.logs.log import Warnings, log, shown
+from trainer.logs.step_profile import StepProfiler
 from trainer.loop import Outcome, Trainer
 from trainer.prepare import Plan
 from trainer.resume import Start, restore, verify
@@ -59,11 +61,13 @@ def train(
     *,
     address: Address | None = None,
     hooks: Hooks | None = None,
+    profile: tuple[int, int] | None = None,
 ) -> Outcome:
     """Run `plan` on this rank, from where it starts to its last step or to a signal.
 
     The ranks meet at `address`, by default what MASTER_ADDR and MASTER_PORT name; `stop` may have
-    been asked for already. Where the run was saved, `stop` has the same exit code on all ranks.
+    been asked for already. `profile` names the first and the last step that are profiled. Where the
+    run was saved, `stop` has the same exit code on all ranks.
     """
     with ExitStack() as stack:
         warnings = stack.enter_context(shown(is_main=rank == 0))
@@ -86,6 +90,12 @@ def train(
             met = () if rendezvous is None else (rendezvous.store, rendezvous.backend)
             mesh = init_mesh(plan.layout, rank, device, *met)
         stop = stack.enter_context(stop_on_signal(stop))
+        wanted = plan.configuration.settings.train.deterministic
+        stack.enter_context(deterministic(wanted=wanted))
+        if profile is not None:
+            profiler = StepProfiler(*profile, plan.run.profile_folder, mesh)
+            stack.callback(profiler.close)
+            hooks = _with_profiler(hooks or Hooks(), profiler)
         trainer = make_trainer(plan, mesh, stop, lease, warnings, watchdog=watchdog, hooks=hooks)
         outcome = trainer.run()
         if lease is not None:
@@ -95,6 +105,14 @@ def train(
         if outcome is Outcome.SAVED:
             _agree_on_signal(mesh, stop)
     return outcome
+
+
+def _with_profiler(hooks: Hooks, profiler: StepProfiler) -> Hooks:
+    def on_step(step: int) -> None:
+        profiler(step)
+        hooks.on_step(step)
+
+    return replace(hooks, on_step=on_step)
 
 
 def _agree_on_signal(mesh: Mesh, stop: StopRequest) -> None:

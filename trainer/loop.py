@@ -12,6 +12,9 @@ from contextlib import ExitStack, suppress
 from enum import StrEnum
 from pathlib import Path
 
+import torch
+from torch.profiler import record_function
+
 from model.errors import DivergedError, LeaseLostError
 from parallel.collectives import any_of, any_rank, join_records
 from parallel.mesh import Mesh
@@ -20,6 +23,7 @@ from trainer.config.load import flat
 from trainer.data import Split
 from trainer.data.dataset import WindowBatch
 from trainer.engine.engine import CHUNK, Engine
+from trainer.faults.device_memory import explained, held_on
 from trainer.faults.signals import StopRequest
 from trainer.faults.skipped_steps import SkippedSteps
 from trainer.faults.stragglers import AttentionClock, Stragglers
@@ -32,6 +36,7 @@ from trainer.logs.metrics import MetricsLog, Row
 from trainer.logs.progress import ScoringProgress, TrainingProgress
 from trainer.logs.sink import RunDescription
 from trainer.logs.sinks import Sinks
+from trainer.logs.step_profile import DATA
 from trainer.logs.utilisation import Utilisation
 from trainer.prepare import Plan
 from trainer.run.control_files import ControlFiles, Requests
@@ -85,8 +90,7 @@ class Trainer:
         self.on_step = on_step
         # What is observed
         self.watchdog, self.stragglers, self.clock = watchdog, stragglers, clock
-        flops = engine.flops_per_sample * self.settings.train.global_batch_size
-        self.utilisation = Utilisation(flops, mesh.layout.world, mesh.device)
+        self.utilisation = Utilisation(engine.work, mesh.layout.world, mesh.device)
         self.warnings = warnings
 
     def run(self) -> Outcome:
@@ -195,19 +199,21 @@ class Trainer:
     # A step
 
     def _step(self, step: int) -> Row:
-        train, shape = self.settings.train, self.dataset.shape
         if self.watchdog is not None:
             self.watchdog.beat(step)
         self.on_step(step)
         began = time.perf_counter()
         limit = self.skipped_steps.limit()
-        result = self.engine.train_step(step, self._micro_batches(step), limit)
+        try:
+            result = self.engine.train_step(step, self._micro_batches(step), limit)
+        except torch.OutOfMemoryError as error:
+            held = held_on(self.mesh.device, *self.engine.memory())
+            raise explained(error, step, self.mesh, self.settings, held) from error
         seconds = time.perf_counter() - began
         self.steps_done = step
         note = self.skipped_steps.record(step, result.loss, result.grad_norm, result.applied)
         if note is not None:
             log.warning(note)
-        points = (shape.context_length + shape.prediction_length) * shape.channels
         row: Row = {
             "step": step,
             "loss": result.loss,
@@ -215,15 +221,10 @@ class Trainer:
             "grad_norm": result.grad_norm,
             "learning_rate": result.learning_rate,
             "skipped_steps": self.skipped_steps.total,
-            "samples": step * train.global_batch_size,
-            "step_seconds": seconds,
-            "tokens_per_second": train.global_batch_size * self.engine.tokens_per_sample / seconds,
-            "points_per_second": train.global_batch_size * points / seconds,
+            "samples": step * self.settings.train.global_batch_size,
         }
         for name, layer in result.routing.items():
-            row[f"{name}/load"] = layer.load
-            row[f"{name}/entropy"] = layer.entropy
-            row[f"{name}/drop_rate"] = layer.drop_rate
+            row |= {f"{name}/{what}": value for what, value in vars(layer).items()}
         return row | self.utilisation.row(seconds) | self._compare_ranks()
 
     def _micro_batches(self, step: int) -> Iterator[WindowBatch]:
@@ -232,9 +233,10 @@ class Trainer:
         size = train.micro_batch_size
         begin, end = (step - 1) * train.global_batch_size, step * train.global_batch_size
         for first in range(begin + self.mesh.coordinates.data * size, end, replicas * size):
-            yield self.dataset.batch(
-                Split.TRAIN, self.dataset.draw(train.seed, first, first + size)
-            )
+            with record_function(DATA):
+                samples = self.dataset.draw(train.seed, first, first + size)
+                batch = self.dataset.batch(Split.TRAIN, samples)
+            yield batch
 
     def _compare_ranks(self) -> Row:
         """Name slow ranks every so many steps; return what the step's row has of it."""

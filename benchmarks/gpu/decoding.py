@@ -9,6 +9,7 @@ from torch import nn
 
 from benchmarks.gpu.dense import options_of
 from benchmarks.gpu.measure import DEVICE, Part, Rows, milliseconds, random
+from benchmarks.peers import llama_options
 from model.decoder_only import DecoderOnlyTransformer
 
 SIZES = {"d": 1024, "layers": 12, "heads": 16, "width": 2816}
@@ -59,15 +60,6 @@ def _llama(sizes: dict[str, int]) -> nn.Module | None:
         from transformers import LlamaConfig, LlamaForCausalLM
     except ImportError:
         return None
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=sizes["d"],
-        intermediate_size=sizes["width"],
-        num_hidden_layers=sizes["layers"],
-        num_attention_heads=sizes["heads"],
-        num_key_value_heads=sizes["heads"],
-        max_position_embeddings=16384,
-        attn_implementation="sdpa",
-    )
+    config = LlamaConfig(vocab_size=32, **llama_options(sizes))
     with DEVICE:
         return LlamaForCausalLM(config).to(torch.bfloat16).eval()

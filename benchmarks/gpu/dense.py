@@ -25,9 +25,9 @@ from benchmarks.gpu.measure import (
     profiled,
     random,
 )
-from model.decoder_only import DecoderOnlyTransformer
+from benchmarks.peers import Sizes, llama, torch_encoder
+from benchmarks.stacks import OurDecoder
 
-Sizes = dict[str, int]
 FULL: Sizes = {"d": 2048, "layers": 20, "heads": 16, "width": 5632, "tokens": 16384}
 QUICK: Sizes = {"d": 64, "layers": 2, "heads": 4, "width": 192, "tokens": 128}
 
@@ -118,71 +118,16 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-class _Embedded(nn.Module):
-    """A stack of another library, called with vectors."""
-
-    def __init__(self, module: nn.Module, call: Callable[[nn.Module, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.module, self.call = module, call
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.call(self.module, x)
-
-
-class OurStack(DecoderOnlyTransformer):
-    """Our layers and final norm, without projections."""
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        for layer in self.layers:
-            x = self._run(layer, x, None, None)
-        return self.final_norm(x)
-
-
 def ours(sizes: Sizes, **changes: Any) -> nn.Module:
     """Return our stack."""
     with DEVICE:
-        return OurStack(1, 1, **options_of(sizes, **changes))
+        return OurDecoder(1, 1, **options_of(sizes, **changes))
 
 
-def llama(sizes: Sizes) -> nn.Module:
-    """Return Hugging Face's Llama of the same sizes, with torch's fused attention."""
-    from transformers import LlamaConfig, LlamaModel
-
-    config = LlamaConfig(
-        vocab_size=8,
-        hidden_size=sizes["d"],
-        intermediate_size=sizes["width"],
-        num_hidden_layers=sizes["layers"],
-        num_attention_heads=sizes["heads"],
-        num_key_value_heads=sizes["heads"],
-        max_position_embeddings=16384,
-        attn_implementation="sdpa",
-        use_cache=False,
-    )
+def peer(make: Callable[..., nn.Module], *arguments: Any, **options: Any) -> nn.Module:
+    """Return a module of `benchmarks.peers` on the device."""
     with DEVICE:
-        module = LlamaModel(config)
-    return _Embedded(module, lambda m, x: m(inputs_embeds=x).last_hidden_state)
-
-
-def torch_encoder(sizes: Sizes) -> nn.Module:
-    """Return torch's own encoder with a plain MLP of as many parameters."""
-    with DEVICE:
-        layer = nn.TransformerEncoderLayer(
-            sizes["d"],
-            sizes["heads"],
-            sizes["width"] * 3 // 2,
-            dropout=0.0,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
-        )
-        module = nn.TransformerEncoder(layer, sizes["layers"], enable_nested_tensor=False)
-
-    def call(m: nn.Module, x: Tensor) -> Tensor:
-        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], x.device, x.dtype)
-        return m(x, mask=mask, is_causal=True)
-
-    return _Embedded(module, call)
+        return make(*arguments, **options)
 
 
 def stack_makers(sizes: Sizes) -> dict[str, Callable[[], nn.Module]]:
@@ -193,18 +138,18 @@ def stack_makers(sizes: Sizes) -> dict[str, Callable[[], nn.Module]]:
         "ours, gelu and layer norm": lambda: ours(
             sizes, use_swiglu=False, use_adaptive_ln="layer", position="sinusoidal"
         ),
-        "HF Llama (sdpa)": lambda: llama(sizes),
-        "nn.TransformerEncoder": lambda: torch_encoder(sizes),
+        "HF Llama (sdpa)": lambda: peer(llama, sizes),
+        "nn.TransformerEncoder": lambda: peer(torch_encoder, sizes, causal=True),
     }
     if IS_CUDA:
         makers["ours, compiled"] = lambda: _compiled(ours(sizes))
-        makers["HF Llama (sdpa), compiled"] = lambda: _compiled(llama(sizes))
+        makers["HF Llama (sdpa), compiled"] = lambda: _compiled(peer(llama, sizes))
     return makers
 
 
 def _compiled(module: nn.Module) -> nn.Module:
     """Compile each layer, which costs one compilation for all of them."""
-    layers = module.layers if isinstance(module, OurStack) else module.module.layers  # type: ignore[union-attr]
+    layers = module.layers if isinstance(module, OurDecoder) else module.module.layers  # type: ignore[union-attr]
     for layer in layers:  # type: ignore[union-attr]
         layer.compile()
     return module

@@ -6,24 +6,13 @@ are a dense layer's but for the router.
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from benchmarks.gpu.dense import (
-    Sizes,
-    measured_stack,
-    ours,
-    release,
-    sizes_of,
-)
+from benchmarks.gpu.dense import measured_stack, ours, peer, release, sizes_of
 from benchmarks.gpu.measure import (
     DEVICE,
     IS_CUDA,
@@ -36,7 +25,7 @@ from benchmarks.gpu.measure import (
     profiled,
     random,
 )
-from benchmarks.swiglu import PlainSwiGLU
+from benchmarks.peers import Sizes, deepspeed_layer, mixtral, mixtral_layer
 from model.config import TransformerConfig
 from model.moe import MixtureOfExperts
 
@@ -66,7 +55,7 @@ def stacks(part: Part, ceiling: float) -> None:
             "ours, 8 experts": lambda: _attached(
                 ours(sizes, use_moe=True, num_experts=8, top_k=2, dim_feedforward=half * 3 // 2)
             ),
-            "HF Mixtral (grouped_mm), 8 experts": lambda: mixtral(sizes, half),
+            "HF Mixtral (grouped_mm), 8 experts": lambda: peer(mixtral, sizes, half, 8, TOP_K),
         }
         for name, make in makers.items():
             row = measured_stack(part, name, make, x, sizes, ceiling, active)
@@ -84,31 +73,6 @@ def _attached(stack: nn.Module) -> nn.Module:
         if isinstance(module, MixtureOfExperts):
             module.attached_scale = 1.0
     return stack
-
-
-def mixtral(sizes: Sizes, width: int, experts: int = 8) -> nn.Module:
-    """Return Hugging Face's Mixtral with its grouped product."""
-    from transformers import MixtralConfig, MixtralModel
-
-    from benchmarks.gpu.dense import _Embedded
-
-    config = MixtralConfig(
-        vocab_size=8,
-        hidden_size=sizes["d"],
-        intermediate_size=width,
-        num_hidden_layers=sizes["layers"],
-        num_attention_heads=sizes["heads"],
-        num_key_value_heads=sizes["heads"],
-        num_local_experts=experts,
-        num_experts_per_tok=TOP_K,
-        max_position_embeddings=16384,
-        attn_implementation="sdpa",
-        experts_implementation="grouped_mm",
-        use_cache=False,
-    )
-    with DEVICE:
-        module = MixtralModel(config)
-    return _Embedded(module, lambda m, x: m(inputs_embeds=x).last_hidden_state)
 
 
 def layers(part: Part) -> None:
@@ -147,12 +111,12 @@ def _layer_rows(part: Part, sizes: Sizes, experts: int, width: int, skew: float)
     works: dict[str, Work] = {"ours": _work(lambda: layer(x), layer, x, upstream)}
     missing: Rows = []
     for name, make in (
-        ("HF Mixtral (grouped_mm)", lambda: _mixtral_block(layer, sizes)),
-        ("DeepSpeed, capacity 2", lambda: _deepspeed_layer(layer)),
+        ("HF Mixtral (grouped_mm)", lambda: peer(mixtral_layer, layer, TOP_K)),
+        ("DeepSpeed, capacity 2", lambda: peer(deepspeed_layer, layer, TOP_K, drops=True)),
     ):
         try:
-            peer = make()
-            works[name] = _work(lambda peer=peer: _first(peer(x)), peer, x, upstream)
+            other = make()
+            works[name] = _work(lambda other=other: _first(other(x)), other, x, upstream)
             works[name]()
         except (ImportError, torch.OutOfMemoryError) as error:
             works.pop(name, None)
@@ -172,46 +136,3 @@ def _first(output: Any) -> Tensor:
 
 def _work(forward: Callable[[], Tensor], layer: nn.Module, x: Tensor, upstream: Tensor) -> Work:
     return backward_of(forward, [x, *layer.parameters()], upstream)
-
-
-def _mixtral_block(ours: MixtureOfExperts, sizes: Sizes) -> nn.Module:
-    """Return Mixtral's mixture with our weights."""
-    experts, _, width, _ = ours.experts.input.shape
-    block = mixtral(sizes | {"layers": 1}, width, experts).module.layers[0].mlp  # type: ignore[union-attr]
-    block.to(DEVICE, torch.bfloat16)
-    with torch.no_grad():
-        block.gate.weight.copy_(ours.router.weight)
-        block.experts.gate_up_proj.copy_(ours.experts.input.flatten(1, 2))
-        block.experts.down_proj.copy_(ours.experts.output)
-    return block
-
-
-def _deepspeed_layer(ours: MixtureOfExperts) -> nn.Module:
-    """Return DeepSpeed's mixture of our sizes, which drops what is beyond twice a share.
-
-    Its weights are its own: its choices are not skewed where ours are.
-    """
-    os.environ.setdefault("DS_ACCELERATOR", DEVICE.type)
-    backend = "nccl" if IS_CUDA else "gloo"
-    if not dist.is_initialized():
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    with redirect_stdout(sys.stderr):
-        import deepspeed
-        from deepspeed.moe.layer import MoE
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        logging.getLogger("DeepSpeed").setLevel("ERROR")
-        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-        experts, _, width, d_model = ours.experts.input.shape
-        layer = MoE(
-            d_model,
-            PlainSwiGLU(d_model, width),
-            num_experts=experts,
-            ep_size=1,
-            k=TOP_K,
-            capacity_factor=2.0,
-            drop_tokens=True,
-            top2_2nd_expert_sampling=False,
-        )
-        layer.set_deepspeed_parallelism()
-    return layer.to(DEVICE, torch.bfloat16)

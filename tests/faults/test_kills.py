@@ -43,7 +43,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 PHASES = list(Phase)
-BETWEEN = [Phase.WRITING, Phase.SUMMING, Phase.SEALING, Phase.RENAMING]
+BETWEEN = [Phase.WRITING, Phase.SEALING, Phase.RENAMING]
 """From the first write to the rename."""
 PLACE = struct.Struct("=iI")
 """Of each rank on the board: its save's phase, from 1, and step."""

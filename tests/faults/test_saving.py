@@ -10,7 +10,6 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from torch.distributed.checkpoint import FileSystemWriter
 
 from tests import ranks
 from tests.faults.saves import SETTINGS, committed
@@ -25,7 +24,7 @@ class FullDisk(Storage):
     def __init__(self, saves: list[int]) -> None:
         self._saves, self._count = saves, 0
 
-    def writer(self, folder: Path) -> FileSystemWriter:
+    def writer(self, folder: Path) -> Writer:
         self._count += 1
         return _FailingWriter(folder) if self._count in self._saves else super().writer(folder)
 
@@ -91,10 +90,10 @@ def _slow_disk(rank: int, world: int, run: Path, changes: dict[str, Any]) -> lis
     in_flight: list[int] = []
 
     class SlowDisk(Storage):
-        def write(self, *arguments: Any) -> None:
+        def write(self, *arguments: Any) -> Any:
             in_flight.append(threading.active_count())
             assert begun.wait(timeout=60)
-            super().write(*arguments)
+            return super().write(*arguments)
 
     def on_step(step: int) -> None:
         if step == 5:

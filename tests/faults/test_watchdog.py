@@ -268,9 +268,9 @@ def test_words_for_a_pipeline_that_waits_in_a_row() -> None:
 
 
 class SlowDisk(Storage):
-    def write(self, *arguments: Any) -> None:
+    def write(self, *arguments: Any) -> Any:
         time.sleep(3)
-        super().write(*arguments)
+        return super().write(*arguments)
 
 
 def _train_on_a_slow_disk(rank: int, world: int, run: Path, changes: dict[str, Any]) -> list[Row]:

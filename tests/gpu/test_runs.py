@@ -117,6 +117,14 @@ def test_bf16_follows_fp32(tmp_path: Path, straight: Straight, kind: str) -> Non
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.05)
 
 
+@pytest.mark.parametrize("kind", ["zero 1", "zero 3", "decoder", "encoder", "capacity"])
+def test_with_deterministic_kernels_a_run_resumes_bit_for_bit(tmp_path: Path, kind: str) -> None:
+    settings = [*KINDS[kind], "train.deterministic=true", "train.precision=bf16"]
+    steps = train(tmp_path / "straight", *settings)
+    source = tmp_path / "straight" / "checkpoints" / "step-00000004"
+    assert train(tmp_path / "resumed", *settings, "--resume", str(source)) == steps[4:]
+
+
 @pytest.mark.xdist_group("gpu zero 1")
 def test_a_run_s_weights_start_another(tmp_path: Path, straight: Straight) -> None:
     run, _ = straight("zero 1")

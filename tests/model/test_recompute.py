@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.recompute import KEPT, is_recomputing, recomputed
+from model import attention_kernels, fused_attention
+from model.recompute import KEPT, is_recomputing, recomputed, remembered
 
 PACKAGES = [name for name in KEPT if "::" in name]
 
@@ -48,3 +49,50 @@ def test_attention_of_packages_is_kept(name: str) -> None:
     for gradient, right in zip(ours, expected, strict=True):
         torch.testing.assert_close(gradient, right)
     assert calls == ({False: 1} if name in KEPT else {False: 1, True: 1})
+
+
+@pytest.mark.parametrize("selective", [False, True])
+def test_what_is_remembered_is_computed_once_for_each_block(selective: bool) -> None:
+    computed: list[int] = []
+
+    def count() -> int:
+        computed.append(len(computed))
+        return computed[-1]
+
+    def block(x: Tensor) -> Tensor:
+        first, second = remembered(count), remembered(count)
+        return (x * (first + 1)).exp() * (second + 1)
+
+    x = torch.zeros(3, requires_grad=True)
+    outputs = [recomputed(block, x, selective=selective) for _ in range(2)]
+    assert computed == [0, 1, 2, 3]
+    for output, slope in zip(reversed(outputs), (12.0, 2.0), strict=True):  # in any order
+        (gradient,) = torch.autograd.grad(output.sum(), x, retain_graph=True)
+        assert gradient.tolist() == [slope] * 3
+        (again,) = torch.autograd.grad(output.sum(), x)  # a graph that is kept asks once more
+        assert again.tolist() == [slope] * 3
+    assert computed == [0, 1, 2, 3]
+    block(x)  # without recomputation nothing is kept
+    assert computed == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("how", ["block", "selective"])
+def test_a_kernel_is_tried_apart_from_the_block_that_asks_first(
+    monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    class Own(attention_kernels.Formula):
+        """A kernel that no other test has tried."""
+
+    monkeypatch.setattr(fused_attention, "Own", Own, raising=False)
+    call = attention_kernels.Call("cpu", torch.float32, 8, False, "none", False, False)
+    fused_attention._failure_of.cache_clear()
+    reasons: list[str | None] = []
+
+    def block(x: Tensor) -> Tensor:
+        reasons.append(fused_attention._failure(Own(), call))
+        return (x @ x).exp()
+
+    x = torch.eye(2, requires_grad=True)
+    (gradient,) = torch.autograd.grad(recomputed(block, x, selective=how == "selective").sum(), x)
+    assert reasons == [None, None]
+    torch.testing.assert_close(gradient, torch.autograd.grad((x @ x).exp().sum(), x)[0])

@@ -52,7 +52,6 @@ class Phase(StrEnum):
     COPYING = "copying the state"
     OPENING = "making its folder"
     WRITING = "writing the tensors"
-    SUMMING = "summing the files"
     SEALING = "writing the manifest"
     RENAMING = "the rename"
     TIDYING = "removing older ones"
@@ -170,15 +169,11 @@ class Saver:
         opened = self._on_all_ranks(step, Phase.OPENING, lambda: self._open(step, abort_reason))
         folder = Path(opened[0])
 
-        def write() -> None:
-            self._storage.write(folder, state, self._shapes, self._group)
-
-        def sums_here() -> dict[str, Entry]:
-            return {file.name: entry(file) for file in folder.glob(f"__{self._mesh.rank}_*")}
+        def write() -> dict[str, Entry]:
+            return self._storage.write(folder, state, self._shapes, self._group)
 
         try:
-            self._on_all_ranks(step, Phase.WRITING, write)
-            sums = self._on_all_ranks(step, Phase.SUMMING, sums_here)
+            sums = self._on_all_ranks(step, Phase.WRITING, write)
             content = {"format": FORMAT, "step": step, **description}
             self._on_all_ranks(step, Phase.SEALING, lambda: self._seal(folder, content, sums))
             self._on_all_ranks(step, Phase.RENAMING, lambda: self._commit(folder, step))

@@ -38,8 +38,9 @@ from torch.futures import Future
 
 from model.errors import UserError
 from model.sentences import shortened
-from trainer.checkpoint.manifest import METADATA
+from trainer.checkpoint.manifest import METADATA, Entry
 from trainer.checkpoint.partitions import Partition
+from trainer.checkpoint.summed_files import SummingFileSystem
 from trainer.files import is_file_name
 
 Shapes = dict[str, tuple[int, ...]]
@@ -120,7 +121,15 @@ def _tensors(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
 
 
 class Writer(FileSystemWriter):
-    """Writes a rank's files of a checkpoint."""
+    """Writes a rank's files of a checkpoint, synced to disk."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, sync_files=True)
+        self.fs = self._summing = SummingFileSystem()
+
+    def entries(self) -> dict[str, Entry]:
+        """Return the manifest's entries for the files of tensors that were written, by name."""
+        return {k: one for k, one in self._summing.entries.items() if not k.startswith(METADATA)}
 
     def storage_meta(self) -> StorageMeta | None:
         """Return None, so that a checkpoint does not hold the path that it was written at."""
@@ -189,22 +198,20 @@ class Storage:
         state: Mapping[str, Tensor],
         shapes: Shapes,
         group: dist.ProcessGroup | None,
-    ) -> None:
+    ) -> dict[str, Entry]:
         """Write this rank's partitions, synced to disk: a collective over `group`.
 
-        `shapes` are those of all tensors of the whole state: every element of each is written
-        once, or CheckpointException is raised.
+        Returns the manifest's entries for this rank's files. `shapes` are those of all tensors of
+        the whole state: every element of each is written once, or CheckpointException is raised.
         """
-        save(
-            dict(state),
-            storage_writer=self.writer(folder),
-            planner=_SavePlanner(shapes),
-            process_group=group,
-        )
+        writer = self.writer(folder)
+        planner = _SavePlanner(shapes)
+        save(dict(state), storage_writer=writer, planner=planner, process_group=group)
+        return writer.entries()
 
-    def writer(self, folder: Path) -> FileSystemWriter:
+    def writer(self, folder: Path) -> Writer:
         """Return the writer of this rank's files."""
-        return Writer(folder, sync_files=True)
+        return Writer(folder)
 
 
 def read(folder: Path, state: Mapping[str, Tensor], *, alone: bool = False) -> None:

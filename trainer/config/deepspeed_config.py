@@ -40,6 +40,31 @@ OWNED_BY_FORESCALE = {
 """Keys of DeepSpeed's configuration that Forescale owns -> the setting that decides each."""
 
 
+DECIDES_REDUCTION = (
+    "allgather_partitions",
+    "contiguous_gradients",
+    "overlap_comm",
+    "reduce_bucket_size",
+    "reduce_scatter",
+    "use_multi_rank_bucket_allreduce",
+)
+"""Keys of `zero_optimization` by which a user says how DeepSpeed itself reduces gradients."""
+
+BUCKET = 50_000_000
+"""Elements that DeepSpeed reduces at once; its own default makes a buffer of 2 GB in each step."""
+
+
+def keeps_flat_gradients(settings: Settings) -> bool:
+    """Return whether gradients go by `parallel.flat_gradients` in place of DeepSpeed's own way."""
+    parallel = settings.parallel
+    return (
+        parallel.zero_stage == 1
+        and settings.train.precision == "fp32"
+        and parallel.offload_optimizer == "none"
+        and not any(k in settings.deepspeed.get("zero_optimization", {}) for k in DECIDES_REDUCTION)
+    )
+
+
 def deepspeed_config(settings: Settings, accumulation: int) -> dict[str, Any]:
     """Return the engine's configuration: Forescale's own, then the section `deepspeed`."""
     train, parallel = settings.train, settings.parallel
@@ -50,7 +75,12 @@ def deepspeed_config(settings: Settings, accumulation: int) -> dict[str, Any]:
         "gradient_clipping": train.gradient_clipping,
         "steps_per_print": sys.maxsize,
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": parallel.zero_stage},
+        "zero_optimization": {
+            "stage": parallel.zero_stage,
+            "reduce_bucket_size": BUCKET,
+            # What its hooks on gradients would make a bucket for in each step.
+            "contiguous_gradients": not keeps_flat_gradients(settings),
+        },
         # Stages send their tensor whole: partitioned sending fails an assertion on the mask.
         "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
     }

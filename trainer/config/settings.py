@@ -187,6 +187,9 @@ class TrainConfig(Section):
     device: Literal["auto", "cpu"] = "auto"
     """Device of the ranks: GPUs where the machine has them (auto), or the cpu. A machine with GPUs
     that torch cannot use is refused with auto."""
+    deterministic: bool = False
+    """Whether GPUs compute by kernels that give the same bits each time, so that a resumed run is
+    bit-equal to one that was not stopped; slower. CPUs always do."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of initial weights, order of samples and dropout."""
 

@@ -1,7 +1,7 @@
 """The adapter to DeepSpeed: one interface for all layouts.
 
 What knows DeepSpeed's engines is here, in `zero_state`, and in `parallel`'s `parallelize`,
-`pipeline_parallel` and `deepspeed_adapter`.
+`pipeline_parallel`, `flat_gradients` and `deepspeed_adapter`.
 """
 
 from __future__ import annotations
@@ -29,17 +29,19 @@ from model.router import RouterStatistics
 from parallel.collectives import sum_over_ranks
 from parallel.consistency import agree
 from parallel.deepspeed_adapter import own_device
+from parallel.flat_gradients import FlatGradients
 from parallel.mesh import Mesh
 from parallel.parallelize import parallelize
 from parallel.sharding import is_sharded
 from trainer.checkpoint.keys import buffers_of, global_name
 from trainer.checkpoint.partitions import local_numel
-from trainer.config.deepspeed_config import deepspeed_config
+from trainer.config.deepspeed_config import deepspeed_config, keeps_flat_gradients
 from trainer.config.settings import Settings
 from trainer.data.dataset import WindowBatch
 from trainer.engine import routing, zero_state
 from trainer.engine.optimizer import learning_rate, make_optimizer
 from trainer.engine.routing import LayerRouting
+from trainer.logs.utilisation import StepWork
 
 MicroBatch = tuple[Inputs, tuple[Tensor, Tensor]]
 """The network's inputs, and its labels: target and context."""
@@ -85,10 +87,7 @@ class Engine:
         self.accumulation = train.accumulation(layout.data)
         with torch.device("meta"):
             self.network = TimeSeriesTransformer(settings.model, shape)
-        self.tokens_per_sample = self.network.tokens_per_sample
-        layers = self.network.layers()
-        self.flops_per_sample = 3 * sum(forward_flops(self.network, layer) for layer in layers)
-        """Operations of a sample's forward and backward pass; a product of the latter costs two."""
+        self.work = _work_of_a_step(self.network, shape, train.global_batch_size)
         self.shapes = zero_state.shapes(self.network)
         """Shapes of all tensors that the ranks' states hold between them, by key."""
         self._mixtures = list(self.network.mixtures())
@@ -113,6 +112,8 @@ class Engine:
                 config=config,
                 mpu=self._parallel.unit,
             )
+        if keeps_flat_gradients(settings):
+            FlatGradients(self._engine.optimizer)
         self._optimizer.norm = lambda: float(self._engine.optimizer._global_grad_norm)
 
     # Training
@@ -236,6 +237,12 @@ class Engine:
 
     # State
 
+    def memory(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the tensors of this rank's network, and those of its optimizer."""
+        moments = [one for state in self._optimizer.state.values() for one in state.values()]
+        masters = [one for group in self._optimizer.param_groups for one in group["params"]]
+        return list(self.network.parameters()), [*masters, *moments]
+
     def state(self) -> dict[str, Tensor]:
         """Return what this rank writes of weights, moments and buffers, by key.
 
@@ -282,6 +289,13 @@ class Engine:
                 self.mesh.coordinates.data,
             )
         )
+
+
+def _work_of_a_step(network: TimeSeriesTransformer, shape: SeriesShape, windows: int) -> StepWork:
+    """Return what a step of so many windows is; a product costs two in the backward pass."""
+    forward = sum(forward_flops(network, layer) for layer in network.layers())
+    points = (shape.context_length + shape.prediction_length) * shape.channels
+    return StepWork(windows * network.tokens_per_sample, windows * points, 3 * windows * forward)
 
 
 def import_deepspeed(device: torch.device) -> Any:

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 from model.init import Shard
 from parallel.deepspeed_adapter import expert_group_name
 from parallel.layout import Layout
 from parallel.sharding import is_expert
 from trainer.config.settings import TrainConfig
+from trainer.logs.step_profile import OPTIMIZER
 
 
 def parameter_groups(
@@ -75,7 +77,7 @@ class GuardedAdamW(torch.optim.AdamW):
     def step(self, closure: Any = None) -> Any:
         if self.norm is not None and not self.norm() <= self.limit:
             return None
-        with torch.no_grad():  # as the wrapper does
+        with torch.no_grad(), record_function(OPTIMIZER):  # as the wrapper does
             return self._update(closure)
 
 

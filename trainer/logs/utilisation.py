@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from dataclasses import dataclass
 
 import torch
 
@@ -36,12 +37,23 @@ def peak_tflops(card: str) -> float | None:
     return PEAK_TFLOPS[max(known, key=len)] if known else None
 
 
-class Utilisation:
-    """Computes what a step's row says of the main rank's hardware."""
+@dataclass(frozen=True)
+class StepWork:
+    """What all ranks together do in an optimizer step."""
 
-    def __init__(self, flops: float, ranks: int, device: torch.device) -> None:
-        """Take the operations of a whole step, which `ranks` ranks divide among them."""
-        self._tflops, self._device = flops / ranks / 1e12, device
+    tokens: int
+    points: int
+    """Points of all windows and their channels, context and future."""
+    flops: float
+    """Operations of the model by formula, forward and backward; recomputation does not count."""
+
+
+class Utilisation:
+    """Computes what a step's row says of its speed and of the main rank's hardware."""
+
+    def __init__(self, work: StepWork, ranks: int, device: torch.device) -> None:
+        """Take the work that `ranks` ranks divide among them."""
+        self._work, self._ranks, self._device = work, ranks, device
         self._peak: float | None = None
         if device.type == "cuda":
             self._peak = peak_tflops(torch.cuda.get_device_name(device))
@@ -49,12 +61,14 @@ class Utilisation:
     def row(self, seconds: float) -> Row:
         """Return the numbers of a step that took `seconds`.
 
-        Operations are those of the model by formula, forward and backward; recomputation does not
-        count. mfu is their share of the card's peak (Chowdhery et al. 2022, appendix B). Memory is
-        in GiB: the device's peak in this step, the host's since the start.
+        mfu is the operations' share of the card's peak (Chowdhery et al. 2022, appendix B). Memory
+        is in GiB: the device's peak in this step, the host's since the start.
         """
-        rate = self._tflops / seconds
+        rate = self._work.flops / self._ranks / seconds / 1e12
         row: Row = {
+            "step_seconds": seconds,
+            "tokens_per_second": self._work.tokens / seconds,
+            "points_per_second": self._work.points / seconds,
             "tflops_per_rank": rate,
             "host_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB,
         }

@@ -74,6 +74,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def profile_folder(self) -> Path:
+        """Traces of profiled steps."""
+        return self.path / "profile"
+
+    @property
     def store(self) -> Store:
         """The checkpoints."""
         return Store(self.path / "checkpoints")

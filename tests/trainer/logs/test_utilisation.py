@@ -11,7 +11,7 @@ from model.config import ModelConfig, SeriesShape
 from model.flops import forward_flops
 from model.network import TimeSeriesTransformer
 from tests.settings import tiny
-from trainer.logs.utilisation import Utilisation, peak_tflops
+from trainer.logs.utilisation import StepWork, Utilisation, peak_tflops
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,13 @@ def test_a_card_s_peak_is_known_by_its_name(card: str, peak: float | None) -> No
 
 
 def test_a_row_counts_operations_by_rank_and_time() -> None:
-    row = Utilisation(8e12, ranks=4, device=torch.device("cpu")).row(0.5)
+    work = StepWork(tokens=100, points=1000, flops=8e12)
+    row = Utilisation(work, ranks=4, device=torch.device("cpu")).row(0.5)
+    assert (row["step_seconds"], row["tokens_per_second"], row["points_per_second"]) == (
+        0.5,
+        200.0,
+        2000.0,
+    )
     assert row["tflops_per_rank"] == pytest.approx(4.0)
     now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     assert 0 < row["host_memory_gib"] <= now
