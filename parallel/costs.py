@@ -94,7 +94,8 @@ def _stage(
     states = (2 if work.flat_gradients else 3) * FP32 * partitioned
     # DeepSpeed keeps bf16 gradients beside their fp32 sums where it does not partition them.
     both = work.weight_bytes if work.weight_bytes < FP32 and work.zero_stage == 1 else 0
-    both += FP32 if work.flat_gradients else 0  # those of the backward pass beside the flat ones
+    if work.flat_gradients:  # beside the flat ones those of the backward pass, or what arrives
+        both += FP32 * (2 if layout.data > 1 else 1)
     return StageCosts(
         layers,
         sum(forward_flops(network, layer) for layer in layers),
@@ -204,7 +205,8 @@ def _data(cost: StageCosts, work: Work) -> float:
         # micro-batch, and ZeRO 3 gathers weights for every forward and every backward pass.
         reductions = 1 if work.zero_stage == 1 else work.accumulation
         gatherings = 2 * work.accumulation if work.zero_stage == 3 else 1
-        total += FP32 * count * reductions + work.weight_bytes * count / ranks * gatherings
+        share = (ranks - 1) / ranks if work.flat_gradients else 1.0
+        total += FP32 * count * share * reductions + work.weight_bytes * count / ranks * gatherings
     return total
 
 

@@ -12,7 +12,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from parallel.gloo import sum_partition
 
 BLOCK = 4096
 """Elements that are summed in fp32; sums of blocks are added in fp64."""
@@ -34,11 +37,11 @@ class FlatGradients:
                 optimizer.bit16_groups, optimizer.bit16_groups_flat, self._flats, strict=True
             )
         ]
-        self._ends = [
-            max(place.storage_offset() + place.numel() for _, place in places)
-            for places in self._places
-        ]
-        """Where the last gradient of each group ends, and padding begins."""
+        replicas = [dist.get_world_size(group) for group in optimizer.real_dp_process_group]
+        self._room: Tensor | None = None
+        """What other ranks' gradients arrive in, where they are summed by `parallel.gloo`."""
+        if dist.get_backend() == "gloo" and max(replicas) > 1:
+            self._room = torch.empty(max(flat.numel() for flat in self._flats))
         self._norm_of = optimizer.get_grad_norm_direct
         self._clip = optimizer.unscale_and_clip_grads
         self._share_weights()
@@ -72,7 +75,10 @@ class FlatGradients:
                 parameter.grad = None
             group = optimizer.real_dp_process_group[number]
             if comm.get_world_size(group=group) > 1:
-                comm.all_reduce(self._flats[number][: self._ends[number]], group=group)
+                if self._room is not None:
+                    sum_partition(self._flats[number], self._room, group)
+                else:
+                    comm.all_reduce(self._flats[number], group=group)
             optimizer.averaged_gradients[number] = self._partition(number)
 
     def _partition(self, number: int) -> list[Tensor]:

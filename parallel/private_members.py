@@ -16,6 +16,7 @@ DEEPSPEED: dict[str, tuple[str, ...]] = {
         "update_lp_params",
         # flat_gradients.py, too: tests/layouts/test_parity.py, test_bytes.py
         "GradPartitionBufferGroup",
+        "all_gather_dp_groups",  # gloo.py
         "averaged_gradients",
         "bit16_groups",
         "bit16_groups_flat",
@@ -38,6 +39,7 @@ DEEPSPEED: dict[str, tuple[str, ...]] = {
     ),
     "deepspeed.runtime.zero.partition_parameters": ("ds_numel", "ds_tensor"),
     "deepspeed.runtime.bf16_optimizer": (
+        "all_gather_dp_groups",  # gloo.py
         "_hp_optimizer_states_linked",
         "_lazy_init_hp_params_optimizer_state",
         "fp32_groups_flat_partition",

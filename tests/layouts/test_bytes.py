@@ -20,6 +20,7 @@ from tests import ranks
 from tests.layouts.layouts import BIAS, CAPACITY, DECODER, DENSE, TIED, case, parameters
 from tests.report import note_bytes
 from tests.settings import made_trainer, planned, tiny
+from trainer.config.deepspeed_config import keeps_flat_gradients
 from trainer.data import Dataset
 
 KINDS = {
@@ -30,6 +31,7 @@ KINDS = {
     "all_gather_into_tensor": (1, "input_tensor"),
     "reduce_scatter_tensor": (1, "input"),
     "all_to_all_single": (1, "input"),
+    "broadcast": (0, "tensor"),
 }
 """Collective -> the argument that a rank hands in."""
 
@@ -52,7 +54,7 @@ def _counted(
     """Return the bytes of step 2 by collective, and the number of the rank's parameters.
 
     Scalars (norms, flags), fp64 (statistics), masks and counts are left out, and groups of one
-    rank, where nothing travels.
+    rank, where nothing travels. "partitions" are what others get of a rank's gradients.
     """
     sent: Counter[str] = Counter()
 
@@ -62,8 +64,16 @@ def _counted(
         def call(*arguments: Any, **options: Any) -> Any:
             tensor = options[word] if word in options else arguments[place]
             is_data = tensor.is_floating_point() and tensor.dtype != torch.float64
-            if is_data and tensor.numel() > 8 and dist.get_world_size(options.get("group")) > 1:
-                sent[kind] += tensor.numel() * tensor.element_size()
+            group = options.get("group")
+            ranks = dist.get_world_size(group)
+            size = tensor.numel() * tensor.element_size()
+            source = (*arguments[1:], options.get("src"))[0]  # of a broadcast
+            is_received = kind == "broadcast" and source != rank
+            if is_data and tensor.numel() > 8 and ranks > 1 and not is_received:
+                if kind == "all_to_all_single" and tensor.ndim == 1:
+                    sent["partitions"] += size * (ranks - 1) // ranks
+                else:
+                    sent[kind] += size
             return function(*arguments, **options)
 
         return call
@@ -124,6 +134,7 @@ def test_bytes_and_parameters_of_a_rank_are_the_formulas(
         train.micro_batch_size,
         train.global_batch_size // train.micro_batch_size // layout.data,
         weight_bytes=2 if train.precision == "bf16" else 4,
+        flat_gradients=keeps_flat_gradients(settings),
         recomputed=parallel.activation_checkpointing != "none",
     )
     costs = stage_costs(network, work)
@@ -140,7 +151,14 @@ def test_bytes_and_parameters_of_a_rank_are_the_formulas(
             ("between stages", ["send", "isend"], ["pipeline"]),
             (
                 "sums and gathers",
-                ["all_reduce", "reduce", "all_gather_into_tensor", "reduce_scatter_tensor"],
+                [
+                    "all_gather_into_tensor",
+                    "all_reduce",
+                    "broadcast",
+                    "partitions",
+                    "reduce",
+                    "reduce_scatter_tensor",
+                ],
                 ["tensor", "data", "tied"],
             ),
         )

@@ -30,6 +30,7 @@ from parallel.collectives import sum_over_ranks
 from parallel.consistency import agree
 from parallel.deepspeed_adapter import own_device
 from parallel.flat_gradients import FlatGradients
+from parallel.gloo import use_broadcasts
 from parallel.mesh import Mesh
 from parallel.parallelize import parallelize
 from parallel.sharding import is_sharded
@@ -82,6 +83,7 @@ class Engine:
     ) -> None:
         deepspeed = import_deepspeed(mesh.device)
         deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+        use_broadcasts()
         self.settings, self.mesh = settings, mesh
         layout, train = mesh.layout, settings.train
         self.accumulation = train.accumulation(layout.data)
