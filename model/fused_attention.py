@@ -241,7 +241,9 @@ def _failure_of(
     name: str, device: str, dtype: torch.dtype, head_dim: int, is_causal: bool, dropout: bool
 ) -> str | None:
     kernel: Kernel = globals()[name]()
-    here = torch.device(device, torch.cuda.current_device()) if device == "cuda" else device
+    here: torch.device | str = device
+    if device == "cuda" and torch.cuda.is_available():
+        here = torch.device(device, torch.cuda.current_device())
     # In a thread of its own: the first call of a kind may come inside a block under recomputation
     # or another mode of the caller's thread, which would take the trial for a part of it.
     with ThreadPoolExecutor(1) as thread:

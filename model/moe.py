@@ -113,8 +113,7 @@ class MixtureOfExperts(nn.Module):
         self, y: Tensor, routing: Routing, kept: Tensor | None, padding: Tensor | None
     ) -> Tensor:
         """Count the forward pass, and attach the auxiliary loss to y or hold it."""
-        is_share = self.router.score == "softmax"  # whose scores sum to one already
-        share_BTE = routing.scores if is_share else normalised(routing.scores)
+        share_BTE = normalised(routing.scores)
         counts_BE = choice_counts(routing.chosen, share_BTE.shape[-1], padding)
         loss_B = self.balance_weight * balance_loss(share_BTE, counts_BE, padding)
         if self.z_weight:

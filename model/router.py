@@ -188,8 +188,8 @@ def balance_loss(share_BTE: Tensor, counts_BE: Tensor, padding: Tensor | None) -
     """
     experts = counts_BE.shape[1]
     chosen_BE = counts_BE.to(share_BTE.dtype)
-    choices_B = chosen_BE.sum(-1, keepdim=True).clamp(min=1.0)
-    return (chosen_BE * token_mean(share_BTE, padding)).sum(-1) * (experts / choices_B.squeeze(-1))
+    chosen_BE = chosen_BE * (experts / chosen_BE.sum(-1, keepdim=True).clamp(min=1.0))
+    return (chosen_BE * token_mean(share_BTE, padding)).sum(-1)
 
 
 def z_loss(logits: Tensor, padding: Tensor | None) -> Tensor:
