@@ -21,7 +21,7 @@ CASES: dict[str, tuple[dict[str, Any], int, dict[str, int]]] = {
     "dense, without Triton": ({"file": DENSE, "fused": False}, 72, {}),
     "dense, gaps": ({"file": DENSE, "gaps": True}, 75, {}),
     "dense, recomputed": ({"file": DENSE, "recompute": "block"}, 70, {}),
-    "experts": ({"file": EXPERTS}, 175, {}),
+    "experts": ({"file": EXPERTS}, 180, {}),
     "experts, capacity": (
         {"file": EXPERTS, "gaps": True, "changes": {"model.capacity_factor": 1.5}},
         260,

@@ -88,8 +88,8 @@ def run_until_it_ends(
     [
         (
             {},
-            r"rank 0 \(.*\): all_to_all_single of [\d,]+ elements of rank 0-1, waits for rank 1; step 12, "
-            r"stage 0, layer \w+\.layers\.\d",
+            r"rank 0 \(.*\): all_to_all_single of [\d,]+ elements of rank 0-1, waits for rank 1; "
+            r"step 12, stage 0, layer \w+\.layers\.\d",
         ),
         pytest.param(
             {"parallel.pipeline": 2},
