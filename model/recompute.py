@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import (
     CheckpointPolicy,
+    _detach_helper,
+    _VersionWrapper,
     checkpoint,
     create_selective_checkpoint_contexts,
 )
@@ -104,12 +109,62 @@ KEPT = (
 """Operators whose results selective recomputation keeps, because they cost most to repeat."""
 
 
-def _keep(context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:
-    """Return the policy for the result of one operator."""
-    name = operator.name().removeprefix("aten::").partition(".")[0]
-    if name in KEPT:
+@cache
+def _is_kept(operator: Any) -> bool:
+    """Return whether the results of an operator are kept."""
+    return operator.name().removeprefix("aten::").partition(".")[0] in KEPT
+
+
+def _policy(context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+    """Return the policy for the result of one operator, as torch's compiler asks for it."""
+    if _is_kept(operator):
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+class _Keeping(TorchDispatchMode):
+    """Keeps the results of operators in the first pass of a block.
+
+    torch's own mode counts every operator, so that it fails where a repetition runs others: those
+    by which ZeRO 3 gathers a parameter that it has let go of in between.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.results: list[tuple[Any, Any]] = []
+        """Each operator that was kept, and its results."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        results = func(*args, **(kwargs or {}))
+        if _is_kept(func):
+            kept = tree_map(lambda one: _VersionWrapper(_detach_helper(one)), results)
+            self.results.append((func, kept))
+        return results
+
+
+class _Returning(TorchDispatchMode):
+    """Returns what `_Keeping` has kept, operator by operator, in a repetition."""
+
+    def __init__(self, keeping: _Keeping) -> None:
+        super().__init__()
+        self._results, self._next = keeping.results, 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if not _is_kept(func):
+            return func(*args, **(kwargs or {}))
+        kept, results = self._results[self._next]
+        if kept is not func:
+            raise RuntimeError(f"a block computed {kept} first and {func} when it was repeated")
+        self._next += 1
+        return tree_map(lambda one: one.get_val(False), results)
+
+    def __enter__(self) -> Any:
+        self._next = 0  # a graph that is kept is repeated from its beginning
+        return super().__enter__()
 
 
 def _whole_block() -> tuple[_Pass, _Pass]:
@@ -121,7 +176,13 @@ def _whole_block() -> tuple[_Pass, _Pass]:
 def _selective() -> tuple[_Pass, _Pass]:
     """Return the contexts of the first pass and of a repetition of cheap operations only."""
     memory = _Memory()
-    first, again = create_selective_checkpoint_contexts(_keep)
+    first: Any
+    again: Any
+    if torch.compiler.is_compiling():
+        first, again = create_selective_checkpoint_contexts(_policy)
+    else:
+        first = _Keeping()
+        again = _Returning(first)
     return _Pass(memory, first, again=False), _Pass(memory, again, again=True)
 
 

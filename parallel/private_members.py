@@ -102,6 +102,9 @@ TORCH: dict[str, tuple[str, ...]] = {
     "torch.Tensor": ("_make_wrapper_subclass",),
     # fused_attention.py marks constants for compilers: tests/gpu/test_gpu.py
     "torch._dynamo.decorators": ("_dynamo_marked_constant",),
+    # model/recompute.py: tests/model/test_recompute.py
+    "torch.utils.checkpoint": ("_VersionWrapper", "_detach_helper"),
+    "torch.utils._python_dispatch": ("TorchDispatchMode",),
     # model/tracing.py: tests/model/test_tracing.py
     "torch._C": ("_are_functorch_transforms_active",),
     # kernels without a public name: tests/model/test_attention_kernels.py, test_norm.py,

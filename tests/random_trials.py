@@ -4,11 +4,13 @@
     .venv/bin/python -m tests.random_trials stops --count 100 --seed 1
     .venv/bin/python -m tests.random_trials damage --count 300 --seed 1
 
-`pairs` trains a random network on a random layout and holds it to plain torch. `stops` kills a
-random rank at a random step or phase of a save, resumes, on the same layout or another, and holds
-the whole to the run without a stop. `damage` harms a random file of a checkpoint, which must be
-noticed, and the checkpoint before it be the newest intact one. Trial number n of a seed is the same
-whatever the count. Exit code 1 where one finds something, with the settings that repeat it.
+`pairs` trains a random network on a random layout and holds it to plain torch: within 1e-5, or
+where roundings of first weights and the order of samples change plain torch by more, within four
+times that. `stops` kills a random rank at a random step or phase of a save, resumes, on the same
+layout or another, and holds the whole to the run without a stop. `damage` harms a random file of a
+checkpoint, which must be noticed, and the checkpoint before it be the newest intact one. Trial
+number n of a seed is the same whatever the count. Exit code 1 where one finds something, with the
+settings that repeat it.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from typing import Any
 
 from model.errors import UserError
 from tests import ranks
-from tests.layouts.test_parity import SETTINGS, TOLERANCE, distances, plainly
+from tests.layouts.test_parity import SETTINGS, TOLERANCE, distances, plainly, roundings
 from tests.settings import TINY, told, train_rank
 from trainer.checkpoint.manifest import verify
 from trainer.checkpoint.saver import Phase
@@ -88,6 +90,10 @@ def drawn(choose: random.Random, fixed: dict[str, Any], model: dict[str, Any] | 
         return world, settings
 
 
+ROUNDINGS = 4.0
+"""Times what roundings of the first weights change in plain torch that a layout may differ by."""
+
+
 def pair(choose: random.Random, folder: Path) -> tuple[Drawn, str | None]:
     """Return what was drawn, and what is wrong with it."""
     world, settings = drawn(choose, SETTINGS, None)
@@ -98,6 +104,9 @@ def pair(choose: random.Random, folder: Path) -> tuple[Drawn, str | None]:
         for quantity, difference in distances(rows, folder / "run", plainly(changes)).items()
         if not difference < TOLERANCE
     }
+    if far:  # more than plain torch from itself?
+        itself = roundings(changes)
+        far = {name: one for name, one in far.items() if not one < ROUNDINGS * itself[name]}
     return (world, settings), f"differs from plain torch by {far}" if far else None
 
 

@@ -137,7 +137,7 @@ def place() -> str:
         path = Path(frame.filename)
         if path.is_relative_to(ROOT) and not path.is_relative_to(ROOT / "tests"):
             relative = path.relative_to(ROOT)
-            if ".venv" not in relative.parts:
+            if ".venv" not in relative.parts and relative.name != "recompute.py":
                 return f"{relative} {frame.name}"
     return "torch"
 

@@ -26,11 +26,18 @@ class Trajectory:
     first_weights: dict[str, Tensor]
 
 
-def train_plainly(settings: Settings, steps: int) -> Trajectory:
+ROUNDING = 1e-7
+"""Relative change of a weight that fp32 hardly sees."""
+
+
+def train_plainly(settings: Settings, steps: int, noise: int | None = None) -> Trajectory:
+    """Train; with `noise`, a seed, from weights moved by about a rounding, samples in any order."""
     train = settings.train
     dataset = Dataset(settings.data)
     network = TimeSeriesTransformer(settings.model, dataset.shape)
     initialise(network, train.seed)
+    if noise is not None:
+        _move(network, noise)
     first = {name: p.detach().clone() for name, p in network.named_parameters()}
     matrices = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
@@ -53,8 +60,14 @@ def train_plainly(settings: Settings, steps: int) -> Trajectory:
                 train.seed, (step - 1) * train.global_batch_size, step * train.global_batch_size
             ),
         )
-        context, target = torch.from_numpy(batch.context), torch.from_numpy(batch.target)
-        output = network(network.inputs(context, torch.from_numpy(batch.covariates), target))
+        order = torch.arange(len(batch.target))
+        if noise is not None:
+            order = torch.randperm(len(order), generator=torch.Generator().manual_seed(noise))
+        context, target, covariates = (
+            torch.from_numpy(values)[order]
+            for values in (batch.context, batch.target, batch.covariates)
+        )
+        output = network(network.inputs(context, covariates, target))
         loss = network.loss(output, (target, context))
         optimizer.zero_grad()
         loss.backward()
@@ -71,3 +84,10 @@ def train_plainly(settings: Settings, steps: int) -> Trajectory:
                 mixture.router.rebalance(statistics.counts_E)
     result.weights = {name: p.detach().clone() for name, p in network.named_parameters()}
     return result
+
+
+@torch.no_grad()
+def _move(network: TimeSeriesTransformer, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        parameter.mul_(1.0 + ROUNDING * torch.randn(parameter.shape, generator=generator))

@@ -48,25 +48,58 @@ def reference(changes: str) -> Trajectory:
 
 def plainly(changes: dict[str, Any]) -> Trajectory:
     """Return the reference for changed settings, of which the layout's are left out."""
+    return reference(_without_layout(changes))
+
+
+def _without_layout(changes: dict[str, Any]) -> str:
     layout = ("parallel.", "train.micro_batch_size")
     kept = {k: v for k, v in (SETTINGS | changes).items() if not k.startswith(layout)}
-    return reference(json.dumps(kept, sort_keys=True))
+    return json.dumps(kept, sort_keys=True)
+
+
+def roundings(changes: dict[str, Any], seeds: int = 3) -> dict[str, float]:
+    """How far plain torch comes from itself when first weights are moved by a rounding each.
+
+    A choice of an expert between equals may turn, or a gradient may be the rounding of a sum that
+    is zero, which AdamW makes as large as any other.
+    """
+    settings, plain = load(TINY, json.loads(_without_layout(changes))).settings, plainly(changes)
+    found: dict[str, float] = {}
+    for seed in range(seeds):
+        moved = train_plainly(settings, STEPS, noise=seed)
+        numbers = {
+            "loss": moved.losses,
+            "grad_norm": moved.grad_norms,
+            "aux_loss": moved.aux_losses,
+        }
+        for quantity, difference in differences(numbers, moved.weights, plain).items():
+            found[quantity] = max(found.get(quantity, 0.0), difference)
+    return found
 
 
 def distances(rows: list[Row], run: Path, plain: Trajectory) -> dict[str, float]:
     """The largest relative differences of a run to the reference."""
+    read_into = {f"weights/{name}": torch.zeros_like(w) for name, w in plain.weights.items()}
+    read(run / "checkpoints" / f"step-{STEPS:08d}", read_into, alone=True)
+    weights = {name: read_into[f"weights/{name}"] for name in plain.weights}
+    numbers = {name: [row[name] for row in rows] for name in ("loss", "grad_norm", "aux_loss")}
+    return differences(numbers, weights, plain)
+
+
+def differences(
+    numbers: dict[str, list[float]], weights: dict[str, torch.Tensor], plain: Trajectory
+) -> dict[str, float]:
+    """The largest relative differences of steps' numbers and last weights to the reference."""
     found = {}
     for quantity, right in (
         ("loss", plain.losses),
         ("grad_norm", plain.grad_norms),
         ("aux_loss", plain.aux_losses),
     ):
-        pairs = zip((row[quantity] for row in rows), right, strict=True)
+        pairs = zip(numbers[quantity], right, strict=True)
         found[quantity] = max((abs(a - b) / abs(b) for a, b in pairs if b), default=0.0)
-    weights = {f"weights/{name}": torch.zeros_like(w) for name, w in plain.weights.items()}
-    read(run / "checkpoints" / f"step-{STEPS:08d}", weights, alone=True)
     found["weights"] = max(
-        float((weights[f"weights/{name}"] - w).norm() / w.norm())
+        float((weights[name] - w).norm() / w.norm())
         for name, w in plain.weights.items()
         if w.norm() > 0
     )

@@ -96,3 +96,44 @@ def test_a_kernel_is_tried_apart_from_the_block_that_asks_first(
     (gradient,) = torch.autograd.grad(recomputed(block, x, selective=how == "selective").sum(), x)
     assert reasons == [None, None]
     torch.testing.assert_close(gradient, torch.autograd.grad((x @ x).exp().sum(), x)[0])
+
+
+def test_what_is_kept_is_found_among_other_operators() -> None:
+    """A repetition may run more than the first pass, as ZeRO 3 does to gather a parameter."""
+    passes: list[bool] = []
+
+    class Counted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+            ctx.save_for_backward(a, b)
+            return a @ b
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+            a, b = ctx.saved_tensors
+            return gradients[0] @ b.T, a.T @ gradients[0]
+
+    def block(x: Tensor) -> Tensor:
+        passes.append(is_recomputing())
+        if is_recomputing():
+            for _ in range(5):
+                torch.arange(6.0).view(2, 3).flatten().sum()
+        y = Counted.apply(x, x).exp()
+        return (y @ x).tanh()
+
+    x = torch.randn(4, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(recomputed(block, x, selective=True).sum(), x)
+    assert passes == [False, True]
+    expected = torch.autograd.grad((((x @ x).exp()) @ x).tanh().sum(), x)[0]
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_a_repetition_that_computes_something_else_is_an_error() -> None:
+    def block(x: Tensor) -> Tensor:
+        y = torch.bmm(x[None], x[None])[0] if is_recomputing() else x @ x
+        return y.exp()
+
+    x = torch.randn(4, 4, requires_grad=True)
+    output = recomputed(block, x, selective=True).sum()
+    with pytest.raises(RuntimeError, match=r"a block computed aten\.mm"):
+        output.backward()
