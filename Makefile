@@ -9,7 +9,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 PARALLEL := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --numprocesses $(WORKERS) \
   --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help setup demo test test-slow test-gpu check format clean
+.PHONY: help setup demo test test-slow test-gpu bench check format clean
 
 help:
 	@echo "make setup   a virtual environment in .venv with everything to train and test"
@@ -17,6 +17,7 @@ help:
 	@echo "make test    the tests"
 	@echo "make test-slow  those that take minutes"
 	@echo "make test-gpu  what needs a CUDA device"
+	@echo "make bench   measure beside torch, Hugging Face and DeepSpeed on this CPU"
 	@echo "make check   lint, types and the direction of imports"
 
 setup: .venv/.installed
@@ -47,6 +48,10 @@ test-slow: setup
 
 test-gpu: setup
 	@OMP_NUM_THREADS=2 $(BIN)/pytest -m gpu --numprocesses 8 --dist loadgroup
+
+bench: setup
+	@$(PIP) --editable '.[bench]'
+	@$(BIN)/python -m benchmarks
 
 check: .venv/.checked
 	@$(BIN)/ruff check .

@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import psutil
-
 from launch.cluster_environment import ClusterEnvironment
-from launch.machine import GIB, unusable_gpus
+from launch.machine import GIB, memory_limit, unusable_gpus
 from model.errors import UserError
-from trainer.config.deepspeed_config import keeps_flat_gradients
+from trainer.config.deepspeed_config import BUCKET, keeps_flat_gradients
 from trainer.config.sizes import micro_batch_bytes, weight_bytes
 
 if TYPE_CHECKING:
@@ -87,8 +85,7 @@ def check_machine(plan: Plan, here: ClusterEnvironment) -> None:
     if bucket * weight_bytes(settings) > memories[0].size:
         raise plan.configuration.error(
             "deepspeed.zero_optimization.reduce_bucket_size",
-            f"{bucket} elements are more than {memories[0].name} can hold; DeepSpeed's default is "
-            "500000000",
+            f"{bucket} elements are more than {memories[0].name} can hold; the default is {BUCKET}",
         )
 
 
@@ -113,7 +110,7 @@ def _memories(plan: Plan, costs: Sequence[StageCosts], here: ClusterEnvironment)
     own = costs[layout.coordinates(here.rank).pipeline]
     batch = micro_batch_bytes(plan.configuration.settings, plan.dataset.shape)
     hosted = sum(stage.host for stage in local)
-    host = float(psutil.virtual_memory().total + psutil.swap_memory().total)
+    host = memory_limit()
     if plan.configuration.settings.train.device == "cpu" or not torch.cuda.is_available():
         needed = sum(stage.total + batch for stage in local) + hosted
         return [Memory("this machine", host, needed)]

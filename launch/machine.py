@@ -18,6 +18,31 @@ from trainer.files import nearest_existing
 GIB = 2**30
 
 
+def memory_limit(root: Path = Path("/")) -> float:
+    """Return the bytes that this process may use: the machine's, swap included, or a container's.
+
+    A control group limits what a container or a batch job may use. `root` is the machine's root.
+    """
+    limits = [float(psutil.virtual_memory().total + psutil.swap_memory().total)]
+    groups = root / "sys/fs/cgroup"
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            base = groups / controllers
+            file = "memory.limit_in_bytes" if controllers else "memory.max"
+            here = base / path.lstrip("/")
+            for folder in (here, *(p for p in here.parents if p.is_relative_to(base))):
+                limits += [float(text) for text in _lines(folder / file) if text.isdigit()]
+    return min(limits)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text().splitlines()
+    except OSError:
+        return []
+
+
 def processors() -> int:
     """Return the number of processors that this process may use: a scheduler may allow it few."""
     return len(os.sched_getaffinity(0))

@@ -39,8 +39,7 @@ def start(
     from trainer.run.lease import Attempt, refuse_if_leased
 
     cluster = discover()
-    if ranks is not None and cluster.world > 1:
-        raise UserError("--ranks: a launcher has started the ranks already; leave it out")
+    _check_ranks(ranks, cluster)
     with stop_on_signal(signals=LASTING) as stop:
         try:
             chosen_level()  # before the ranks wait for one that is refused
@@ -79,6 +78,7 @@ def try_out(
     from trainer.logs.log import log
 
     cluster = discover()
+    _check_ranks(ranks, cluster)
     world = ranks or cluster.world
     node = world if ranks else cluster.local_world
     if cluster.rank:
@@ -89,6 +89,11 @@ def try_out(
             log.warning(warning)
         print_text(known, Console(width=110))
         log.info("dry run: nothing was written, and no rank was started")
+
+
+def _check_ranks(ranks: int | None, cluster: ClusterEnvironment) -> None:
+    if ranks is not None and cluster.world > 1:
+        raise UserError("--ranks: a launcher has started the ranks already; leave it out")
 
 
 def _report(cluster: ClusterEnvironment, error: UserError) -> int:

@@ -38,3 +38,13 @@ def test_without_a_gpu_full_sizes_are_refused(tmp_path: Path) -> None:
     )
     assert ended.returncode == 2 and "--quick" in ended.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_cpu_s_benchmarks_leave_one_file_of_tables(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--out", tmp_path / "measured.md"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    written = (tmp_path / "measured.md").read_text()
+    for title in ("Dense stacks", "The engine beside", "Mixture of experts", "Saving and loading"):
+        assert f"\n## {title}" in written

@@ -156,6 +156,20 @@ def test_every_word_of_other_tools_has_a_way(capsys: pytest.CaptureFixture[str])
     assert "No such command 'sing'" in refused(["sing"], capsys)
 
 
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+def test_ranks_beside_a_launcher_are_refused(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "configs/tiny.yaml", "--ranks", "2", *flags])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "forescale: --ranks: a launcher has started the ranks already; leave it out\n"
+    )
+
+
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
