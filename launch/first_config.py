@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import textwrap
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ def write_config(source: Path, file: Path | None) -> None:
     file = file or Path(f"{source.name.split('.')[0]}.yaml")
     if file.exists():
         raise UserError(f"{file} is there already; name another: forescale init {source} CONFIG")
+    _check_folder(file)
     found = survey(str(source))
     text = first_config(found, file)
     with showing_log():
@@ -88,6 +90,20 @@ def write_config(source: Path, file: Path | None) -> None:
         replace(file, text)
         log.info("%s: %s", source, describe(found))
         log.info("wrote %s; now: forescale train %s", file, file)
+
+
+def _check_folder(file: Path) -> None:
+    """Raise UserError where `file` cannot be written, before the table is read."""
+    folder = file.parent
+    why = (
+        "there is no such folder"
+        if not folder.is_dir()
+        else None
+        if os.access(folder, os.W_OK)
+        else "the folder cannot be written to"
+    )
+    if why is not None:
+        raise UserError(f"{file}: {why}; name another place: forescale init SOURCE CONFIG")
 
 
 def describe(found: Survey) -> str:

@@ -15,7 +15,7 @@ from types import FrameType
 
 from launch.cluster_environment import free_port
 from launch.machine import processors
-from trainer.faults.signals import PARENT, SIGNALS, StopRequest, requests_stop
+from trainer.faults.signals import PARENT, SIGNALS, StopRequest, acknowledge, requests_stop
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel")
 """Device files of accelerators. Without any, DeepSpeed is spared its search and its warning."""
@@ -49,6 +49,8 @@ def launch(ranks: int, arguments: Sequence[str], stop: StopRequest) -> int:
     asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
+        if not asked:
+            acknowledge(number)
         asked.append(number)
         stop.number = stop.number or number
 
@@ -66,9 +68,15 @@ def launch(ranks: int, arguments: Sequence[str], stop: StopRequest) -> int:
                 _pass_on(process, at_once=asked.count(signal.SIGINT) > 1)
             continue
         if asked.count(signal.SIGINT) > 1 and code < 0:
+            if sys.stdout.isatty():
+                print(SHOW_CURSOR, end="", flush=True)  # which a rank's progress bar has hidden
+            print("forescale: ended at once, without saving", file=sys.stderr)
             return 128 + signal.SIGINT
         # The launcher exits with 1 whatever else ended it by a signal.
         return code if code >= 0 else 1
+
+
+SHOW_CURSOR = "\x1b[?25h"
 
 
 def _pass_on(process: subprocess.Popen[bytes], *, at_once: bool) -> None:

@@ -47,6 +47,8 @@ def start(
             world = ranks or cluster.world
             plan = prepare(configuration, run_dir=run_dir, resume=resume, world=world)
             profiled = None if profile is None else _profiled(profile, plan)
+            if profiled is not None:
+                os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # lines of the profiler's own
             if (ranks is None or ranks == 1) and not plan.start.is_done:
                 check_machine(plan, cluster)
         except UserError as error:

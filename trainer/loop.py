@@ -121,9 +121,8 @@ class Trainer:
                 stack.enter_context(metrics)
             for part in (self._catch_up, self._train, self._finish):
                 if part(metrics) is Outcome.SAVED:
-                    log.info(
-                        "saved at step %s; the same command goes on from there", self.steps_done
-                    )
+                    way_on = self.plan.run.way_on()
+                    log.info("saved at step %s; %s", self.steps_done, way_on)
                     return Outcome.SAVED
         return Outcome.DONE
 

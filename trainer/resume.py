@@ -117,7 +117,8 @@ def _named_checkpoint(run: RunFolder, resume: str) -> Checkpoint | None:
     check_reachable(path, "--resume: ")
     chosen = [c for c in Store(path.parent).committed() if c.path.name == path.name]
     if not chosen:
-        raise UserError(f"--resume: {resume} is no checkpoint; they are called step-00000200")
+        there = f"{newest.path} is one" if newest is not None else f"{run.path} has none"
+        raise UserError(f"--resume: {resume} is no checkpoint; {there}")
     if newest is not None and newest.step > chosen[0].step:
         raise UserError(
             f"--resume: {run.path} has gone on to {newest.path.name}; "
@@ -175,10 +176,15 @@ def verify(start: Start, mesh: Mesh) -> Start:
             raise UserError(f"--resume: {sentence}; choose another one")
         if mesh.is_main:
             aside = start.run.store.quarantine(checkpoint.path)
-            log.warning("%s; it is now %s, and the one before it is used", sentence, aside.name)
+            sentence = f"{sentence}; it is now {aside.name}"
         start = replace(start, checkpoint=_newest_of_main(start.run.store, mesh))
         if start.checkpoint is None:
-            raise UserError(f"{sentence}, and there is no whole one before it")
+            raise UserError(
+                f"{sentence}, and there is no whole one before it; restore one, or choose another "
+                "--run-dir to start anew"
+            )
+        if mesh.is_main:
+            log.warning("%s, and %s is used", sentence, start.checkpoint.path.name)
         _check_made_from_the_same(start)
     return start
 

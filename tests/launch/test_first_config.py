@@ -182,6 +182,15 @@ def test_a_table_that_cannot_be_used_is_refused(
     assert not (tmp_path / "x.yaml").exists()
 
 
+@pytest.mark.parametrize("folder", ["nowhere", "x.csv", "/proc/nowhere"])
+def test_a_place_that_is_none_is_refused(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shops().to_csv("x.csv", index=False)
+    with pytest.raises(SystemExit) as ended:
+        main(["init", "x.csv", f"{folder}/x.yaml"])
+    assert ended.value.code == 2
+    assert f"{folder}/x.yaml: there is no such folder; name another" in capsys.readouterr().err
+
+
 def test_a_file_that_is_there_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shops().to_csv("x.csv", index=False)
     (tmp_path / "x.yaml").write_text("mine\n")

@@ -63,7 +63,9 @@ def load(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Config
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"{file}: cannot read the configuration: {reason}") from None
+        raise UserError(
+            f"{file}: cannot read the configuration: {reason}{_way_out(file)}"
+        ) from None
     if not text.strip():
         raise UserError(f"{file}: the configuration is empty; configs/tiny.yaml is an example")
     content, lines = yaml_text.parse(text, str(file))
@@ -76,6 +78,16 @@ def load(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Config
     return Configuration(settings, file, lines, overridden)
 
 
+def _way_out(file: Path) -> str:
+    """Return what the user may have meant by a path that is no configuration."""
+    inside = file / "config.yaml"
+    if inside.is_file():
+        return f"; a run goes on by: forescale train {inside} --run-dir {file}"
+    if not file.exists():
+        return "; configs/tiny.yaml is an example, and `forescale init FILE.csv` writes one"
+    return ""
+
+
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """Return the `key=value` arguments of a command line by dotted key, the values read as YAML.
 
@@ -86,6 +98,8 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         key, equals, text = argument.partition("=")
         if not equals or not all(key.split(".")):
             raise UserError(f"{argument}: expected key=value, such as train.steps=100")
+        if not text.strip():
+            raise UserError(f"{argument}: a value is missing; null is the word for none")
         try:
             overrides |= flat({key: yaml_text.parse_value(text)})
         except UserError as error:

@@ -82,7 +82,10 @@ def parse(text: str, file: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
         if node is None:
             return {}, {}
         if not isinstance(node, yaml.MappingNode):
-            raise UserError(f"{file}:1: expected sections such as `model:` with keys below them")
+            raise UserError(
+                f"{file}:1: expected sections such as `model:` with keys below them; "
+                "`forescale init` writes a configuration for a table"
+            )
         lines: dict[KeyPath, int] = {}
         _collect_lines(node, (), lines, file)
         return loader.construct_document(node), lines

@@ -176,8 +176,9 @@ class Dataset:
         needed = self.config.context_length + self.config.prediction_length
         longest = max(bounds[0] for bounds in self._bounds)
         return (
-            f"data.source: no series is long enough: a window takes context_length + "
-            f"prediction_length = {needed} rows, the longest training part has {longest}"
+            f"data.context_length: no series is long enough: a window takes context_length + "
+            f"prediction_length = {needed} rows, the longest training part has {longest}; shorten "
+            "them, or give training more of the rows in data.split"
         )
 
     def windows(self, split: Split) -> int:

@@ -40,6 +40,8 @@ class StopRequest:
         if number == signal.SIGINT and before is not None and now - before > 1.0:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+        if before is None:
+            acknowledge(number)
         self._requested_at = before or now
         self.number = self.number or number
 
@@ -65,6 +67,12 @@ class StopRequest:
         except ProcessLookupError:
             return True
         return False
+
+
+def acknowledge(number: int) -> None:
+    """Tell whoever pressed Ctrl-C at a terminal that it was heard."""
+    if number == signal.SIGINT and os.isatty(2):
+        os.write(2, b"\nsaving at the next step; Ctrl-C again ends at once\n")
 
 
 @contextmanager

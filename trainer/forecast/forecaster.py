@@ -41,9 +41,14 @@ class Forecaster:
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Forecaster:
         """Load a run folder's newest intact checkpoint, a checkpoint or an export.
 
-        Any layout may have written it. Raises UserError where there are no weights or they are not
-        intact.
+        Any layout may have written it. Raises UserError where there are no weights, they are not
+        intact, or torch has no such device.
         """
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            why = f"device={str(device)!r}: {first_line(error)}"
+            raise UserError(f"{why}; device='cpu' is always there") from None
         for _ in range(MAX_READ_ATTEMPTS):
             source = intact(find(Path(path)))
             try:

@@ -221,6 +221,12 @@ class RunFolder:
             known = {}
         replace(self.environment_file, json.dumps({**known, **entries}, indent=1))
 
+    def way_on(self) -> str:
+        """Return how a run that was stopped goes on, in words."""
+        if self.stop_file.exists():
+            return f"it stands still until {self.stop_file} is removed"
+        return "the same command goes on from there"
+
     def mark(self, marker: str, step: int) -> None:
         """Write DONE_MARKER or SAVED_MARKER, with the last step."""
         replace(self.path / marker, f"step {step}\n")

@@ -72,3 +72,19 @@ def test_with_no_whole_checkpoint_left_a_run_does_not_start_over(
         (folder / "manifest").unlink()
     with pytest.raises(UserError, match="has no whole checkpoint left: step-"):
         planned(run, SETTINGS, 2)
+
+
+def test_the_last_checkpoint_s_damage_is_said_once_with_a_way_out(
+    tmp_path: Path, run_folder: Path
+) -> None:
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    (run / "done").unlink()
+    newest, *others = sorted((run / "checkpoints").glob("step-*"), reverse=True)
+    for folder in others:
+        shutil.rmtree(folder)
+    flip(newest / "__1_0.distcp")
+    with pytest.raises(ranks.RanksFailedError) as failed:
+        ranks.run(train_rank, 2, run, SETTINGS)
+    said = str(failed.value)
+    assert f"it is now {newest.name}.damaged, and there is no whole one before it; restore" in said
+    assert "is used" not in said

@@ -89,6 +89,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load(tmp_path / "no.yaml")
 
 
+def test_a_run_folder_in_place_of_a_file_gets_its_command(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("train:\n  steps: 1\n")
+    way_out = f"forescale train {tmp_path / 'config.yaml'} --run-dir {tmp_path}"
+    with pytest.raises(UserError, match=f"Is a directory; a run goes on by: {way_out}"):
+        load(tmp_path)
+
+
 def test_overrides_are_laid_over_the_file() -> None:
     given = [
         "train.steps=5",
@@ -109,6 +116,8 @@ def test_overrides_are_laid_over_the_file() -> None:
     [
         ("train.steps", "train.steps: expected key=value, such as train.steps=100"),
         ("=3", "=3: expected key=value, such as train.steps=100"),
+        ("train.steps=", "train.steps=: a value is missing; null is the word for none"),
+        ("data.targets= ", "data.targets= : a value is missing; null is the word for none"),
         ("train.steps=[", "train.steps=[: [ is not a valid YAML value"),
         ("train.steps=x", "train.steps: expected a whole number, got 'x'"),
         ("train.stepz=1", "train.stepz: unknown key; did you mean train.steps?"),

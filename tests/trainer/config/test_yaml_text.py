@@ -57,7 +57,11 @@ from trainer.config import load
             "train: {steps: [1\n",
             "my.yaml:2: not valid YAML: expected ',' or ']', but got '<stream end>'",
         ),
-        ("- 1\n", "my.yaml:1: expected sections such as `model:` with keys below them"),
+        (
+            "- 1\n",
+            "my.yaml:1: expected sections such as `model:` with keys below them; `forescale init` "
+            "writes a configuration for a table",
+        ),
         ("", "my.yaml: the configuration is empty; configs/tiny.yaml is an example"),
         (
             "train: !!python/object/apply:os.system [ls]\n",

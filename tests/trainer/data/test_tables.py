@@ -113,8 +113,9 @@ def test_gaps_between_timestamps_are_told(tmp_path: Path) -> None:
         (
             frame(8),
             {},
-            "data.source: no series is long enough: a window takes context_length + "
-            "prediction_length = 9 rows, the longest training part has 5",
+            "data.context_length: no series is long enough: a window takes context_length + "
+            "prediction_length = 9 rows, the longest training part has 5; shorten them, or give "
+            "training more of the rows in data.split",
         ),
         (frame()[["date"]], {}, "data.targets: series.csv has no numeric column to forecast"),
         (frame().head(0), {}, "data.source: series.csv has no rows"),
@@ -143,8 +144,9 @@ def test_gaps_between_timestamps_are_told(tmp_path: Path) -> None:
         (
             frame().head(1),
             {},
-            "data.source: no series is long enough: a window takes context_length + "
-            "prediction_length = 9 rows, the longest training part has 0",
+            "data.context_length: no series is long enough: a window takes context_length + "
+            "prediction_length = 9 rows, the longest training part has 0; shorten them, or give "
+            "training more of the rows in data.split",
         ),
         (
             frame()[["load"]],

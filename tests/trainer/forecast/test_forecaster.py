@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,12 @@ def inputs(forecaster: Forecaster) -> tuple[np.ndarray[Any, Any], np.ndarray[Any
     context = np.random.default_rng(0).normal(size=(2, shape.context_length, shape.channels))
     length, columns = shape.context_length + shape.prediction_length, shape.covariates
     return context * deviation + mean, np.zeros((2, length, columns + len(shape.calendar)))
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "meta:x", "nothing"])
+def test_a_device_that_is_not_there_is_named(device: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"device='{device}': .*; device='cpu' is always there"):
+        Forecaster.load(tmp_path, device=device)
 
 
 def test_missing_points_are_forecast_from_the_others(forecaster: Forecaster) -> None:

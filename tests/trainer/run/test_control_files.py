@@ -42,3 +42,10 @@ def test_files_in_the_run_folder_ask_for_a_stop_or_a_save(tmp_path: Path, switch
     (run / "stop").unlink()
     rows = ranks.run(train_rank, 2, run, {**UNSCORED, "parallel.pipeline": 2})[0]
     assert [row["step"] for row in rows] == list(range(1, 9))
+
+
+def test_a_stopped_run_says_how_it_goes_on(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert run.way_on() == "the same command goes on from there"
+    run.stop_file.touch()
+    assert run.way_on() == f"it stands still until {run.stop_file} is removed"

@@ -1,0 +1,5 @@
+"""`python -m forescale`: the command line."""
+
+from launch.entry import enter
+
+enter()
