@@ -18,7 +18,9 @@ from trainer.logs.log import VARIABLE
 HELP = {"help_option_names": ["-h", "--help"]}
 
 run_dir_option = click.option(
-    "--run-dir", type=click.Path(path_type=Path), help="Default: runs/NAME_OF_CONFIG."
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    help="Default: runs/NAME_OF_CONFIG, or CONFIG's own run.",
 )
 resume_option = click.option(
     "--resume",

@@ -29,7 +29,9 @@ class Plan:
     def warnings(self) -> list[str]:
         """Return a sentence about each thing that the run will not do as one might expect."""
         settings, train = self.configuration.settings, self.configuration.settings.train
-        found = [f"data: {note}" for note in self.dataset.notes] + settings.model.unused("model.")
+        found = [f"data: {note}" for note in self.dataset.notes]
+        if not _is_runs_own(self.configuration.file):  # which holds every key
+            found += settings.model.unused("model.")
         if train.warmup_steps > train.steps:
             found.append(f"train.warmup_steps={train.warmup_steps} is longer than the run")
         return found
@@ -44,10 +46,12 @@ def prepare(
 ) -> Plan:
     """Check settings, data and run folder; imports no torch and starts nothing.
 
-    Raises UserError for what the user can mend.
+    `run_dir` is by default the run whose own configuration this is, else runs/NAME. Raises UserError for what the user can mend.
     """
     layout = check(configuration, world)
-    run = RunFolder(run_dir or Path("runs") / configuration.name)
+    file = configuration.file
+    default = file.parent if _is_runs_own(file) else Path("runs") / configuration.name
+    run = RunFolder(run_dir or default)
     check_reachable(run.path, "--run-dir: ")
     try:
         dataset = Dataset(configuration.settings.data)
@@ -55,3 +59,9 @@ def prepare(
         raise configuration.locate(error) from None
     check_sizes(configuration, layout, dataset.shape)
     return Plan(configuration, layout, dataset, run, choose(configuration, run, dataset, resume))
+
+
+def _is_runs_own(file: Path) -> bool:
+    """Return whether a configuration is the one that a run has written into its folder."""
+    run = RunFolder(file.parent)
+    return file.name == run.config_file.name and run.environment_file.is_file()

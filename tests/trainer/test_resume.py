@@ -17,8 +17,10 @@ from tests import ranks
 from tests.settings import QUICK, UNSCORED, planned, told, train_rank
 from trainer.checkpoint.manifest import entry, read_manifest, write_manifest
 from trainer.checkpoint.saver import Phase
+from trainer.config import load
 from trainer.job import train
 from trainer.logs.metrics import Row, read_metrics
+from trainer.prepare import prepare
 from trainer.run.folder import RunFolder
 from trainer.run.lease import Attempt, acquire
 
@@ -111,6 +113,18 @@ def test_a_finished_run_is_done_and_more_steps_go_on(finished: Path, tmp_path: P
     (longer / "done").unlink()
     with pytest.raises(UserError, match=r"has made 10 steps already, not 9"):
         planned(longer, {**QUICK, "train.steps": 9})
+
+
+def test_a_run_s_own_configuration_goes_on_there(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    steps = {"train.steps": 12}
+    plan = prepare(load(run / "config.yaml", steps))
+    assert plan.run.path == run and plan.start.steps_done == 8
+    assert not [one for one in plan.warnings() if "no effect" in one]
+    elsewhere = prepare(load(run / "config.yaml", steps), run_dir=tmp_path / "other")
+    assert elsewhere.run.path == tmp_path / "other" and elsewhere.start.steps_done == 0
+    (run / "environment.json").unlink()
+    assert prepare(load(run / "config.yaml", steps)).run.path == Path("runs/config")
 
 
 def test_going_another_way_takes_another_folder(finished: Path, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def _way_out(file: Path) -> str:
     """Return what the user may have meant by a path that is no configuration."""
     inside = file / "config.yaml"
     if inside.is_file():
-        return f"; a run goes on by: forescale train {inside} --run-dir {file}"
+        return f"; a run goes on by: forescale train {inside}"
     if not file.exists():
         return "; configs/tiny.yaml is an example, and `forescale init FILE.csv` writes one"
     return ""

@@ -91,7 +91,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_run_folder_in_place_of_a_file_gets_its_command(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("train:\n  steps: 1\n")
-    way_out = f"forescale train {tmp_path / 'config.yaml'} --run-dir {tmp_path}"
+    way_out = f"forescale train {tmp_path / 'config.yaml'}$"
     with pytest.raises(UserError, match=f"Is a directory; a run goes on by: {way_out}"):
         load(tmp_path)
 
