@@ -46,7 +46,8 @@ def prepare(
 ) -> Plan:
     """Check settings, data and run folder; imports no torch and starts nothing.
 
-    `run_dir` is by default the run whose own configuration this is, else runs/NAME. Raises UserError for what the user can mend.
+    `run_dir` is by default the run whose own configuration this is, else runs/NAME. Raises
+    UserError for what the user can mend.
     """
     layout = check(configuration, world)
     file = configuration.file
