@@ -17,6 +17,7 @@ def score(run: Path, split: str, *, as_json: bool) -> None:
     from trainer.forecast.evaluate import evaluate
     from trainer.forecast.forecaster import Forecaster
     from trainer.forecast.report import print_table
+    from trainer.logs.log import log
     from trainer.logs.progress import ScoringProgress
 
     chosen = Split(split)
@@ -24,6 +25,13 @@ def score(run: Path, split: str, *, as_json: bool) -> None:
         forecaster = Forecaster.load(run)
         if not forecaster.dataset.windows(chosen):
             raise UserError(f"{run}: data.split leaves no window in the {split} part")
+        if forecaster.dataset.facts != forecaster.facts:
+            log.warning(
+                "data.source: the training part of %s is not the one that %s was trained on: "
+                "scores are in deviations of the new one",
+                forecaster.settings.data.source,
+                run,
+            )
         size = forecaster.settings.train.micro_batch_size
         with ScoringProgress(split) as progress:
             evaluation = evaluate(

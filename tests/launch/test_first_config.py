@@ -182,6 +182,27 @@ def test_a_table_that_cannot_be_used_is_refused(
     assert not (tmp_path / "x.yaml").exists()
 
 
+def test_scores_on_other_data_than_was_trained_on_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = shops()
+    table.to_csv("x.csv", index=False)
+    main(["init", "x.csv"])
+    settings = ["train.steps=1", "train.warmup_steps=0", "logging.tensorboard=false"]
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "x.yaml", "--quiet", *settings])
+    assert ended.value.code in (0, None)
+    main(["evaluate", "runs/x"])
+    assert "was trained on" not in capsys.readouterr().out
+    numbers = table.select_dtypes("number").columns
+    table[numbers] = table[numbers] * 10
+    table.to_csv("x.csv", index=False)
+    main(["evaluate", "runs/x"])
+    assert "the training part of x.csv is not the one that runs/x was trained on" in (
+        capsys.readouterr().out
+    )
+
+
 @pytest.mark.parametrize("folder", ["nowhere", "x.csv", "/proc/nowhere"])
 def test_a_place_that_is_none_is_refused(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     shops().to_csv("x.csv", index=False)
