@@ -250,7 +250,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error), error.exit_code)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "forescale"
-        _fail(f"{error.format_message()} (see {where} --help)", error.exit_code)
+        sentence = error.format_message()
+        if isinstance(error, click.NoSuchOption) and where.endswith((" train", " plan")):
+            sentence += " Settings are given as key=value, such as train.steps=100."
+        _fail(f"{sentence} (see {where} --help)", error.exit_code)
     except click.Abort:
         _fail("interrupted", 128 + signal.SIGINT)
 

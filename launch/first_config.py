@@ -185,7 +185,8 @@ def _sections(found: Survey) -> Sections:
     values = found.rows * channels
     size = next(size for size in SIZES if values <= size.values)
     every = size.steps // 5
-    micro = max(n for n in (1, 2, 4, 8, 16, 32, 64) if n == 1 or n * channels <= MAX_ROWS)
+    # Up to 16 of a step's 64 windows, so that two and four ranks may share them.
+    micro = max(n for n in (1, 2, 4, 8, 16) if n == 1 or n * channels <= MAX_ROWS)
     named = (found.id_column, f"names each of {found.series:,} series")
     id_column = {"id_column": named} if found.id_column else {}
     return {

@@ -184,6 +184,14 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert "form 2 pipeline stages" in refused([*TRAIN, "parallel.pipeline=2", *where], capsys)
 
 
+def test_a_setting_that_is_given_as_an_option_is_shown_as_a_setting(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = refused(["train", "configs/tiny.yaml", "--steps", "5"], capsys)
+    assert "No such option '--steps'" in said and "such as train.steps=100" in said
+    assert "train.steps" not in refused(["show", "runs/x", "--steps"], capsys)
+
+
 def test_help_imports_no_torch() -> None:
     code = (
         "import sys\nfrom launch.cli import forescale, main\n"
