@@ -32,11 +32,12 @@ class FlatGradients:
         self._flats = [torch.zeros_like(flat) for flat in optimizer.bit16_groups_flat]
         """Each parameter group's gradients, laid end to end as DeepSpeed lays its weights."""
         self._places = [
-            [(p, gradient) for p, gradient in zip(group, _views(group, weights, flat), strict=True)]
+            list(zip(group, _views(group, weights, flat), strict=True))
             for group, weights, flat in zip(
                 optimizer.bit16_groups, optimizer.bit16_groups_flat, self._flats, strict=True
             )
         ]
+        self._partitions = [self._partition(number) for number in range(len(self._flats))]
         replicas = [dist.get_world_size(group) for group in optimizer.real_dp_process_group]
         self._room: Tensor | None = None
         """What other ranks' gradients arrive in, where they are summed by `parallel.gloo`."""
@@ -79,7 +80,7 @@ class FlatGradients:
                     sum_partition(self._flats[number], self._room, group)
                 else:
                     comm.all_reduce(self._flats[number], group=group)
-            optimizer.averaged_gradients[number] = self._partition(number)
+            optimizer.averaged_gradients[number] = self._partitions[number]
 
     def _partition(self, number: int) -> list[Tensor]:
         """Return this rank's part of each parameter's gradient, for those it has a part of."""

@@ -15,8 +15,9 @@ from parallel.layout import Layout
 from parallel.mesh import Mesh
 from tests import ranks
 from tests.settings import UNSCORED, planned, tiny
-from trainer.faults.device_memory import GIB, Held, explained
+from trainer.faults.device_memory import Held, explained
 from trainer.job import train
+from trainer.logs.utilisation import GIB
 
 ERROR = torch.OutOfMemoryError(
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of "

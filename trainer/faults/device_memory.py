@@ -12,8 +12,8 @@ from torch import Tensor
 from model.errors import DeviceMemoryError
 from parallel.mesh import Mesh
 from trainer.config.settings import Settings
+from trainer.logs.utilisation import GIB
 
-GIB = 2**30
 UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": GIB, "TiB": 2**40}
 
 ROOM = 0.95
@@ -52,7 +52,7 @@ def held_on(
 
 
 def _bytes_on(device: torch.device, tensors: Iterable[Tensor]) -> int:
-    storages = {t.untyped_storage() for t in tensors if t.device.type == device.type}
+    storages = (t.untyped_storage() for t in tensors if t.device.type == device.type)
     sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
     return sum(sizes.values())
 
