@@ -19,7 +19,6 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 ALONE = (
-    "tests/faults/test_kills.py",
     "tests/faults/test_stragglers.py",
     "tests/faults/test_watchdog.py",
     "tests/launch/test_processes.py::test_a_rank_that_fails_alone",

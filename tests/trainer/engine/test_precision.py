@@ -15,8 +15,8 @@ DEEP = {
     "model.num_layers": 24,
     "model.use_moe": False,
     "model.norm_strategy": "pre_norm",
-    "train.steps": 500,
-    "train.warmup_steps": 50,
+    "train.steps": 250,
+    "train.warmup_steps": 25,
     "train.learning_rate": 3e-4,
     "logging.every": 100,
 }
@@ -30,7 +30,8 @@ def test_24_layers_in_bf16_end_within_two_percent_of_fp32(tmp_path: Path) -> Non
         folder = tmp_path / precision
         settings = {**DEEP, "train.precision": precision}
         (rows,) = run(train_rank, 1, folder, settings, timeout=400)
-        assert len(rows) == 500
-        losses[precision] = fmean(row["loss"] for row in rows[-100:])
+        assert len(rows) == DEEP["train.steps"]
+        losses[precision] = fmean(row["loss"] for row in rows[-50:])
         assert losses[precision] < 0.5 * fmean(row["loss"] for row in rows[:10])
+    print("mean losses of the last 50 steps:", losses)
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
