@@ -27,6 +27,8 @@ from parallel.mesh import backend_for
 POLL_SECONDS = 0.2
 WATCHDOG_TIMEOUT = 30.0
 """Seconds that a later connection to the store may take."""
+LEAVE_SECONDS = 10.0
+"""Seconds that rank 0 waits at most for the others to read what it leaves in the store."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def report_failure(address: Address, rank: int, sentence: str, seconds: float = 
     with contextlib.suppress(RuntimeError, OSError):
         store = _prefixed(address, "gathering", _open_store(address, False, seconds))
         store.set("failure", f"rank {rank}: {sentence}")
+        store.add("read", 1)
 
 
 def wait_for_all(
@@ -127,7 +130,7 @@ def wait_for_all(
         return
     if store.check(["failure"]):
         reported = store.get("failure").decode()
-        _leave(store, rank)
+        _leave(store, rank, awaited=world)  # those still on their way shall not look for rank 0
         raise UserError(reported) if rank == 0 else ReportedElsewhereError(reported)
     missing = [other for other in range(world) if not store.check([f"rank {other}"])]
     here = sorted(set(range(world)) - set(missing))
@@ -182,11 +185,14 @@ def _have_all_come(store: Store, world: int, deadline: float) -> bool:
     return False
 
 
-def _leave(store: Store, rank: int) -> None:
-    """Have rank 0 keep the store until those who are here have read it, or for some seconds."""
+def _leave(store: Store, rank: int, awaited: int | None = None) -> None:
+    """Have rank 0 keep the store until those who are here have read it, or for some seconds.
+
+    `awaited` is the number of ranks to wait for where more than those here are expected.
+    """
     store.add("read", 1)
-    deadline = time.monotonic() + 20 * POLL_SECONDS
-    while rank == 0 and store.add("read", 0) < store.add("here", 0):
+    deadline = time.monotonic() + LEAVE_SECONDS
+    while rank == 0 and store.add("read", 0) < (awaited or store.add("here", 0)):
         if time.monotonic() > deadline:
             return
         time.sleep(POLL_SECONDS)

@@ -50,6 +50,9 @@ def _train_from_python(rank: int, world: int, run: Path) -> str:
     """Train by the library; the process gets a Ctrl-C. Returns what is raised."""
     import forescale
 
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # jobs of a shell's background ignore it
     _signal_later(run, signal.SIGINT)
     try:
         forescale.train(TINY, run_dir=run, **LONG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,6 +18,19 @@ def test_a_rank_with_another_configuration_is_named(tmp_path: Path) -> None:
     assert (
         "rank 2 differs from rank 0: train.learning_rate is 0.0005 for rank 2 and 0.001 for rank 0"
     ) in said[0]
+    assert said[1:] == ["said elsewhere"] * 2
+
+
+def _start_late(rank: int, world: int, run: Path) -> str:
+    """Start rank 1 when rank 2 has been seen to differ."""
+    if rank == 1:
+        time.sleep(6)
+    return start(rank, world, run, {"train.learning_rate": 5e-4})
+
+
+def test_a_rank_that_comes_after_another_has_differed_is_told(tmp_path: Path) -> None:
+    said = ranks.run(_start_late, 3, tmp_path / "run")
+    assert "rank 2 differs from rank 0" in said[0]
     assert said[1:] == ["said elsewhere"] * 2
 
 
