@@ -1,10 +1,8 @@
 """The format of a set: series in a folder of Arrow IPC files, with an index.
 
-    set.json               what the set holds, and the size and sum of each other file
-    index.arrow            a row for each item: where its values lie, how long it is, its statistics
-    shard-00000.arrow ...  the items, in the columns that GluonTS, Chronos and HF datasets read
-
-docs/data.md explains it for other programs.
+set.json               what the set holds, and the size and sum of each other file
+index.arrow            a row for each item: where its values lie, how long it is, its statistics
+shard-00000.arrow ...  the items, in the columns that GluonTS, Chronos and HF datasets read
 """
 
 from __future__ import annotations
