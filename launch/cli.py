@@ -135,14 +135,37 @@ def export(source: Path, out: Path, precision: Literal["fp32", "bf16"]) -> None:
 
 @forescale.command()
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--verify", is_flag=True, help="Read every byte of checkpoints against its sum.")
+@click.option("--verify", is_flag=True, help="Read every byte against its sum.")
+@click.option(
+    "--picture", type=click.Path(path_type=Path), help="Draw a set of series into this PNG file."
+)
 @json_option
 @log_options
-def show(path: Path, verify: bool, as_json: bool) -> None:
-    """Tell what a run folder, a checkpoint or an export holds."""
+def show(path: Path, verify: bool, picture: Path | None, as_json: bool) -> None:
+    """Tell what a run folder, a checkpoint, an export or a set of series holds."""
     from launch.show import show_path
 
-    show_path(path, verify=verify, as_json=as_json)
+    show_path(path, verify=verify, as_json=as_json, picture=picture)
+
+
+@forescale.command()
+@click.argument("arguments", nargs=-1, required=True, metavar="SOURCE... OUT [data.KEY=VALUE]...")
+@click.option(
+    "--on-error",
+    type=click.Choice(["refuse", "skip"]),
+    help="What cannot be read ends the command, or is left out and counted.  [default: refuse]",
+)
+@log_options
+def prepare(arguments: Sequence[str], on_error: str | None) -> None:
+    """Write series from SOURCE, files or folders, as a set into the new folder OUT.
+
+    Sources are CSV, TSV, Parquet, Feather, Arrow, JSON lines or .tsf, a row for each point or for
+    each series. data.KEY=VALUE says how they are read, as in data.id_column=store; `forescale keys
+    data` lists the keys.
+    """
+    from launch.prepare_data import prepare as write
+
+    write(arguments, on_error)
 
 
 @forescale.command()

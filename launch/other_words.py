@@ -13,6 +13,7 @@ COMMANDS = {
     "show": ("info", "inspect", "status", "describe", "summary", "list", "ls", "verify"),
     "plan": ("check", "lint", "estimate", "memory", "layout", "dry-run"),
     "export": ("convert", "save", "package", "publish", "push"),
+    "prepare": ("import", "ingest", "preprocess", "data", "index", "tokenize"),
     "keys": ("config", "settings", "options", "parameters", "args", "schema"),
     "doctor": ("env", "environment", "diagnose", "report", "collect-env"),
     "init": ("new", "create", "template", "configure", "setup", "quickstart"),

@@ -1,4 +1,4 @@
-"""`forescale show PATH`: what a run folder, a checkpoint or an export holds.
+"""`forescale show PATH`: what a run folder, a checkpoint, an export or a set of series holds.
 
 Each is described as one object, as `--json` prints it; the text for people is made of that.
 """
@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
-from rich.console import Console
-from rich.table import Table
 from typing_extensions import TypedDict  # pydantic's wish before Python 3.12
 
 from launch.output import print_json, showing_log
+from launch.show_set import describe_set, draw_set
+from launch.show_set import rows_of as _set_rows
+from launch.text_rows import print_rows
 from model.errors import UserError
 from model.sentences import first_line
 from model.validation import check_content
@@ -22,6 +23,7 @@ from parallel.layout import describe
 from trainer.checkpoint.keys import WEIGHTS, of_kinds
 from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.store import Checkpoint
+from trainer.data.set_format import is_set
 from trainer.files import read_json
 from trainer.logs.log import log
 from trainer.logs.metrics import read_metrics
@@ -32,18 +34,24 @@ Known = dict[str, Any]
 """What is known of a path, with its `kind`; docs/cluster.md lists the keys."""
 
 
-def show_path(path: Path, *, verify: bool, as_json: bool) -> None:
-    """Print what `path` holds; `verify` reads every byte of checkpoints.
+def show_path(path: Path, *, verify: bool, as_json: bool, picture: Path | None = None) -> None:
+    """Print what `path` holds; `verify` reads every byte of checkpoints and sets.
+
+    A set is drawn into the file `picture`, if one is given.
 
     Raises UserError where it holds nothing of Forescale's, or something damaged; what is known of a
     run folder with damaged checkpoints is printed first.
     """
     with showing_log(as_json=as_json):
         known = _describe(path, verify=verify)
+    if picture is not None:
+        if known["kind"] != "set":
+            raise UserError(f"--picture: {path} is no set of series, which alone can be drawn")
+        draw_set(path, picture)
     if as_json:
         print_json(known)
     else:
-        _print_rows(_ROWS[known["kind"]](known))
+        print_rows(_ROWS[known["kind"]](known))
     damaged = [Path(c["path"]).name for c in known.get("checkpoints", []) if c["damage"]]
     if damaged:
         raise UserError(f"{path}: damaged: {', '.join(damaged)}")
@@ -57,6 +65,8 @@ def _describe(path: Path, *, verify: bool) -> Known:
         return _checkpoint(Checkpoint(path), verify=verify)
     if RunFolder(path).exists():
         return _run(RunFolder(path), verify=verify)
+    if is_set(path):
+        return describe_set(path, verify=verify)
     return _export(find(path))
 
 
@@ -246,7 +256,12 @@ def _export_rows(known: Known) -> dict[str, str]:
     }
 
 
-_ROWS = {"run": _run_rows, "checkpoint": _checkpoint_rows, "export": _export_rows}
+_ROWS = {
+    "run": _run_rows,
+    "checkpoint": _checkpoint_rows,
+    "export": _export_rows,
+    "set": _set_rows,
+}
 
 
 def _number(value: object, form: str) -> str:
@@ -255,10 +270,3 @@ def _number(value: object, form: str) -> str:
 
 def _mebibytes(size: int) -> str:
     return f"{size / 2**20:.1f} MiB"
-
-
-def _print_rows(rows: dict[str, str]) -> None:
-    table = Table.grid(padding=(0, 2))
-    for name, value in rows.items():
-        table.add_row(name, value)
-    Console(width=100).print(table)

@@ -26,11 +26,15 @@ class SeriesSet:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open a set. Reads set.json and the index; raises UserError where a file has changed."""
+        """Open a set. Reads set.json and the index; raises UserError where a file has changed.
+
+        Of the shards the sizes are looked at alone; `verify` reads them.
+        """
         self.folder = folder
         self.info: SetInfo = read_info(folder)
         for file in (self.info.index, *self.info.shards):
             _check_size(folder / file.name, file)
+        _check_sum(folder / INDEX_FILE, self.info.index)
         index = _open_table(folder / INDEX_FILE)
         self._ids = index["item_id"].combine_chunks()
         self._freqs = index["freq"].combine_chunks()
@@ -59,6 +63,10 @@ class SeriesSet:
     def freq(self, item: int) -> str | None:
         """Return the interval of an item as an offset of pandas."""
         return self._freqs[item].as_py()
+
+    def freqs(self) -> list[str | None]:
+        """Return the interval of every item."""
+        return list(self._freqs.to_pylist())
 
     def statistics(self, name: str) -> npt.NDArray[np.float64]:
         """Return each item's `mean`, `deviation`, `minimum` or `maximum`, NaN for none."""
@@ -137,10 +145,7 @@ class SeriesSet:
     def verify(self) -> None:
         """Read every byte. Raises UserError naming the first file that has changed."""
         for file in (self.info.index, *self.info.shards):
-            path = self.folder / file.name
-            with open(path, "rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != file.sha256:
-                    raise UserError(f"{path} has changed since it was written; prepare it again")
+            _check_sum(self.folder / file.name, file)
 
     def _mapped(self, shard: FileSum) -> Values:
         """Return a shard's memory as numbers; Arrow lays the values of items at whole ones."""
@@ -194,11 +199,18 @@ def _check_size(path: Path, file: FileSum) -> None:
         )
 
 
+def _check_sum(path: Path, file: FileSum) -> None:
+    """Raise UserError where a file of a set has other bytes than were written."""
+    with open(path, "rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != file.sha256:
+            raise UserError(f"{path} has changed since it was written; prepare the set again")
+
+
 def _open_table(path: Path) -> pa.Table:
     """Return an Arrow file's table, memory-mapped."""
     try:
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} is broken ({error}); prepare the set again") from None
 
 

@@ -80,7 +80,8 @@ class SetInfo:
     columns: Columns
     dtype: Literal["float32", "float64"]
     timezone: str | None
-    """Zone of the starts, which are then UTC; None where they are taken as they stand."""
+    """Zone of the series, or None where their times are taken as they stand. Where there is one,
+    the starts of series with an interval below a day are UTC; those of others are dates there."""
     items: NonNegativeInt
     points: NonNegativeInt
     """Points of all items, each counted once whatever the number of its channels."""

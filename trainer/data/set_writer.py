@@ -54,7 +54,6 @@ class SetWriter:
         folder: Path,
         columns: Columns,
         dtype: str,
-        timezone: str | None = None,
         *,
         origin: str = "",
         shard_bytes: int = SHARD_BYTES,
@@ -62,7 +61,7 @@ class SetWriter:
         if folder.exists():
             raise UserError(f"{folder} exists already; remove it, or name another folder")
         self.folder = folder
-        self.columns, self.dtype, self.timezone = columns, np.dtype(dtype), timezone
+        self.columns, self.dtype = columns, np.dtype(dtype)
         self._partial = folder.with_name(f".{folder.name}.partial")
         self._schema = shard_schema(columns, dtype)
         self._origin, self._shard_bytes = origin, shard_bytes
@@ -107,8 +106,11 @@ class SetWriter:
         self._batch.append(item)
         self._batch_bytes += size
 
-    def finish(self, notes: tuple[str, ...] = ()) -> SetInfo:
-        """Write what is left and the index, and move the set to its folder."""
+    def finish(self, notes: tuple[str, ...] = (), timezone: str | None = None) -> SetInfo:
+        """Write what is left and the index, and move the set to its folder.
+
+        `timezone` is the zone of the starts, see SetInfo.
+        """
         if self._batch:
             self._write_batch()
         if self._shard is not None:
@@ -121,7 +123,7 @@ class SetWriter:
         info = SetInfo(
             self.columns,
             "float32" if self.dtype == np.float32 else "float64",
-            self.timezone,
+            timezone,
             items=table.num_rows,
             points=int(np.sum(table["length"].to_numpy())),
             index=file,

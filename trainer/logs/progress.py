@@ -1,4 +1,4 @@
-"""The progress of training and of scoring: a bar on a terminal, plain lines in a log."""
+"""The progress of long work: a bar on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -106,3 +106,35 @@ class ScoringProgress:
         elif self._shown and time.monotonic() - self._said_at >= SCORING_SECONDS:
             self._said_at = time.monotonic()
             log.info("scored %s of %s %s windows", f"{done:,}", f"{total:,}", self._what)
+
+
+class CountingProgress:
+    """Shows how many things are done where nobody knows how many there are, and of what size."""
+
+    def __init__(self, doing: str, things: str, size: str) -> None:
+        self._doing, self._things, self._size = doing, things, size
+        self._count, self._total = 0, 0
+        self._shown_at = time.monotonic()
+        self._status = Console().status(doing) if _has_bar() else None
+
+    def __enter__(self) -> CountingProgress:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def advance(self, count: int, size: int) -> None:
+        """Count some more things, and their size."""
+        self._count, self._total = self._count + count, self._total + size
+        now = time.monotonic()
+        if now - self._shown_at < (0.2 if self._status is not None else SCORING_SECONDS):
+            return
+        self._shown_at = now
+        text = f"{self._count:,} {self._things}, {self._total:,} {self._size}"
+        if self._status is not None:
+            self._status.update(f"{self._doing}: {text}")
+        else:
+            log.info("%s: %s", self._doing, text)

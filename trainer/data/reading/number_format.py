@@ -94,23 +94,35 @@ def parse(
     if pd.api.types.is_bool_dtype(column) or pd.api.types.is_numeric_dtype(column):
         numbers = column.to_numpy(np.float64, na_value=np.nan)
         wrong = np.zeros(len(column), bool)
+    elif form.decimal == ",":
+        numbers, wrong = _parse_texts(column, form)
     else:
-        texts = column.astype("str").str.strip().where(column.notna(), "")
-        lowered = texts.str.lower()
-        is_missing = lowered.isin(form.missing).to_numpy()
-        texts = texts.where(~lowered.isin(TRUTHS.keys()), lowered.map(TRUTHS))
-        other = "." if form.decimal == "," else ","
-        texts = texts.str.replace(_THOUSANDS.format(re.escape(other)), "", regex=True)
-        texts = texts.str.removesuffix("%").str.replace("\u2212", "-", regex=False)
-        if form.decimal == ",":
-            texts = texts.where(~texts.str.contains(".", regex=False), "not a number")
-            texts = texts.str.replace(",", ".", regex=False)
-        parsed = pd.to_numeric(texts.where(~is_missing, None), errors="coerce")
-        numbers = parsed.to_numpy(np.float64, na_value=np.nan)
-        wrong = np.isnan(numbers) & ~is_missing
+        plain = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+        numbers, wrong = plain.copy(), np.zeros(len(column), bool)
+        others = np.flatnonzero(np.isnan(plain))  # the slow way is for what is no plain number
+        if len(others):
+            numbers[others], wrong[others] = _parse_texts(column.iloc[others], form)
     for code in form.missing_numbers:
         numbers = np.where(numbers == code, np.nan, numbers)
     return numbers, wrong
+
+
+def _parse_texts(
+    column: pd.Series, form: NumberFormat
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    texts = column.astype("str").str.strip().where(column.notna(), "")
+    lowered = texts.str.lower()
+    is_missing = lowered.isin(form.missing).to_numpy()
+    texts = texts.where(~lowered.isin(TRUTHS.keys()), lowered.map(TRUTHS))
+    other = "." if form.decimal == "," else ","
+    texts = texts.str.replace(_THOUSANDS.format(re.escape(other)), "", regex=True)
+    texts = texts.str.removesuffix("%").str.replace("\u2212", "-", regex=False)
+    if form.decimal == ",":
+        texts = texts.where(~texts.str.contains(".", regex=False), "not a number")
+        texts = texts.str.replace(",", ".", regex=False)
+    parsed = pd.to_numeric(texts.where(~is_missing, None), errors="coerce")
+    numbers = parsed.to_numpy(np.float64, na_value=np.nan)
+    return numbers, np.isnan(numbers) & ~is_missing
 
 
 def share_of_numbers(column: pd.Series, form: NumberFormat | None = None) -> float:

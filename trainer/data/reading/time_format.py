@@ -90,6 +90,32 @@ def decide(
     return _decide_texts(texts, where)
 
 
+def looks_like_times(column: pd.Series) -> bool:
+    """Return whether a column holds nothing but times, by how they are written.
+
+    Numbers do not say so: whether they are times is told by the column's name alone.
+    """
+    if isinstance(column.dtype, pd.PeriodDtype) or column.dtype.kind == "M":
+        return True
+    values = column.dropna()
+    if values.empty or pd.api.types.is_numeric_dtype(values):
+        return False
+    if isinstance(values.iloc[0], pd.Timestamp | pd.Period):
+        return True
+    texts = values.astype(str).str.strip()
+    texts = texts[texts != ""]
+    if texts.empty:
+        return False
+    spread = texts.iloc[:: max(1, len(texts) // 50)]
+    return float(np.mean([_is_written_as_time(text) for text in spread])) > 0.9
+
+
+def _is_written_as_time(text: str) -> bool:
+    if re.fullmatch(r"[\d.]+", text) and not _SEPARATED.match(text):
+        return False
+    return bool(_QUARTER.match(text) or _WEEK.match(text) or next(_patterns(text), None))
+
+
 def parse(column: pd.Series, form: TimeFormat) -> tuple[Times, bool]:
     """Return the times [T] of a column, NaT where there is none, and whether they are UTC.
 

@@ -1,0 +1,58 @@
+"""`forescale prepare SOURCE... OUT`: series from files of any kind become a set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from launch.output import showing_log
+from launch.show_set import describe_set, rows_of
+from launch.text_rows import print_rows
+from model.errors import UserError
+from model.sentences import nearest
+from model.validation import mistake
+from trainer.config.load import parse_overrides
+from trainer.config.table_settings import TableConfig
+from trainer.data.prepare_set import prepare_set
+from trainer.data.set_format import Item
+from trainer.logs.progress import CountingProgress
+
+
+def prepare(arguments: Sequence[str], on_error: str | None) -> None:
+    """Write a set of the sources, and say what was found.
+
+    `arguments` are sources, the set's folder and data.KEY=VALUE, in this order or mixed.
+    """
+    settings = [word for word in arguments if word.startswith("data.") and "=" in word]
+    paths = [word for word in arguments if word not in settings]
+    if len(paths) < 2:
+        raise UserError("expected SOURCE... OUT: the files to read, and the folder to write")
+    *sources, out = paths
+    config = _config(settings, on_error)
+    with showing_log(), CountingProgress("preparing", "series", "points") as progress:
+
+        def count(item: Item) -> None:
+            progress.advance(1, item.length)
+
+        prepare_set(sources, Path(out), config, count)
+    print_rows(rows_of(describe_set(Path(out))))
+
+
+def _config(settings: list[str], on_error: str | None) -> TableConfig:
+    """Return how tables are read, by the settings that were given."""
+    given = {key.removeprefix("data."): v for key, v in parse_overrides(settings).items()}
+    if on_error is not None:
+        given["on_error"] = on_error
+    try:
+        return TableConfig.model_validate(given)
+    except ValidationError as error:
+        path, sentence = mistake(error)
+        key = ".".join(path)
+        if sentence is None:
+            near = nearest(key, TableConfig.model_fields)
+            sentence = "is no setting of how tables are read" + (
+                f"; did you mean data.{near}?" if near else ""
+            )
+        raise UserError(f"data.{key}: {sentence}") from None

@@ -1,0 +1,62 @@
+"""Settings of how a table of series is read: its columns, its numbers and its times."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from model.config import Section
+
+NO_TIME = "none"
+"""Value of time_column for a table whose rows are only numbered."""
+
+FILE_NAMES = "file"
+"""Value of id_column for files that are a series each."""
+NO_ID = "none"
+"""Value of id_column for a table that is one series, whatever its columns are called."""
+
+Names = Annotated[list[str], Field(min_length=1)]
+
+
+class TableConfig(Section):
+    """How a table of series is read."""
+
+    targets: Names | None = None
+    """Columns to forecast. Default: every column of measurements that has no other role."""
+    covariates: list[str] = []
+    """Columns known in advance (holidays, prices): the network sees their future, too."""
+    past_covariates: list[str] = []
+    """Columns that help, but are known only up to the present."""
+    static: list[str] = []
+    """Columns that are constant in each series: numbers, or texts, which are categories."""
+    time_column: str | None = None
+    """Column of times, or `none`. Default: one that is called so (time, date, ds, ...), else the
+    first that holds times."""
+    id_column: str | Names | None = None
+    """Column that names the series of a long table, or columns that do so together. Default: one
+    that is called so (unique_id, item_id, ...) or that the times need; else one series. `file`
+    names them by their files, and `none` says that all rows are of one."""
+    timezone: str | None = None
+    """Time zone of the series, e.g. Australia/Melbourne. Times without an offset are local times
+    there; those with one are converted to it for the calendar. Default: times as they stand."""
+    date_format: str | None = None
+    """How times are written, by strptime's codes, e.g. %d/%m/%Y. Default: found by their look."""
+    time_unit: Literal["s", "ms", "us", "ns"] | None = None
+    """Unit of times that are numbers since 1970. Default: told by their size."""
+    freq: str | None = None
+    """Interval of series that do not say theirs, as an offset of pandas: 30min, h, D, W, MS."""
+    decimal: Literal[".", ","] | None = None
+    """Decimal mark. Default: found by the numbers' look."""
+    missing: list[str | float] = []
+    """Further texts and numbers that stand for a missing value, such as -9999."""
+    separator: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """What divides the cells of a line of text. Default: comma, semicolon, tab or bar, whichever
+    divides the lines alike."""
+    encoding: str | None = None
+    """Encoding of text files, e.g. cp1252. Default: UTF-8, or what the file's first bytes say."""
+    skip_rows: int | list[int] = 0
+    """Lines before a text's header to leave out, or the numbers of the lines."""
+    on_error: Literal["refuse", "skip"] = "refuse"
+    """What happens to cells, rows and series that cannot be read: the table is refused, naming the
+    first, or they are left out and counted."""
