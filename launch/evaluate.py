@@ -29,7 +29,7 @@ def score(run: Path, split: str, *, as_json: bool) -> None:
             log.warning(
                 "data.source: the training part of %s is not the one that %s was trained on: "
                 "scores are in deviations of the new one",
-                forecaster.settings.data.source,
+                forecaster.settings.data.named,
                 run,
             )
         size = forecaster.settings.train.micro_batch_size

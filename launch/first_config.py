@@ -14,7 +14,7 @@ import pandas as pd
 
 from launch.output import showing_log
 from model.errors import UserError
-from trainer.config.settings import DataConfig
+from trainer.config.data_settings import DataConfig
 from trainer.config.yaml_text import parse_value
 from trainer.data import Dataset
 from trainer.data.survey import Survey, survey

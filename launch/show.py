@@ -85,7 +85,7 @@ def _run(run: RunFolder, *, verify: bool) -> Known:
         "state": ended[0] if ended else "unfinished",
         "step": rows[-1]["step"] if rows else 0,
         "steps": settings.train.steps,
-        "data": settings.data.source,
+        "data": settings.data.named,
         "layout": environment.get("layout"),
         "versions": environment.get("versions"),
         "last_step": rows[-1] if rows else None,

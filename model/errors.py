@@ -3,6 +3,7 @@
     ValueError
     └── UserError                   2  a mistake that the user can mend
         ├── ReportedElsewhereError  2  another rank reports it: this one ends silently
+        ├── SeveralSeriesError      2  a table whose series some columns may tell apart
         └── AbsentError             2  ranks that have not come to the rendezvous
     RuntimeError
     └── RunFailedError              1  a run that began cannot go on; its checkpoints are good
@@ -30,6 +31,14 @@ class UserError(ValueError):
 
 class ReportedElsewhereError(UserError):
     """A mistake that another rank reports: this one ends without a word."""
+
+
+class SeveralSeriesError(UserError):
+    """A table holds several series, which the columns `ids` tell apart if they are meant to."""
+
+    def __init__(self, sentence: str, ids: tuple[str, ...]) -> None:
+        super().__init__(sentence)
+        self.ids = ids
 
 
 class AbsentError(UserError):

@@ -145,6 +145,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     report.show(terminalreporter)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the tables that tests and their ranks prepare out of the checkout."""
+    os.environ.setdefault("FORESCALE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 def skip(why: str) -> NoReturn:
     """Skip a test for what a machine may lack; fail it where FORESCALE_NO_SKIPS is set."""
     if os.environ.get("FORESCALE_NO_SKIPS"):

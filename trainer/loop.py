@@ -21,7 +21,7 @@ from parallel.mesh import Mesh
 from trainer.checkpoint.saver import Saver
 from trainer.config.load import flat
 from trainer.data import Split
-from trainer.data.dataset import WindowBatch
+from trainer.data.windows import WindowBatch
 from trainer.engine.engine import CHUNK, Engine
 from trainer.faults.device_memory import explained, held_on
 from trainer.faults.signals import StopRequest

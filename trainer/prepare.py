@@ -11,6 +11,7 @@ from trainer.config import Configuration
 from trainer.config.rules import check
 from trainer.config.sizes import check_sizes
 from trainer.data import Dataset
+from trainer.data.prepared import default_cache
 from trainer.files import check_reachable
 from trainer.resume import Start, choose
 from trainer.run.folder import RunFolder
@@ -55,7 +56,7 @@ def prepare(
     run = RunFolder(run_dir or default)
     check_reachable(run.path, "--run-dir: ")
     try:
-        dataset = Dataset(configuration.settings.data)
+        dataset = Dataset(configuration.settings.data, default_cache(run.path.parent))
     except UserError as error:
         raise configuration.locate(error) from None
     check_sizes(configuration, layout, dataset.shape)

@@ -144,7 +144,7 @@ def _check_made_from_the_same(start: Start) -> None:
     check_same(start.configuration, made_from["settings"], f"{path} is of other settings")
     if made_from["data"] != start.dataset.digest:
         raise UserError(
-            f"data.source: {start.configuration.settings.data.source} has changed since "
+            f"data.source: {start.configuration.settings.data.named} has changed since "
             f"{path} was written; choose another --run-dir to start on the new data"
         )
     steps = start.configuration.settings.train.steps

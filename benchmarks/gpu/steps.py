@@ -28,7 +28,7 @@ from model.config import SeriesShape
 from parallel.layout import Layout
 from parallel.mesh import init_mesh, local_device
 from trainer.config.settings import Settings
-from trainer.data.dataset import WindowBatch
+from trainer.data.windows import WindowBatch
 from trainer.engine.engine import Engine
 
 PATCH = 32

@@ -15,9 +15,9 @@ import pytest
 
 from tests import ranks
 from tests.settings import QUICK, planned, told, train_plan, train_rank
-from trainer.config.settings import DataConfig
+from trainer.config.data_settings import DataConfig
 from trainer.data import Dataset, Split
-from trainer.data.dataset import WindowBatch
+from trainer.data.windows import WindowBatch
 from trainer.logs.metrics import read_metrics
 
 

@@ -23,7 +23,7 @@ from trainer.checkpoint.partitions import Partition
 from trainer.checkpoint.store import Checkpoint
 from trainer.config.settings import DataConfig, FaultsConfig
 from trainer.data import Dataset, Split
-from trainer.data.dataset import WindowBatch
+from trainer.data.windows import WindowBatch
 from trainer.faults.skipped_steps import MIN_NORMS, SkippedSteps
 from trainer.logs.metrics import Row, read_metrics
 from trainer.run.folder import RunFolder

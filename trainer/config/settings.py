@@ -1,24 +1,21 @@
 """The sections of a configuration, every key documented where it is declared.
 
-Those of `model` are in model/config.py, but for init_from.
+Those of `model` are in model/config.py, but for init_from, and those of `data` in data_settings.py.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
-from model.config import CALENDAR_SIZES, LARGEST_INT, ModelConfig, PositiveInt, Section
+from model.config import LARGEST_INT, ModelConfig, PositiveInt, Section
+from trainer.config.data_settings import DataConfig
 
 NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST_INT)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 OffIsNone = BeforeValidator(lambda value: "none" if value is False else value)
 """Validator that takes false for none: YAML reads a bare `off` as false."""
-
-AllIsOne = BeforeValidator(lambda value: 1 if value == "all" else value)
-"""Validator that takes 1 for `all`, of the distance between things."""
 
 
 class NetworkConfig(ModelConfig):
@@ -28,111 +25,6 @@ class NetworkConfig(ModelConfig):
     """Run folder, checkpoint or export whose weights a new run starts from, as far as names and
     shapes are the same; the log names what is not taken over. Default: weights drawn by
     train.seed."""
-
-
-class DataConfig(Section):
-    """The series: their source, the columns that are forecast, and the windows and parts."""
-
-    source: str = "vic_elec"
-    """`vic_elec` (half-hourly electricity demand, extra `demo`) or a CSV or Parquet file: wide
-    (a column per channel) or long (id_column names the series). A path is relative to the folder
-    that the command runs in."""
-    targets: Annotated[list[str], Field(min_length=1)] | None = None
-    """Columns to forecast. Default: every numeric column that has no other role."""
-    covariates: list[str] = []
-    """Columns known in advance (holidays, prices): the network sees their future, too."""
-    time_column: str | None = None
-    """Column of timestamps, or `none`. Default: the first of time, date, timestamp, datetime
-    and ds."""
-    id_column: str | None = None
-    """Column that names the series of a long file. Default: one series."""
-    calendar: list[
-        Literal[
-            "time_of_day", "day_of_week", "day_of_year", "minute", "hour", "day_of_month", "month"
-        ]
-    ] = []
-    """Calendar features of each timestamp that the network gets as covariates."""
-    calendar_encoding: Literal["waves", "embedding"] = "waves"
-    """Encoding of the calendar features: the sine and cosine of each phase, or the value (minute,
-    hour, day_of_week, day_of_month or month) looked up in a learned table."""
-    timezone: str | None = None
-    """Time zone of the calendar, e.g. Australia/Melbourne. Timestamps that carry an offset are
-    converted to it; others are taken as local already. Default: timestamps as they stand in the
-    file."""
-    context_length: PositiveInt = 336
-    """Points that a forecast is made from."""
-    prediction_length: PositiveInt = 48
-    """Points that are forecast."""
-    split: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.7, 0.1, 0.2]
-    """Training, validation and test part of each series in time order: fractions that add to 1,
-    or numbers of rows. A validation or test window's context may reach into the part before."""
-    rows: PositiveInt | None = None
-    """Number of first rows of each series to use. Default: all."""
-    scaling: Literal["train", "none"] = "train"
-    """Scaling of each channel: standardised by the mean and deviation of its training part, or
-    none."""
-    season_lengths: list[PositiveInt] | None = None
-    """Periods in points, shortest first: each gives a seasonal-naive baseline, the first scales
-    MASE. Default: the day and the week, where the sampling interval has them."""
-    score_every: Annotated[PositiveInt | None, AllIsOne] = None
-    """Distance between the windows that are scored: `all` or 1 scores every window of a part, as
-    the literature does. Default: the least with which at most 20,000 windows are scored and that
-    shares no factor with a season, so that every time of a day counts."""
-
-    @model_validator(mode="after")
-    def _columns_have_one_part(self) -> DataConfig:
-        for key in ("targets", "covariates"):
-            names = getattr(self, key) or []
-            twice = [name for name in names if names.count(name) > 1]
-            if twice:
-                raise ValueError(f"{key}: {twice[0]} stands twice")
-        both = set(self.targets or []) & set(self.covariates)
-        if both:
-            raise ValueError(
-                f"covariates: {min(both)} is a target; what is forecast cannot be known in advance"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _calendar_can_be_embedded(self) -> DataConfig:
-        odd = [name for name in self.calendar if name not in CALENDAR_SIZES]
-        if self.calendar_encoding == "embedding" and odd:
-            raise ValueError(
-                f"calendar: {odd[0]} has no values to embed; use {', '.join(CALENDAR_SIZES)}, "
-                "or calendar_encoding: waves"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _timezone_exists(self) -> DataConfig:
-        try:
-            ZoneInfo("UTC" if self.timezone is None else self.timezone)
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError(
-                f"timezone: there is no {self.timezone!r}; "
-                "it is named like Australia/Melbourne or UTC"
-            ) from None
-        return self
-
-    @model_validator(mode="after")
-    def _seasons_fit(self) -> DataConfig:
-        seasons = self.season_lengths or []
-        if seasons != sorted(set(seasons)):
-            raise ValueError(f"season_lengths: {seasons} must ascend without repetition")
-        if seasons and seasons[-1] > self.context_length:
-            raise ValueError(
-                f"season_lengths: {seasons[-1]} is longer than context_length="
-                f"{self.context_length}, which the naive forecast repeats it from"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _split_adds_up(self) -> DataConfig:
-        if min(self.split) < 0 or self.split[0] == 0:
-            raise ValueError("split: parts cannot be negative, and the training part cannot be 0")
-        if max(self.split) <= 1 and abs(sum(self.split) - 1) > 1e-6:
-            raise ValueError(f"split: the fractions {self.split} add to {sum(self.split):g}, not 1")
-        return self
 
 
 class ParallelConfig(Section):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from model.config import Section
 
@@ -60,3 +61,28 @@ class TableConfig(Section):
     on_error: Literal["refuse", "skip"] = "refuse"
     """What happens to cells, rows and series that cannot be read: the table is refused, naming the
     first, or they are left out and counted."""
+
+    @model_validator(mode="after")
+    def _columns_have_one_part(self) -> TableConfig:
+        for key in ("targets", "covariates", "past_covariates", "static"):
+            names = getattr(self, key) or []
+            twice = [name for name in names if names.count(name) > 1]
+            if twice:
+                raise ValueError(f"{key}: {twice[0]} stands twice")
+        both = set(self.targets or []) & set(self.covariates)
+        if both:
+            raise ValueError(
+                f"covariates: {min(both)} is a target; what is forecast cannot be known in advance"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _timezone_exists(self) -> TableConfig:
+        try:
+            ZoneInfo("UTC" if self.timezone is None else self.timezone)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(
+                f"timezone: there is no {self.timezone!r}; "
+                "it is named like Australia/Melbourne or UTC"
+            ) from None
+        return self

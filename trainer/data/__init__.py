@@ -1,6 +1,6 @@
-"""Series, their windows, and batches of them."""
+"""The series: what is read, prepared and kept, and the windows that a run sees of it."""
 
-from trainer.data.dataset import Dataset, Split
-from trainer.data.tables import Series
+from trainer.data.dataset import Dataset
+from trainer.data.windows import Split
 
-__all__ = ["Dataset", "Series", "Split"]
+__all__ = ["Dataset", "Split"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
-from enum import StrEnum
+from collections import Counter
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,120 +14,127 @@ import pandas as pd
 
 from model.config import CALENDAR_SIZES, SeriesShape
 from model.errors import UserError
-from trainer.config.settings import DataConfig
-from trainer.data.series_facts import SeriesFacts
-from trainer.data.tables import Doubles, Floats, Series, Table, read_table
+from trainer.config.data_settings import DataConfig
+from trainer.data.frequency import Frequency
+from trainer.data.part import Part
+from trainer.data.prepared import default_cache, open_set
+from trainer.data.sampling import Sampler
+from trainer.data.series_facts import SeriesFacts, SourceFacts
+from trainer.data.windows import Indices, Split, WindowBatch
 
-Indices = npt.NDArray[np.int64]
+Doubles = npt.NDArray[np.float64]
 
 MAX_SCORED = 20_000
 """Windows of a split that are scored at most, unless data.score_every says otherwise."""
 
 
-class Split(StrEnum):
-    """A part of the series in time."""
-
-    TRAIN = "train"
-    VALIDATION = "validation"
-    TEST = "test"
-
-
-@dataclass(frozen=True)
-class Windows:
-    """All stride-1 windows of a split, numbered through series after series."""
-
-    first: Indices
-    """Row at which the context of each series' first window starts."""
-    ends: Indices
-    """Number of windows in each series and all before it."""
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    def locate(self, index: int) -> tuple[int, int]:
-        """Return the series that window `index` is of, and the row at which its context starts."""
-        series = int(np.searchsorted(self.ends, index, side="right"))
-        before = int(self.ends[series - 1]) if series > 0 else 0
-        return series, int(self.first[series]) + index - before
-
-
-@dataclass(frozen=True)
-class WindowBatch:
-    """Windows in standardised units; a window of weight 0 is padding."""
-
-    context: Floats
-    """Past values [B, L, C], NaN where missing."""
-    target: Floats
-    """Future values [B, H, C], NaN where missing."""
-    covariates: Floats
-    """Covariates [B, L + H, F] of past and future."""
-    weight: Floats
-    """Weights [B]: 1, or 0 for padding."""
-
-
 class Dataset:
-    """The series of a configuration, split in time and standardised by their training part."""
+    """The series of a configuration, split in time and standardised by their training parts.
 
-    def __init__(self, config: DataConfig) -> None:
+    Items and windows are numbered through all sources.
+    """
+
+    def __init__(self, config: DataConfig, cache: Path | None = None) -> None:
+        """Open the sources; tables are prepared into the folder `cache`, by default runs/.data.
+
+        Raises UserError where a source cannot be read, or no series is long enough.
+        """
         self.config = config
-        table = read_table(config)
-        self.channels = table.channels
-        self.notes = table.notes
-        self.season_lengths = _season_lengths(config, table)
-        self._bounds = [_bounds(series, config) for series in table.series]
-        self._windows = {split: self._windows_of(split) for split in Split}
-        if len(self._windows[Split.TRAIN]) == 0:
-            raise UserError(self._too_short())
-        self.mean, self.deviation = self._statistics(table)
-        self.series = table.series
-        # Cast to fp32 only here: before, a small deviation around a large mean would be lost.
-        self.values = [
-            ((one.values - self.mean) / self.deviation).astype(np.float32) for one in table.series
+        folder = cache or default_cache()
+        sources = config.sources
+        self.parts = [
+            Part(open_set(source.path, config.table, folder), config, source.split)
+            for source in sources
         ]
-        self.notes += self._imprecise_channels() + self._missing_tests()
+        self._first_items = np.cumsum([0, *(len(part.series) for part in self.parts)])
+        self.channels = self._common_channels()
+        self._windows = {split: self._windows_of(split) for split in Split}
+        if not any(part.has_full_windows for part in self.parts):
+            raise UserError(self._too_short())
+        for source, part in zip(sources, self.parts, strict=True):
+            if not len(part.windows[Split.TRAIN]):
+                raise UserError(f"data.source: {source.path}: {part.why_no_windows()}")
+        self._sampler = Sampler(
+            [part.windows[Split.TRAIN].counts for part in self.parts],
+            None if config.order == "epoch" else [source.weight for source in sources],
+            exponent=config.length_exponent,
+            order=config.order,
+        )
+        self.season_lengths = self._season_lengths()
+        self.notes = self._notes()
+        first = self.parts[0]
         embedded = config.calendar if config.calendar_encoding == "embedding" else []
         self.shape = SeriesShape(
             config.context_length,
             config.prediction_length,
             len(self.channels),
-            self.series[0].covariates.shape[1] - len(embedded),
+            first.covariates - len(embedded),
             tuple(CALENDAR_SIZES[name] for name in embedded),
-            missing=any(bool(np.isnan(values).any()) for values in self.values),
+            missing=any(part.has_missing for part in self.parts),
         )
 
-    def _statistics(self, table: Table) -> tuple[Doubles, Doubles]:
-        """Return mean and deviation (ddof 0) of each channel over all series' training parts.
-
-        Raises UserError for a channel that has no value there.
-        """
-        if self.config.scaling == "none":
-            return np.zeros(len(table.channels)), np.ones(len(table.channels))
-        pairs = zip(table.series, self._bounds, strict=True)
-        training = np.concatenate([one.values[: bounds[0]] for one, bounds in pairs])
-        counts = (~np.isnan(training)).sum(0)
-        for channel, count in zip(table.channels, counts, strict=True):
-            if not count:
+    def _common_channels(self) -> list[str]:
+        """Return the channels of all sources. Raises UserError where they differ in number."""
+        first = self.parts[0]
+        for part in self.parts[1:]:
+            ours, theirs = first.series.info.columns, part.series.info.columns
+            if (len(ours.target), len(ours.known)) != (len(theirs.target), len(theirs.known)):
                 raise UserError(
-                    f"data.targets: {channel} has no value in the training part; "
-                    "leave it out of data.targets"
+                    f"data.source: {first.name} has {len(ours.target)} channels and "
+                    f"{len(ours.known)} covariates, and {part.name} {len(theirs.target)} and "
+                    f"{len(theirs.known)}; a network takes one number of each"
                 )
-        deviation = np.nanstd(training, axis=0)
-        return np.nanmean(training, axis=0), np.where(deviation > 0, deviation, 1.0)
+        return list(first.series.info.columns.target)
 
-    def _imprecise_channels(self) -> list[str]:
-        """Return a sentence about each channel whose variation fp32 cannot hold unscaled."""
-        notes = []
-        for index, channel in enumerate(self.channels):
-            column = np.concatenate([values[:, index] for values in self.values])
-            if np.nanmax(np.abs(column)) > 1e5 * max(float(np.nanstd(column)), 1e-30):
-                notes.append(f"{channel}: fp32 loses much of its variation; use data.scaling=train")
+    def _windows_of(self, split: Split) -> Indices:
+        """Return the number of windows of each source and all before it."""
+        return np.cumsum([len(part.windows[split]) for part in self.parts])
+
+    def _too_short(self) -> str:
+        """Return the sentence that no series has a whole training window."""
+        needed = self.config.context_length + self.config.prediction_length
+        longest = max(int(part.parts.train.max()) for part in self.parts)
+        return (
+            f"data.context_length: no series is long enough: a window takes context_length + "
+            f"prediction_length = {needed} rows, the longest training part has {longest}; shorten "
+            "them, or give training more of the rows in data.split"
+        )
+
+    def _notes(self) -> list[str]:
+        """Return a sentence about each thing that a user should know of the series."""
+        notes = [note for part in self.parts for note in part.notes()]
+        if not self.windows(Split.TEST):
+            notes.append("data.split leaves no test window: the run will not be scored")
         return notes
 
-    def _missing_tests(self) -> list[str]:
-        """Return a sentence about a test part without windows."""
-        if self.windows(Split.TEST):
-            return []
-        return ["data.split leaves no test window: the run will not be scored"]
+    @property
+    def has_one_interval(self) -> bool:
+        """Whether the season lengths are those of all items: they are given, or intervals equal."""
+        freqs = {freq for part in self.parts for freq in part.series.freqs()}
+        return self.config.season_lengths is not None or len(freqs) == 1
+
+    def _season_lengths(self) -> list[int]:
+        """Return the configured seasons, else those of the interval that most series have."""
+        if self.config.season_lengths is not None:
+            return self.config.season_lengths
+        freqs = Counter(freq for part in self.parts for freq in part.series.freqs())
+        freq = freqs.most_common(1)[0][0]
+        seasons = [] if freq is None else Frequency.parse(freq).seasons()
+        return [season for season in seasons if season <= self.config.context_length]
+
+    @property
+    def items(self) -> int:
+        """The number of items of all sources."""
+        return int(self._first_items[-1])
+
+    def item_id(self, item: int) -> str:
+        """Return the name of an item."""
+        source, within = self._source_of(item)
+        return self.parts[source].series.item_id(within)
+
+    def _source_of(self, item: int) -> tuple[int, int]:
+        source = int(np.searchsorted(self._first_items, item, side="right")) - 1
+        return source, item - int(self._first_items[source])
 
     @property
     def units(self) -> str:
@@ -139,51 +146,48 @@ class Dataset:
     @cached_property
     def digest(self) -> str:
         """A hash that changes with any value, timestamp, channel or window of the data."""
-        total = hashlib.sha256(repr((self.channels, self._bounds, self.shape)).encode())
-        for one, values in zip(self.series, self.values, strict=True):
-            total.update(values.tobytes())
-            total.update(one.covariates.tobytes())
-            if one.times is not None:
-                total.update(one.times.asi8.tobytes())
+        total = hashlib.sha256(repr((self.channels, self.shape)).encode())
+        for part in self.parts:
+            total.update(part.series.digest.encode())
+            for split in Split:
+                total.update(part.windows[split].first.tobytes())
+                total.update(part.windows[split].ends.tobytes())
         return total.hexdigest()
 
     @property
     def facts(self) -> SeriesFacts:
         """The facts that a forecaster keeps of the series."""
+        columns, channels = self.shape.covariates, len(self.channels)
+        mean, deviation = np.zeros(channels + columns), np.ones(channels + columns)
+        is_alone = self.items == 1
+        if is_alone:
+            known = len(self.parts[0].series.info.columns.known)
+            own = self.parts[0].scaling.of(np.zeros(1, np.int64))
+            at = [*range(channels), *range(channels + columns - known, channels + columns)]
+            mean[at], deviation[at] = own[0][0], own[1][0]
         return SeriesFacts(
             self.shape,
             tuple(self.channels),
-            tuple(self.mean.tolist()),
-            tuple(self.deviation.tolist()),
-        )
-
-    def _windows_of(self, split: Split) -> Windows:
-        """Return the windows whose future lies in `split` and whose context the series has."""
-        length, horizon = self.config.context_length, self.config.prediction_length
-        first, counts = [], []
-        for train_end, validation_end, test_end in self._bounds:
-            start, end = {
-                Split.TRAIN: (length, train_end),
-                Split.VALIDATION: (max(train_end, length), validation_end),
-                Split.TEST: (max(validation_end, length), test_end),
-            }[split]
-            first.append(start - length)
-            counts.append(max(0, end - start - horizon + 1))
-        return Windows(np.array(first), np.cumsum(counts))
-
-    def _too_short(self) -> str:
-        """Return the sentence that no series has a training window."""
-        needed = self.config.context_length + self.config.prediction_length
-        longest = max(bounds[0] for bounds in self._bounds)
-        return (
-            f"data.context_length: no series is long enough: a window takes context_length + "
-            f"prediction_length = {needed} rows, the longest training part has {longest}; shorten "
-            "them, or give training more of the rows in data.split"
+            tuple(mean[:channels].tolist()),
+            tuple(deviation[:channels].tolist()),
+            tuple(mean[channels:].tolist()),
+            tuple(deviation[channels:].tolist()),
+            scaling="none" if self.config.scaling == "none" else "table" if is_alone else "item",
+            sources=tuple(
+                SourceFacts(
+                    Path(source.path).name,
+                    part.series.digest,
+                    len(part.series),
+                    len(part.windows[Split.TRAIN]),
+                    int(part.parts.is_held_out.sum()),
+                )
+                for source, part in zip(self.config.sources, self.parts, strict=True)
+            ),
         )
 
     def windows(self, split: Split) -> int:
         """Return the number of windows in `split`."""
-        return len(self._windows[split])
+        return int(self._windows[split][-1])
 
     def score_every(self, split: Split) -> int:
         """Return the distance between the windows of `split` that are scored.
@@ -204,13 +208,37 @@ class Dataset:
     def draw(self, seed: int, start: int, stop: int) -> Indices:
         """Return the numbers of the training windows that are the run's samples start..stop-1.
 
-        Sample i is a pure function of (seed, i): block i of the counter-based generator
-        Philox4x64-10 (Salmon et al. 2011). So the order depends neither on the world nor on the
-        batch size, and to resume takes one integer.
+        Sample i is a pure function of (seed, i), so the order depends neither on the world nor on
+        the batch size, and to resume takes one integer.
         """
-        blocks = np.random.Philox(key=seed, counter=start).random_raw(4 * (stop - start))
-        total = len(self._windows[Split.TRAIN])
-        return np.asarray(blocks.reshape(-1, 4)[:, 0] % np.uint64(total), np.int64)
+        drawn = self._sampler.draw(seed, start, stop)
+        numbers = np.empty(stop - start, np.int64)
+        for source, part in enumerate(self.parts):
+            rows = np.flatnonzero(drawn.source == source)
+            own = part.windows[Split.TRAIN].number(drawn.item[rows], drawn.offset[rows])
+            numbers[rows] = own + self._before(Split.TRAIN, source)
+        return numbers
+
+    def _before(self, split: Split, source: int) -> int:
+        """Return the number of windows of all sources before one."""
+        return int(self._windows[split][source - 1]) if source else 0
+
+    def _by_source(self, split: Split, index: Indices) -> list[tuple[int, Indices, Indices]]:
+        """Return for each source its number, the rows of `index` that are its own, and these."""
+        source = np.searchsorted(self._windows[split], index, side="right")
+        answer = []
+        for number in np.unique(source).tolist():
+            rows = np.flatnonzero(source == number)
+            answer.append((number, rows, index[rows] - self._before(split, number)))
+        return answer
+
+    def items_of(self, split: Split, index: Indices) -> Indices:
+        """Return the items that windows are of."""
+        items = np.empty(len(index), np.int64)
+        for source, rows, own in self._by_source(split, index):
+            items[rows] = self.parts[source].windows[split].locate(own)[0]
+            items[rows] += self._first_items[source]
+        return items
 
     def batch(self, split: Split, index: Indices, size: int | None = None) -> WindowBatch:
         """Return the windows numbered `index`, padded to `size` with a window of weight 0."""
@@ -218,67 +246,49 @@ class Dataset:
         size = size or real
         if real < size:
             index = np.concatenate([index, np.zeros(size - real, np.int64)])
-        windows = [self._window(split, int(i)) for i in index]
-        values = np.stack([v for v, _ in windows])
-        length = self.config.context_length
-        return WindowBatch(
-            values[:, :length],
-            values[:, length:],
-            np.stack([c for _, c in windows]),
-            (np.arange(size) < real).astype(np.float32),
-        )
-
-    def _window(self, split: Split, index: int) -> tuple[Floats, Floats]:
-        """Return a window's values [L + H, C] and covariates [L + H, F]."""
-        series, rows = self._rows(split, index)
-        return self.values[series][rows], self.series[series].covariates[rows]
+        length = self.config.context_length + self.config.prediction_length
+        values = np.empty((size, length, len(self.channels)), np.float32)
+        width = self.shape.covariates + len(self.shape.calendar)
+        covariates = np.empty((size, length, width), np.float32)
+        for source, rows, own in self._by_source(split, index):
+            values[rows], covariates[rows] = self.parts[source].batch(split, own)
+        context = self.config.context_length
+        weight = (np.arange(size) < real).astype(np.float32)
+        return WindowBatch(values[:, :context], values[:, context:], covariates, weight)
 
     def window_times(self, split: Split, index: int) -> pd.DatetimeIndex | None:
         """Return the timestamps of a window's context and future, where the source has them."""
-        series, rows = self._rows(split, index)
-        times = self.series[series].times
-        return None if times is None else times[rows]
+        ((source, _, own),) = self._by_source(split, np.array([index]))
+        return self.parts[source].window_times(split, int(own[0]))
 
-    def _rows(self, split: Split, index: int) -> tuple[int, slice]:
-        """Return the series that a window is of, and the rows of its context and future."""
-        series, first = self._windows[split].locate(index)
-        length = self.config.context_length + self.config.prediction_length
-        return series, slice(first, first + length)
+    def scale_of(self, split: Split, index: int) -> tuple[Doubles, Doubles]:
+        """Return the mean and the deviation [C] that a window's channels are standardised by."""
+        ((source, _, own),) = self._by_source(split, np.array([index]))
+        part = self.parts[source]
+        mean, deviation = part.scaling.of(part.windows[split].locate(own)[0])
+        channels = len(self.channels)
+        return mean[0, :channels], deviation[0, :channels]
 
-    def seasonal_scale(self) -> npt.NDArray[np.float64]:
-        """Return [C]: the training part's mean absolute seasonal difference, MASE's divisor."""
-        season = self.season_lengths[0] if self.season_lengths else 1
-        training = [v[: b[0]] for v, b in zip(self.values, self._bounds, strict=True)]
-        differences = np.concatenate(
-            [np.abs(v[season:] - v[: max(0, len(v) - season)]) for v in training]
-        )
-        scale = np.nanmean(differences.astype(np.float64), axis=0)
-        return np.where(scale > 0, scale, 1.0)
+    def seasons(self, items: Indices) -> Indices:
+        """Return each item's own season in points: the first of data.season_lengths, or 1."""
+        if self.config.season_lengths is not None:
+            own = self.config.season_lengths[:1] or [1]
+            return np.full(len(items), own[0])
+        seasons = [
+            self.parts[source].season(within)
+            for source, within in (self._source_of(int(item)) for item in items)
+        ]
+        return np.array(seasons, np.int64)
 
+    def seasonal_scale(self, items: Indices) -> Doubles:
+        """Return [I, C]: the mean absolute seasonal difference of training parts, MASE's divisor.
 
-def _bounds(series: Series, config: DataConfig) -> tuple[int, int, int]:
-    """Return the rows at which a series' training, validation and test part end.
-
-    Raises UserError where the series has fewer rows than the parts.
-    """
-    rows = len(series.values)
-    train, validation, test = config.split
-    if max(config.split) <= 1:
-        return int(rows * train), rows - int(rows * test), rows
-    ends = (int(train), int(train + validation), int(train + validation + test))
-    if ends[2] > rows:
-        raise UserError(
-            f"data.split: the parts add to {ends[2]} rows, but {series.item_id} has {rows}"
-        )
-    return ends
-
-
-def _season_lengths(config: DataConfig, table: Table) -> list[int]:
-    """Return the configured seasons, else the day and the week in points that fit the context."""
-    if config.season_lengths is not None:
-        return config.season_lengths
-    if table.interval is None:
-        return []
-    periods = [pd.Timedelta(days=1) / table.interval, pd.Timedelta(days=7) / table.interval]
-    seasons = [round(p) for p in periods if p > 1 and abs(p - round(p)) < 1e-6]
-    return [season for season in seasons if season <= config.context_length]
+        It is NaN for a channel that has none, or that its season repeats exactly.
+        """
+        scales = [
+            self.parts[source].seasonal_scale(within, int(season))
+            for (source, within), season in zip(
+                (self._source_of(int(item)) for item in items), self.seasons(items), strict=True
+            )
+        ]
+        return np.array(scales).reshape(len(items), len(self.channels))

@@ -11,6 +11,7 @@ from model.errors import UserError
 from model.sentences import first_line
 from trainer.config.table_settings import TableConfig
 from trainer.data.levels import note_levels
+from trainer.data.reading import builtin
 from trainer.data.reading.problems import Problems
 from trainer.data.reading.source import Source, open_source
 from trainer.data.reading.source_files import find_files
@@ -45,14 +46,24 @@ def prepare_set(
             ) from None
 
 
-def digest_of(sources: Sequence[str], config: TableConfig) -> str:
+def file_digest(file: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest_of(
+    sources: Sequence[str],
+    config: TableConfig,
+    digest_of_file: Callable[[Path], str] = file_digest,
+) -> str:
     """Return a hash of all files of sources and of how they are read."""
     total = hashlib.sha256(f"{VERSION} {config.model_dump_json()}".encode())
     seen: dict[str, Path] = {}
     for source in sources:
-        for file in find_files(source)[1]:
-            with open(file, "rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        total.update(builtin.version_of(source).encode())
+        for file in [] if builtin.is_builtin(source) else find_files(source)[1]:
+            digest = digest_of_file(file)
             if digest in seen:
                 raise UserError(
                     f"data.source: {file} and {seen[digest]} hold the same; name one of them"

@@ -110,14 +110,12 @@ class Sampler:
         words = _words(seed, SAMPLES, start, stop)
         if self.order == "epoch":
             return self._in_epochs(seed, np.arange(start, stop), words[:, 3])
-        source = _weighted(np.cumsum(self._joint[bucket]), words[:, 0])
-        item = np.empty(len(words), np.int64)
-        count = np.empty(len(words), np.int64)
+        source = _weighted(np.cumsum(self._joint[bucket]), words[:, 2])
+        item, offset = np.empty(len(words), np.int64), np.empty(len(words), np.int64)
         for number, table in enumerate(self._tables):
             rows = np.flatnonzero(source == number)
-            item[rows] = table.items(bucket, words[rows, 1])
-            count[rows] = self._counts[number][item[rows]]
-        offset = (words[:, 2] % count.astype(np.uint64)).astype(np.int64)
+            if len(rows):
+                item[rows], offset[rows] = table.draw(bucket, words[rows])
         return Drawn(source, item, offset, words[:, 3])
 
     def _in_epochs(self, seed: int, samples: Indices, random: npt.NDArray[np.uint64]) -> Drawn:
@@ -141,26 +139,35 @@ class _Table:
     """The items of a source, bucket after bucket, and their weights."""
 
     order: Indices
-    ends: Doubles
-    """The weight of each item in `order` and of all before it."""
+    counts: Indices
+    """The number of windows of each item in `order`."""
+    exponent: float
+    weights: Doubles
+    """The weight of each item in `order` and of all before it, after a 0."""
+    windows: Indices
+    """The number of windows of each item in `order` and of all before it, after a 0."""
     edges: list[int]
     """Where in `order` each bucket ends, after a 0."""
 
-    def _before(self, bucket: int) -> float:
-        edge = self.edges[min(bucket, len(self.edges) - 1)]
-        return float(self.ends[edge - 1]) if edge else 0.0
-
     def share(self, bucket: int) -> float:
         """Return the share of the weights that a bucket's items have."""
-        return (self._before(bucket + 1) - self._before(bucket)) / float(self.ends[-1])
+        last = len(self.edges) - 1
+        begin, end = (self.edges[min(edge, last)] for edge in (bucket, bucket + 1))
+        return float((self.weights[end] - self.weights[begin]) / self.weights[-1])
 
-    def items(self, bucket: int, words: npt.NDArray[np.uint64]) -> Indices:
-        """Return an item of a bucket for each random word."""
-        if not len(words):
-            return np.empty(0, np.int64)
-        first, last = self.edges[bucket], self.edges[bucket + 1]
-        ends = self.ends[first:last] - self._before(bucket)
-        return self.order[first + _weighted(ends, words)]
+    def draw(self, bucket: int, words: npt.NDArray[np.uint64]) -> tuple[Indices, Indices]:
+        """Return an item of a bucket and a window of that for each row of random words."""
+        begin, end = self.edges[bucket], self.edges[bucket + 1]
+        if self.exponent == 1.0:  # all windows are as likely: exact, in whole numbers
+            base = self.windows[begin]
+            window = base + _modulo(words[:, 0], self.windows[end] - base)
+            at = np.searchsorted(self.windows, window, side="right") - 1
+            return self.order[at], window - self.windows[at]
+        low, high = self.weights[begin], self.weights[end]
+        weight = low + _shares(words[:, 1]) * (high - low)
+        at = np.searchsorted(self.weights, weight, side="right") - 1
+        at = np.clip(at, begin, end - 1)  # where rounding ends behind
+        return self.order[at], _modulo(words[:, 0], self.counts[at])
 
 
 def _table(counts: Indices, exponent: float, buckets: Indices) -> _Table:
@@ -168,8 +175,25 @@ def _table(counts: Indices, exponent: float, buckets: Indices) -> _Table:
     having = np.flatnonzero(counts > 0)
     order = having[np.argsort(buckets[having], kind="stable")]
     sizes = np.bincount(buckets[order]).tolist()
-    ends = np.cumsum(counts[order].astype(np.float64) ** exponent)
-    return _Table(order, ends, list(accumulate(sizes, initial=0)))
+    windows = counts[order]
+    weights = np.cumsum(windows.astype(np.float64) ** exponent)
+    return _Table(
+        order,
+        windows,
+        exponent,
+        np.concatenate([[0.0], weights]),
+        np.concatenate([[0], np.cumsum(windows)]),
+        list(accumulate(sizes, initial=0)),
+    )
+
+
+def _modulo(words: npt.NDArray[np.uint64], counts: Indices | np.int64) -> Indices:
+    return np.asarray(words % np.asarray(counts, np.uint64), np.int64)
+
+
+def _shares(words: npt.NDArray[np.uint64]) -> Doubles:
+    """Return each word as a number from 0 to less than 1."""
+    return np.asarray((words >> np.uint64(11)) * 2.0**-53, np.float64)
 
 
 def _normalised(weights: Doubles) -> Doubles:
@@ -188,11 +212,8 @@ def _words(seed: int, stream: int, start: int, stop: int) -> npt.NDArray[np.uint
 
 def _weighted(ends: Doubles, words: npt.NDArray[np.uint64]) -> Indices:
     """Return a number for each word, by weights that `ends` adds up."""
-    shares = (words >> np.uint64(11)) * 2.0**-53
-    found = np.searchsorted(ends, shares * ends[-1], side="right")
-    last = int(
-        np.searchsorted(ends, ends[-1])
-    )  # of those with a weight, where rounding ends behind
+    found = np.searchsorted(ends, _shares(words) * ends[-1], side="right")
+    last = int(np.searchsorted(ends, ends[-1]))  # with a weight, where rounding ends behind
     return np.minimum(found, last)
 
 

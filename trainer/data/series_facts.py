@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, TypeAdapter
 
 from model.config import SeriesShape
+
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """A source that was trained on."""
+
+    name: str
+    digest: str
+    """A hash of all that its set holds."""
+    items: int
+    windows: int
+    """Windows that it was trained on."""
+    held_out: int
+    """Items of it that were not trained on."""
 
 
 @dataclass(frozen=True)
@@ -19,13 +35,27 @@ class SeriesFacts:
     channels: tuple[str, ...]
     mean: tuple[FiniteFloat, ...]
     """Mean of each channel's training part; the network sees (value - mean) / deviation."""
-    deviation: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
+    deviation: tuple[Positive, ...]
     """Standard deviation of each channel's training part."""
+    covariate_mean: tuple[FiniteFloat, ...] = ()
+    """Mean of each covariate's training part, 0 for calendar features; () where none is scaled."""
+    covariate_deviation: tuple[Positive, ...] = ()
+    """Standard deviation of each covariate's training part, 1 for calendar features."""
+    scaling: Literal["none", "table", "item"] = "table"
+    """What `mean` and `deviation` are of: nothing; the only series; or each of many series has its
+    own, and a forecast takes those of its context."""
+    sources: tuple[SourceFacts, ...] = ()
+    """What was trained on; () in files of older versions, which do not say it."""
 
     def __post_init__(self) -> None:
         for name in ("channels", "mean", "deviation"):
             if len(getattr(self, name)) != self.shape.channels:
                 raise ValueError(f"{name}: expected {self.shape.channels}, one for each channel")
+        for name in ("covariate_mean", "covariate_deviation"):
+            if len(getattr(self, name)) not in (0, self.shape.covariates):
+                raise ValueError(
+                    f"{name}: expected {self.shape.covariates}, one for each covariate"
+                )
 
     def content(self) -> dict[str, Any]:
         """Return the facts for a JSON file."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from model.errors import UserError
 from trainer.data.set_format import INDEX_FILE, FileSum, Item, SetInfo, Values, read_info
 
 Indices = npt.NDArray[np.int64]
+Role = Literal["target", "known", "past"]
 
 
 class SeriesSet:
@@ -60,6 +62,10 @@ class SeriesSet:
         """Return the name of an item."""
         return str(self._ids[item])
 
+    def item_ids(self) -> npt.NDArray[np.object_]:
+        """Return the names of all items."""
+        return np.asarray(self._ids.to_numpy(zero_copy_only=False), object)
+
     def freq(self, item: int) -> str | None:
         """Return the interval of an item as an offset of pandas."""
         return self._freqs[item].as_py()
@@ -67,6 +73,10 @@ class SeriesSet:
     def freqs(self) -> list[str | None]:
         """Return the interval of every item."""
         return list(self._freqs.to_pylist())
+
+    def commonest_freq(self) -> str | None:
+        """Return the interval that most items have."""
+        return Counter(self.freqs()).most_common(1)[0][0]
 
     def statistics(self, name: str) -> npt.NDArray[np.float64]:
         """Return each item's `mean`, `deviation`, `minimum` or `maximum`, NaN for none."""
@@ -79,17 +89,20 @@ class SeriesSet:
         text = repr((self.info.columns, self.info.dtype, self.info.timezone, sums))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def _of_role(self, role: Role, item: int) -> Values:
+        return self._values(role, item, len(getattr(self.info.columns, role)))
+
     def target(self, item: int) -> Values:
         """Return the channels of an item [C, T], without a copy."""
-        return self._values("target", item, len(self.info.columns.target))
+        return self._of_role("target", item)
 
     def known(self, item: int) -> Values:
         """Return the covariates of an item that are known in advance [F, T], without a copy."""
-        return self._values("known", item, len(self.info.columns.known))
+        return self._of_role("known", item)
 
     def past(self, item: int) -> Values:
         """Return the covariates of an item that are known up to the present [P, T], no copy."""
-        return self._values("past", item, len(self.info.columns.past))
+        return self._of_role("past", item)
 
     def item(self, number: int) -> Item:
         """Return an item whole; its values are not copied."""
@@ -106,16 +119,16 @@ class SeriesSet:
             tuple(row.get("feat_static_cat") or ()),
         )
 
-    def windows(self, items: Indices, first: Indices, length: int) -> Values:
-        """Return [B, C, length]: windows of targets, each from the point `first` of its item.
+    def windows(self, items: Indices, first: Indices, length: int, role: Role = "target") -> Values:
+        """Return [B, C, length]: windows of a role, each from the point `first` of its item.
 
         Points before an item's first and after its last are NaN.
         """
-        channels = np.arange(len(self.info.columns.target))
+        channels = np.arange(len(getattr(self.info.columns, role)))
         answer = np.empty((len(items), len(channels), length), self.info.dtype)
         points, shards = self.lengths[items], self._shard[items]
         inside = (first >= 0) & (first + length <= points)
-        starts = (self._offsets["target"][items] + first)[:, None] + points[:, None] * channels
+        starts = (self._offsets[role][items] + first)[:, None] + points[:, None] * channels
         rows = np.argsort(shards, kind="stable")
         rows = rows if inside.all() else rows[inside[rows]]
         starts, edges = starts[rows], np.flatnonzero(np.diff(shards[rows])) + 1
@@ -127,7 +140,9 @@ class SeriesSet:
             at = begin - int(first[row])
             answer[row] = np.nan
             if begin < end:
-                answer[row, :, at : at + end - begin] = self.target(int(items[row]))[:, begin:end]
+                answer[row, :, at : at + end - begin] = self._of_role(role, int(items[row]))[
+                    :, begin:end
+                ]
         return answer
 
     def _all_windows(self, shard: int, length: int) -> Values:

@@ -38,7 +38,7 @@ from trainer.checkpoint.keys import buffers_of, global_name
 from trainer.checkpoint.partitions import local_numel
 from trainer.config.deepspeed_config import deepspeed_config, keeps_flat_gradients
 from trainer.config.settings import Settings
-from trainer.data.dataset import WindowBatch
+from trainer.data.windows import WindowBatch
 from trainer.engine import routing, zero_state
 from trainer.engine.optimizer import learning_rate, make_optimizer
 from trainer.engine.routing import LayerRouting

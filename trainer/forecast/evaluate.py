@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from parallel.collectives import sum_over_ranks
 from parallel.mesh import Mesh
-from trainer.data.dataset import Dataset, Indices, Split, WindowBatch
-from trainer.data.tables import Floats
+from trainer.data.dataset import Dataset
+from trainer.data.windows import Floats, Indices, Split, WindowBatch
 
 Predict = Callable[[Iterable[WindowBatch]], Iterable[tuple[WindowBatch, Tensor]]]
 """A function from batches to the batches with their forecasts [B, H, C], in standardised units.
@@ -24,6 +25,9 @@ It yields nothing on ranks that see no output.
 
 MODEL = "Forescale"
 """Name of the network among the forecasters."""
+
+
+Sums = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -40,43 +44,77 @@ class Evaluation:
     channels: list[str]
     units: str
     """The units that errors are measured in."""
-    squared: dict[str, npt.NDArray[np.float64]]
-    """Forecaster -> sum of squared errors of each channel [C]."""
-    absolute: dict[str, npt.NDArray[np.float64]]
-    """Forecaster -> sum of absolute errors of each channel [C]."""
-    points: npt.NDArray[np.float64]
-    """Number of valid target points of each channel [C]."""
-    seasonal_scale: npt.NDArray[np.float64]
-    """MASE's divisor for each channel [C]."""
+    items: list[str]
+    """Names of the I items that windows are of."""
+    squared: dict[str, Sums]
+    """Forecaster -> sum of squared errors of each item and channel [I, C]."""
+    absolute: dict[str, Sums]
+    """Forecaster -> sum of absolute errors of each item and channel [I, C]."""
+    points: Sums
+    """Number of valid target points of each item and channel [I, C]."""
+    seasonal_scale: Sums
+    """MASE's divisor for each item and channel [I, C], NaN where it is undefined."""
     forecasts: dict[int, Floats] = field(default_factory=dict)
     """Window -> the network's forecast [H, C], of the windows to keep."""
 
     def scores(self) -> dict[str, dict[str, float]]:
-        """Return forecaster -> MSE and MAE over all points, and MASE, the mean over channels."""
+        """Return forecaster -> MSE and MAE over all points, and MASE.
+
+        MASE is the mean over the items and channels that have any point and a divisor; NaN is none.
+        """
+        total = max(1.0, self.points.sum())
         return {
             name: {
-                "mse": float(self.squared[name].sum() / max(1.0, self.points.sum())),
-                "mae": float(self.absolute[name].sum() / max(1.0, self.points.sum())),
-                "mase": self._mase(name),
+                "mse": float(self.squared[name].sum() / total),
+                "mae": float(self.absolute[name].sum() / total),
+                "mase": _mean(self._mase(name)),
             }
             for name in self.squared
         }
 
-    def _mase(self, name: str) -> float:
-        """Return a forecaster's MASE, the mean over the channels that have any point."""
-        scored = self.points > 0
-        errors = self.absolute[name][scored] / self.points[scored]
-        return float(np.mean(errors / self.seasonal_scale[scored])) if scored.any() else 0.0
+    def _mase(self, name: str) -> Sums:
+        """Return a forecaster's MASE of each item and channel, NaN where it is undefined."""
+        return self._per_point(self.absolute[name]) / self.seasonal_scale
+
+    def _per_point(self, sums: Sums) -> Sums:
+        return np.where(self.points > 0, sums / np.maximum(1.0, self.points), np.nan)
+
+    def over_items(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Return forecaster -> score -> its quartiles over the items, each item's mean."""
+        total = np.maximum(1.0, self.points.sum(1))
+        answer: dict[str, dict[str, dict[str, float]]] = {}
+        for name in self.squared:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # an item without any divisor
+                mase = np.nanmean(self._mase(name), axis=1)
+            of_items = {
+                "mse": self.squared[name].sum(1) / total,
+                "mae": self.absolute[name].sum(1) / total,
+                "mase": mase,
+            }
+            scored = self.points.sum(1) > 0
+            answer[name] = {score: _quartiles(values[scored]) for score, values in of_items.items()}
+        return answer
+
+    @property
+    def undefined(self) -> int:
+        """Number of items and channels whose MASE is undefined, and that are left out of it."""
+        return int(((self.points > 0) & np.isnan(self.seasonal_scale)).sum())
 
     def summary(self) -> dict[str, Any]:
         """Return the content of evaluation.json, but for the step."""
+        points = self.points.sum(0)
         per_channel = {
             name: {
-                channel: {"mse": float(squared / points), "mae": float(absolute / points)}
-                for channel, squared, absolute, points in zip(
-                    self.channels, self.squared[name], self.absolute[name], self.points, strict=True
+                channel: {"mse": float(squared / count), "mae": float(absolute / count)}
+                for channel, squared, absolute, count in zip(
+                    self.channels,
+                    self.squared[name].sum(0),
+                    self.absolute[name].sum(0),
+                    points,
+                    strict=True,
                 )
-                if points > 0
+                if count > 0
             }
             for name in self.squared
         }
@@ -88,7 +126,23 @@ class Evaluation:
             "units": self.units,
             "scores": self.scores(),
             "per_channel": per_channel,
+            "items": len(self.items),
+            "over_items": self.over_items(),
+            "mase_undefined": self.undefined,
         }
+
+
+def _mean(values: Sums) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else 0.0
+
+
+def _quartiles(values: Sums) -> dict[str, float]:
+    known = values[~np.isnan(values)]
+    if not known.size:
+        return {}
+    low, middle, high = np.quantile(known, [0.25, 0.5, 0.75]).tolist()
+    return {"lower_quartile": low, "median": middle, "upper_quartile": high}
 
 
 def evaluate(
@@ -110,9 +164,10 @@ def evaluate(
     replicas, replica = (1, 0) if mesh is None else (mesh.layout.data, mesh.coordinates.data)
     scored = dataset.scored(split)
     batches = batches_of_replica(scored, batch_size, replicas, replica)
-    names = [MODEL, *(seasonal_name(s) for s in dataset.season_lengths), "last value"]
+    names = [MODEL, *baseline_names(dataset)]
     channels = len(dataset.channels)
-    sums = np.zeros((2 * len(names) + 1, channels))
+    items = np.unique(dataset.items_of(split, scored))
+    sums = np.zeros((2 * len(names) + 1, len(items), channels))
     kept = np.zeros((len(keep), dataset.shape.prediction_length, channels))
 
     def contents() -> Iterator[WindowBatch]:
@@ -121,14 +176,16 @@ def evaluate(
             progress(min(number * batch_size * replicas, len(scored)), len(scored))
 
     for index, (window, prediction) in zip(batches, predict(contents()), strict=False):
-        forecasts = [prediction.numpy(), *baselines(window.context, dataset)]
+        of_item = np.searchsorted(items, dataset.items_of(split, index))
+        seasons = dataset.seasons(items[of_item])
+        forecasts = [prediction.numpy(), *baselines(window.context, dataset, seasons)]
         valid = ~np.isnan(window.target) & (window.weight[:, None, None] > 0)
         for row, forecast in enumerate(forecasts):
             error = np.where(valid, forecast - np.nan_to_num(window.target), 0.0)
-            error = error.astype(np.float64)
-            sums[2 * row] += np.square(error).sum((0, 1))
-            sums[2 * row + 1] += np.abs(error).sum((0, 1))
-        sums[-1] += valid.sum((0, 1))
+            error = error.astype(np.float64)[: len(index)]
+            np.add.at(sums[2 * row], of_item, np.square(error).sum(1))
+            np.add.at(sums[2 * row + 1], of_item, np.abs(error).sum(1))
+        np.add.at(sums[-1], of_item, valid[: len(index)].sum(1))
         for slot, wanted in enumerate(keep):
             if wanted in index:
                 kept[slot] = prediction[int(np.flatnonzero(index == wanted)[0])]
@@ -145,10 +202,11 @@ def evaluate(
         dataset.score_every(split),
         dataset.channels,
         dataset.units,
+        [dataset.item_id(int(item)) for item in items],
         {name: sums[2 * row] for row, name in enumerate(names)},
         {name: sums[2 * row + 1] for row, name in enumerate(names)},
         sums[-1],
-        dataset.seasonal_scale(),
+        dataset.seasonal_scale(items),
         {wanted: kept[slot].astype(np.float32) for slot, wanted in enumerate(keep)},
     )
 
@@ -170,12 +228,33 @@ def seasonal_name(season: int) -> str:
     return f"seasonal naive ({season})"
 
 
-def baselines(context: Floats, dataset: Dataset) -> Iterator[Floats]:
-    """Yield forecasts [B, H, C] that repeat each season, then the last value, of [B, L, C]."""
+OWN_SEASON = "seasonal naive"
+"""Name of the baseline that repeats each item's own season."""
+
+
+def baseline_names(dataset: Dataset) -> list[str]:
+    """Return the names of the forecasts without training."""
+    if dataset.has_one_interval:
+        return [*(seasonal_name(season) for season in dataset.season_lengths), "last value"]
+    return [OWN_SEASON, "last value"]
+
+
+def baselines(context: Floats, dataset: Dataset, seasons: Indices) -> Iterator[Floats]:
+    """Yield forecasts [B, H, C] that repeat each season, then the last value, of [B, L, C].
+
+    Where items have several intervals, the first repeats each window's own season, of `seasons`;
+    there may be fewer of these than windows: the last are padding.
+    """
     filled = _fill_forward(context)
     length, horizon = filled.shape[1], dataset.shape.prediction_length
-    for season in dataset.season_lengths:
-        yield filled[:, length - season + np.arange(horizon) % season]
+    if dataset.has_one_interval:
+        for season in dataset.season_lengths:
+            yield filled[:, length - season + np.arange(horizon) % season]
+    else:
+        own = np.ones(len(filled), np.int64)
+        own[: len(seasons)] = seasons
+        at = length - own[:, None] + np.arange(horizon) % own[:, None]
+        yield np.take_along_axis(filled, at[:, :, None], axis=1)
     yield np.repeat(filled[:, -1:], horizon, axis=1)
 
 

@@ -20,8 +20,8 @@ from trainer.checkpoint.keys import state_of
 from trainer.checkpoint.tensor_files import check_shapes
 from trainer.config import Settings
 from trainer.data import Dataset
-from trainer.data.dataset import WindowBatch
 from trainer.data.series_facts import SeriesFacts
+from trainer.data.windows import WindowBatch
 from trainer.weights.source import WeightsSource, find, intact
 
 MAX_READ_ATTEMPTS = 5
@@ -85,7 +85,7 @@ class Forecaster:
         """Return forecasts [B, H, C] from contexts [B, L, C], both in the series' own units.
 
         Missing points of a context are NaN, and each channel of a context has at least one point.
-        `covariates` [B, L + H, F] are known in advance, as `trainer.data.tables.known_features`
+        `covariates` [B, L + H, F] are known in advance, as a configuration's calendar
         makes them; all are there. Raises UserError for other shapes and values.
         """
         shape = self.facts.shape
@@ -101,7 +101,11 @@ class Forecaster:
         if len(features) != rows:
             raise UserError(f"covariates: of {len(features)} contexts, and there are {rows}")
         _check_values(values, features)
-        mean, deviation = np.asarray(self.facts.mean), np.asarray(self.facts.deviation)
+        mean, deviation = self._scale(values)
+        if self.facts.covariate_mean:
+            features, scaled = features.copy(), slice(0, shape.covariates)
+            centred = features[:, :, scaled] - np.asarray(self.facts.covariate_mean)
+            features[:, :, scaled] = centred / np.asarray(self.facts.covariate_deviation)
         batch = WindowBatch(
             ((values - mean) / deviation).astype(np.float32),
             np.full((rows, shape.prediction_length, shape.channels), np.nan, np.float32),
@@ -110,6 +114,16 @@ class Forecaster:
         )
         [(_, forecast)] = self.predict([batch])
         return np.asarray(forecast.double().numpy() * deviation + mean)
+
+    def _scale(
+        self, context: npt.NDArray[np.float64]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return mean and deviation [B or 1, 1, C] that contexts [B, L, C] are standardised by."""
+        if self.facts.scaling != "item":
+            return np.asarray(self.facts.mean), np.asarray(self.facts.deviation)
+        deviation = np.nanstd(context, axis=1, keepdims=True)
+        mean = np.nanmean(context, axis=1, keepdims=True)
+        return mean, np.where(deviation > 0, deviation, 1.0)
 
 
 def _array(name: str, given: npt.ArrayLike, wanted: tuple[int, int]) -> npt.NDArray[np.float64]:

@@ -8,25 +8,38 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from trainer.data.dataset import Dataset, Split
-from trainer.forecast.evaluate import MODEL, Evaluation, baselines, seasonal_name
+from trainer.data import Dataset, Split
+from trainer.forecast.evaluate import MODEL, Evaluation, baseline_names, baselines
 
 
 def print_table(evaluation: Evaluation) -> None:
     """Print the scores of each forecaster."""
     table = Table()
-    for column in ("forecast", "MSE", "MAE", "MASE"):
+    columns = ["forecast", "MSE", "MAE", "MASE"]
+    several = len(evaluation.items) > 1
+    if several:
+        columns += ["MASE of the series: quartiles"]
+    for column in columns:
         table.add_column(column, justify="left" if column == "forecast" else "right")
+    over_items = evaluation.over_items()
     for name, scores in evaluation.scores().items():
-        numbers = (f"{scores[key]:.4f}" for key in ("mse", "mae", "mase"))
+        numbers = [f"{scores[key]:.4f}" for key in ("mse", "mae", "mase")]
+        if several:
+            numbers.append("  ".join(f"{q:.4f}" for q in over_items[name]["mase"].values()))
         table.add_row(name, *numbers, style="bold" if name == MODEL else None)
     windows = f"{evaluation.windows} {evaluation.split} windows"
     if evaluation.windows < evaluation.all_windows:
         of = f"{evaluation.windows} of {evaluation.all_windows} {evaluation.split} windows"
         windows = f"{of}, one in {evaluation.score_every} (data.score_every)"
     console = Console(width=100)
-    console.print(f"\n{windows}, errors in {evaluation.units}")
+    of_items = f" of {len(evaluation.items):,} series" if several else ""
+    console.print(f"\n{windows}{of_items}, errors in {evaluation.units}")
     console.print(table)
+    if evaluation.undefined:
+        console.print(
+            f"MASE leaves out {evaluation.undefined:,} series or channels whose season repeats "
+            "exactly, or that have none in training"
+        )
 
 
 def pictured_windows(dataset: Dataset, split: Split, count: int = 3) -> list[int]:
@@ -53,28 +66,30 @@ def draw(dataset: Dataset, evaluation: Evaluation, path: Path) -> None:
     axes = figure.subplots(len(channels), len(windows), squeeze=False, sharex="col")
     length, horizon = dataset.shape.context_length, dataset.shape.prediction_length
     shown = min(length, 3 * horizon)
-    seasons = dataset.season_lengths
-    naive_name = seasonal_name(seasons[0]) if seasons else "last value"
+    naive_name = baseline_names(dataset)[0]
     for column, window in enumerate(windows):
         batch = dataset.batch(evaluation.split, np.array([window]))
         times = dataset.window_times(evaluation.split, window)
         if times is not None and times.tz is not None:
             times = times.tz_convert(dataset.config.timezone or times.tz).tz_localize(None)
         at = np.arange(length + horizon) if times is None else times.to_numpy()
-        naive = next(baselines(batch.context, dataset))
+        seasons = dataset.seasons(dataset.items_of(evaluation.split, np.array([window])))
+        naive = next(baselines(batch.context, dataset, seasons))
+        mean, deviation = dataset.scale_of(evaluation.split, window)
         lines = (
             ("truth", batch.target[0], {"color": "#444", "lw": 1.2}),
             (naive_name, naive[0], {"color": "#e0a030", "lw": 1.2, "ls": ":"}),
             (MODEL, evaluation.forecasts[window], {"color": "#1668c7", "lw": 2}),
         )
         for row, channel in enumerate(channels):
-            scale, mean = dataset.deviation[row], dataset.mean[row]
             past = batch.context[0, -shown:, row]
             ax = axes[row][column]
-            ax.plot(at[length - shown : length], past * scale + mean, color="#444", lw=1.2)
+            ax.plot(
+                at[length - shown : length], past * deviation[row] + mean[row], color="#444", lw=1.2
+            )
             for name, values, style in lines:
                 joined = np.concatenate([past[-1:], values[:, row]])
-                ax.plot(at[length - 1 :], joined * scale + mean, label=name, **style)
+                ax.plot(at[length - 1 :], joined * deviation[row] + mean[row], label=name, **style)
             ax.axvline(at[length - 1], color="#bbb", lw=0.8)
             ax.spines[["top", "right"]].set_visible(False)
             if column == 0:
@@ -83,6 +98,6 @@ def draw(dataset: Dataset, evaluation: Evaluation, path: Path) -> None:
     figure.legend(
         *axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False
     )
-    title = f"{evaluation.split} windows of {Path(dataset.config.source).name}"
+    title = f"{evaluation.split} windows of {dataset.config.named}"
     figure.suptitle(title, x=0.01, ha="left")
     figure.savefig(path, dpi=120)

@@ -20,7 +20,7 @@ from model.network import TimeSeriesTransformer
 from tests.settings import TINY
 from tests.trainer.config.fuzz import changes
 from trainer.config import load
-from trainer.data.dataset import Split
+from trainer.data import Split
 from trainer.prepare import prepare
 
 SEED = 20260713

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from model.errors import UserError
-from trainer.config.settings import DataConfig
+from trainer.config.data_settings import DataConfig
 from trainer.data import Dataset
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from tests.trainer.data.tables import config, dataset, frame
-from trainer.config.settings import DataConfig
+from trainer.config.data_settings import DataConfig
 from trainer.data import Dataset, Split
 from trainer.data.calendars import calendar_values, calendar_waves
 
@@ -34,14 +34,14 @@ def test_calendar_values_count_from_zero() -> None:
 def test_an_embedded_calendar_comes_last(tmp_path: Path) -> None:
     data = dataset(
         tmp_path,
-        frame(price=1.5),
+        frame(price=[1.0, 2.0] * 30),
         targets=["load"],
         covariates=["price"],
         calendar=["hour", "day_of_week"],
         calendar_encoding="embedding",
     )
     assert (data.shape.covariates, data.shape.calendar) == (1, (24, 7))
-    assert data.batch(Split.TRAIN, np.array([3])).covariates[0, 0].tolist() == [1.5, 3, 0]
+    assert data.batch(Split.TRAIN, np.array([3])).covariates[0, 0].tolist() == [1, 3, 0]
     with pytest.raises(ValueError, match="calendar: time_of_day has no values to embed"):
         config(tmp_path, calendar=["time_of_day"], calendar_encoding="embedding")
 

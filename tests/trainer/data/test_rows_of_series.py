@@ -121,7 +121,7 @@ def test_covariates_go_on_over_missing_rows(tmp_path: Path) -> None:
     series = prepared(tmp_path, csv(tmp_path, frame), targets=["load"], covariates=["price"])
     known = series.known(0)[0]
     assert known[10] == known[11] == known[9] and np.isfinite(known).all()
-    assert any("missing covariates" in note for note in series.info.notes)
+    assert any("keep the value before" in note for note in series.info.notes)
 
 
 @pytest.mark.parametrize("freqs", [("h", "D"), ("15min", "MS"), ("W-MON", "h")])

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.config.settings import DataConfig
+from trainer.config.data_settings import DataConfig
 from trainer.data import Dataset, Split
-from trainer.data.dataset import WindowBatch
+from trainer.data.windows import WindowBatch
 from trainer.forecast.evaluate import evaluate
 
 

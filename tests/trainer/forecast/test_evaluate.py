@@ -13,7 +13,7 @@ import torch
 
 from tests import ranks
 from tests.settings import train_rank
-from trainer.config.settings import DataConfig
+from trainer.config.data_settings import DataConfig
 from trainer.data import Dataset, Split
 from trainer.forecast.evaluate import MODEL, batches_of_replica, evaluate
 from trainer.forecast.forecaster import Forecaster
@@ -52,7 +52,10 @@ def test_scores_are_their_definitions(dataset: Dataset) -> None:
     scores = result.scores()[MODEL]
     assert scores["mse"] == pytest.approx(np.nanmean(error**2), rel=1e-6)
     assert scores["mae"] == pytest.approx(np.nanmean(np.abs(error)), rel=1e-6)
-    training = dataset.values[0][:210].astype(float)
+    drawn = dataset.batch(Split.TRAIN, np.array([0, 30, 60, 90, 120, 150, 173]))
+    training = np.concatenate([*drawn.context[:6], drawn.context[6][7:], drawn.target[6]])
+    assert len(training) == 210
+    training = training.astype(float)
     seasonal = np.nanmean(np.abs(training[24:] - training[:-24]), axis=0)
     mase = (np.nanmean(np.abs(error), axis=(0, 1)) / seasonal).mean()
     assert scores["mase"] == pytest.approx(mase, rel=1e-6)

@@ -68,13 +68,20 @@ class ColumnFacts:
 
     def counts_rows(self, name: str, ids: Sequence[str] = ()) -> bool:
         """Return whether a column ascends by 1, but where a series begins."""
-        if not self.is_numbers(name) or len(self.sample) < 3:
+        if not self.is_numbers(name) or len(self.sample) < 3 or self._has_decimals(name):
             return False
         steps = np.diff(self.values(name))
         if ids:
             steps = steps[np.diff(self._series(ids)) == 0]
             return bool(len(steps) and (steps == 1).all())
         return bool((steps == 1).mean() > 0.5 and (steps[steps != 1] < 0).all())
+
+    def _has_decimals(self, name: str) -> bool:
+        """Return whether a column's numbers are written with decimals, as counts are not."""
+        column = self._looked_at[name]
+        if pd.api.types.is_numeric_dtype(column):
+            return column.dtype.kind == "f"
+        return bool(column.astype("str").str.contains("[.,eE]", regex=True).any())
 
     def numbers_rows(self, name: str) -> bool:
         """Return whether a column gives rows numbers of their own, most numbers of a range."""
@@ -93,6 +100,10 @@ class ColumnFacts:
     def is_unique(self, names: Sequence[str]) -> bool:
         """Return whether no two rows have the same cells in these columns."""
         return not bool(self.sample.duplicated(list(names)).any())
+
+    def repeats(self, name: str) -> bool:
+        """Return whether a column has each of its cells in two rows, on average at least."""
+        return bool(self.sample[name].nunique(dropna=False) <= len(self.sample) / 2)
 
     def stands_together(self, name: str) -> bool:
         """Return whether each cell of a column stands in several rows, one below the other."""

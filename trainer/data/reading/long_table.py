@@ -158,6 +158,7 @@ class LongTable:
                     self.is_utc,
                     *chosen,
                     self._static_categories(categories, of_series, where),
+                    tuple(column.name for column in self.roles.known),
                 ),
                 self.problems,
                 timezone=self.config.timezone,

@@ -187,6 +187,7 @@ def _series_rows(
         past=past.T.copy(),
         static_numbers=tuple(float(v) for v in _flat(record, fields.static_numbers)),
         static_categories=tuple(str(v) for v in _flat(record, fields.static_categories)),
+        known_names=columns.known,
     )
 
 

@@ -12,7 +12,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from model.errors import UserError
+from model.errors import SeveralSeriesError, UserError
 from model.sentences import nearest, shortened
 from trainer.config.table_settings import NO_ID, NO_TIME, TableConfig
 from trainer.data.reading import number_format, time_format
@@ -270,7 +270,10 @@ class _Search:
     def _ask_for_ids(self, time: TimeColumn, free: list[str]) -> None:
         """Raise UserError where other columns tell rows of the same time apart."""
         names = [
-            name for name in free if not self.facts.is_numbers(name) or self.facts.is_whole(name)
+            name
+            for name in free
+            if self.facts.repeats(name)
+            and (not self.facts.is_numbers(name) or self.facts.is_whole(name))
         ]
         names.sort(key=lambda name: self.facts.is_numbers(name))
         for size in (1, 2, 3):
@@ -279,9 +282,10 @@ class _Search:
                     map(self.facts.counts_rows, some)
                 ):
                     given = some[0] if size == 1 else f"[{','.join(some)}]"
-                    raise UserError(
+                    raise SeveralSeriesError(
                         f"data.id_column: times of {self.source} repeat: several series? "
-                        f"Set data.id_column={given} if it tells them apart"
+                        f"Set data.id_column={given} if it tells them apart",
+                        some,
                     )
 
     def _check_order_of(self, time: TimeColumn | None, ids: tuple[str, ...]) -> None:

@@ -42,6 +42,7 @@ class SeriesRows:
     """Covariates known up to the present [T, P]."""
     static_numbers: tuple[float, ...] = ()
     static_categories: tuple[str, ...] = ()
+    known_names: tuple[str, ...] = ()
 
 
 def make_item(
@@ -55,6 +56,7 @@ def make_item(
     if not np.isfinite(series.target).any():
         problems.note("series without a value, left out", series.where)
         return None
+    _check_known(series, problems)
     if series.times is None:
         known = _filled(series.known, series, problems)
         return _item(series, None, None, series.target, known, series.past, dtype)
@@ -81,6 +83,19 @@ def make_item(
         )
         return None
     return _on_grid(series, order, times, grid, problems, dtype)
+
+
+def _check_known(series: SeriesRows, problems: Problems) -> None:
+    """Report cells of covariates that are missing, though they are known in advance."""
+    holes = np.isnan(series.known)
+    if holes.any():
+        row, column = np.argwhere(holes)[0]
+        problems.lose(
+            "series with missing cells of covariates, which keep the value before",
+            f"data.covariates: {series.where}, row {series.rows[row]}: "
+            f"{series.known_names[column]} is missing, but covariates must be known for every row",
+            mend="fill it, or leave the column out",
+        )
 
 
 def _median_step(times: Moments) -> float:
@@ -220,7 +235,7 @@ def _filled(known: Doubles, series: SeriesRows, problems: Problems) -> Doubles:
         return known
     frame = pd.DataFrame(known).ffill().bfill()
     problems.note(
-        "series with missing covariates, which keep the value before",
+        "series whose covariates keep the value before in missing rows",
         f"{series.where}, {int(holes.sum()):,} values",
     )
     return frame.fillna(0.0).to_numpy()

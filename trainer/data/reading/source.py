@@ -13,7 +13,7 @@ import pyarrow as pa
 from model.errors import UserError
 from model.sentences import shortened
 from trainer.config.table_settings import FILE_NAMES, NO_ID, TableConfig
-from trainer.data.reading import columnar, delimited, records, text_records, wide_rows
+from trainer.data.reading import builtin, columnar, delimited, records, text_records, wide_rows
 from trainer.data.reading.column_facts import ColumnFacts
 from trainer.data.reading.compression import suffix_of
 from trainer.data.reading.long_table import LongTable, columns_of
@@ -39,6 +39,10 @@ class Source:
     items: Callable[[], Iterator[Item]]
     is_utc: Callable[[], bool]
     """Returns whether the times name their offset; known once the items were read."""
+    roles: Roles | None = None
+    """What the columns of a table with a row for each point are."""
+    left_out: tuple[str, ...] = ()
+    """Columns of such a table without a role."""
 
 
 def open_source(
@@ -48,6 +52,9 @@ def open_source(
 
     Raises UserError where there is none, or it cannot be read.
     """
+    if builtin.is_builtin(text):
+        blocks = builtin.read(text)
+        return _table(text, [], blocks, config, problems, spill_folder, dtype="float64")
     path, files = find_files(text)
     kind = suffix_of(files[0])
     name = str(path)
@@ -248,6 +255,8 @@ def _table(
         roles.notes,
         table.items,
         lambda: table.is_utc,
+        roles,
+        tuple(str(name) for name in sample.columns if name not in roles.columns),
     )
 
 

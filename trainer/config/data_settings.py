@@ -1,0 +1,134 @@
+"""The section `data`: the sources of series, and the windows and parts that are made of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from model.config import CALENDAR_SIZES, PositiveInt, Section
+from model.sentences import shortened
+from trainer.config.table_settings import TableConfig
+
+Split = Annotated[list[float], Field(min_length=3, max_length=3)]
+
+AllIsOne = BeforeValidator(lambda value: 1 if value == "all" else value)
+"""Validator that takes 1 for `all`, of the distance between things."""
+
+Text = Annotated[str, BeforeValidator(lambda value: str(value) if value is not None else value)]
+"""A text that YAML may read as something else, such as a date."""
+
+
+class SourceConfig(Section):
+    """One of several sources."""
+
+    path: str
+    """A set, a table or a folder, as data.source names it."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How often its windows are drawn, beside the other sources' weights."""
+    split: Split | None = None
+    """Its parts, in place of data.split."""
+
+
+class DataConfig(TableConfig):
+    """The series: their sources, the columns that are forecast, and the windows and parts."""
+
+    source: str | Annotated[list[SourceConfig], Field(min_length=1)] = "vic_elec"
+    """`vic_elec` (half-hourly electricity demand, extra `demo`), a set that `forescale prepare` has
+    written, or what that reads: a table with a row for each point or for each series. Or a list of
+    such: {path: ..., weight: ...}. A path is relative to the folder that the command runs in."""
+    calendar: list[
+        Literal[
+            "time_of_day", "day_of_week", "day_of_year", "minute", "hour", "day_of_month", "month"
+        ]
+    ] = []
+    """Calendar features of each point that the network gets as covariates."""
+    calendar_encoding: Literal["waves", "embedding"] = "waves"
+    """Encoding of the calendar features: the sine and cosine of each phase, or the value (minute,
+    hour, day_of_week, day_of_month or month) looked up in a learned table."""
+    context_length: PositiveInt = 336
+    """Points that a forecast is made from. Shorter series are padded on the left with missing
+    values."""
+    prediction_length: PositiveInt = 48
+    """Points that are forecast."""
+    split: Split = [0.7, 0.1, 0.2]
+    """Training, validation and test part of each series in time order: fractions that add to 1,
+    or numbers of rows. A validation or test window's context may reach into the part before."""
+    split_at: Annotated[list[Text], Field(min_length=2, max_length=2)] | None = None
+    """Times at which the training and the validation part of all series end, in place of split:
+    nothing later than the first is trained on, whatever the series' own dates."""
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the series that are not trained on at all, chosen by their names; their windows are
+    the split held_out."""
+    rows: PositiveInt | None = None
+    """Number of first points of each series to use. Default: all."""
+    scaling: Literal["train", "none"] = "train"
+    """Scaling of each series' channels and covariates: standardised by the mean and deviation of
+    its own training part, or none."""
+    order: Literal["draw", "epoch"] = "draw"
+    """Order of training windows: drawn with replacement, or each once before any comes again."""
+    length_exponent: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """A series of a source is drawn by (its number of windows) ** length_exponent: with 1 all
+    windows are as likely, with 0 all series."""
+    season_lengths: list[PositiveInt] | None = None
+    """Periods in points, shortest first: each gives a seasonal-naive baseline, the first scales
+    MASE. Default: the day and the week, the year of months, quarters and weeks, or the week of
+    days, as each series' interval has them."""
+    score_every: Annotated[PositiveInt | None, AllIsOne] = None
+    """Distance between the windows that are scored: `all` or 1 scores every window of a part, as
+    the literature does. Default: the least with which at most 20,000 windows are scored and that
+    shares no factor with a season, so that every time of a day counts."""
+
+    @property
+    def sources(self) -> list[SourceConfig]:
+        """All sources, one or several."""
+        return [SourceConfig(path=self.source)] if isinstance(self.source, str) else self.source
+
+    @property
+    def named(self) -> str:
+        """The sources' paths, in sentences."""
+        return shortened([source.path for source in self.sources])
+
+    @property
+    def table(self) -> TableConfig:
+        """How tables are read."""
+        return TableConfig(**{name: getattr(self, name) for name in TableConfig.model_fields})
+
+    @model_validator(mode="after")
+    def _calendar_can_be_embedded(self) -> DataConfig:
+        odd = [name for name in self.calendar if name not in CALENDAR_SIZES]
+        if self.calendar_encoding == "embedding" and odd:
+            raise ValueError(
+                f"calendar: {odd[0]} has no values to embed; use {', '.join(CALENDAR_SIZES)}, "
+                "or calendar_encoding: waves"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _seasons_fit(self) -> DataConfig:
+        seasons = self.season_lengths or []
+        if seasons != sorted(set(seasons)):
+            raise ValueError(f"season_lengths: {seasons} must ascend without repetition")
+        if seasons and seasons[-1] > self.context_length:
+            raise ValueError(
+                f"season_lengths: {seasons[-1]} is longer than context_length="
+                f"{self.context_length}, which the naive forecast repeats it from"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _split_adds_up(self) -> DataConfig:
+        if min(self.split) < 0 or self.split[0] == 0:
+            raise ValueError("split: parts cannot be negative, and the training part cannot be 0")
+        if max(self.split) <= 1 and abs(sum(self.split) - 1) > 1e-6:
+            raise ValueError(f"split: the fractions {self.split} add to {sum(self.split):g}, not 1")
+        return self
+
+    @model_validator(mode="after")
+    def _order_has_no_weights(self) -> DataConfig:
+        weighted = not isinstance(self.source, str) and len({one.weight for one in self.source}) > 1
+        if self.order == "epoch" and (weighted or self.length_exponent != 1.0):
+            raise ValueError(
+                "order: an epoch sees each window once; weights and length_exponent go with draw"
+            )
+        return self

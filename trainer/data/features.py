@@ -1,0 +1,70 @@
+"""Covariates of windows: calendar features of their times, and columns known in advance."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from model.errors import UserError
+from trainer.config.data_settings import DataConfig
+from trainer.data.calendars import calendar_values, calendar_waves
+from trainer.data.frequency import Frequency
+from trainer.data.series_set import SeriesSet
+
+Indices = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+KEPT_POINTS = 2**22
+"""Points of a set up to which its calendar features are computed once, and kept."""
+
+
+class Calendar:
+    """The calendar features of a set's points."""
+
+    def __init__(self, series: SeriesSet, config: DataConfig) -> None:
+        """Raises UserError where there are to be features, and an item has no times."""
+        self._series, self._config = series, config
+        self._frequencies: dict[str, Frequency] = {}
+        self._kept: dict[int, Floats] = {}
+        self._keeps = series.info.points <= KEPT_POINTS
+        without = np.flatnonzero(np.isnat(series.starts))
+        if config.calendar and len(without):
+            raise UserError(
+                f"data.calendar: {series.item_id(int(without[0]))} has no column of timestamps; "
+                "name it as data.time_column or set data.calendar=[]"
+            )
+
+    def times(self, item: int, first: int, stop: int) -> pd.DatetimeIndex | None:
+        """Return the times of an item's points first..stop-1, also of those it does not have."""
+        start, freq = self._series.starts[item], self._series.freq(item)
+        if np.isnat(start):
+            return None
+        name = freq or "D"  # of one point
+        if name not in self._frequencies:
+            self._frequencies[name] = Frequency.parse(name)
+        frequency = self._frequencies[name]
+        times = pd.DatetimeIndex(frequency.times(start, first, stop))
+        zone = self._series.info.timezone
+        if zone is None or not frequency.has_clock:
+            return times
+        return times.tz_localize("UTC").tz_convert(self._config.timezone or zone)
+
+    def features(self, item: int, first: int, stop: int) -> Floats:
+        """Return the calendar features [T, K] of an item's points first..stop-1."""
+        if not self._config.calendar:
+            return np.empty((stop - first, 0), np.float32)
+        length = int(self._series.lengths[item])
+        if not self._keeps or first < 0 or stop > length:
+            return self._computed(item, first, stop)
+        if item not in self._kept:
+            self._kept[item] = self._computed(item, 0, length)
+        return self._kept[item][first:stop]
+
+    def _computed(self, item: int, first: int, stop: int) -> Floats:
+        times = self.times(item, first, stop)
+        assert times is not None
+        encode = (
+            calendar_values if self._config.calendar_encoding == "embedding" else calendar_waves
+        )
+        return encode(times, self._config.calendar, self._config.timezone)

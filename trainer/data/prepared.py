@@ -1,0 +1,95 @@
+"""Tables that data.source names are prepared once, and kept beside the runs."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from model.errors import UserError
+from trainer.config.table_settings import TableConfig
+from trainer.data.prepare_set import digest_of, file_digest, prepare_set
+from trainer.data.series_set import SeriesSet
+from trainer.data.set_format import is_set
+from trainer.files import read_json, replace
+from trainer.logs.log import log
+
+CACHE = "FORESCALE_CACHE"
+"""Variable that names the folder for prepared tables."""
+FOLDER = ".data"
+"""Name of that folder beside the runs, unless the variable says otherwise."""
+DIGESTS = "digests.json"
+
+
+def default_cache(runs: Path = Path("runs")) -> Path:
+    """Return the folder for prepared tables: FORESCALE_CACHE, or one beside the runs."""
+    given = os.environ.get(CACHE)
+    return Path(given).expanduser() if given else runs / FOLDER
+
+
+def open_set(source: str, config: TableConfig, cache: Path) -> SeriesSet:
+    """Return the set that a source names, or that is made of it.
+
+    One that was made before of the same bytes, read in the same way, is used again; of several
+    processes one makes it, and the others wait. Raises UserError where it cannot be read.
+    """
+    path = Path(source).expanduser()
+    if is_set(path):
+        return SeriesSet(path)
+    digest = digest_of([source], config, _Digests(cache).of)
+    stem = path.name.split(".")[0] or "series"
+    folder = cache / f"{stem}-{digest[:16]}"
+    if not is_set(folder):
+        with _locked(cache, folder.name):
+            if not is_set(folder):
+                log.info("data: preparing %s", source)
+                prepare_set([source], folder, config)
+    return SeriesSet(folder)
+
+
+@contextmanager
+def _locked(cache: Path, name: str) -> Iterator[None]:
+    """Within, no other process makes the set of this name."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        file = open(cache / f".{name}.lock", "w")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UserError(
+            f"{cache}: cannot keep prepared tables there: {error.strerror}; name another folder by "
+            f"{CACHE}, or prepare a set with `forescale prepare` and name that"
+        ) from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    with suppress(FileNotFoundError):
+        (cache / f".{name}.lock").unlink()
+
+
+class _Digests:
+    """The digests of files, kept with their sizes and times: unchanged ones are not read again."""
+
+    def __init__(self, cache: Path) -> None:
+        self._file = cache / DIGESTS
+
+    def of(self, path: Path) -> str:
+        """Return a file's digest."""
+        state = path.stat()
+        key, size_and_time = str(path.absolute()), [state.st_size, state.st_mtime_ns]
+        known = self._known()
+        if known.get(key, [None])[:-1] == size_and_time:
+            return str(known[key][-1])
+        digest = file_digest(path)
+        with suppress(OSError):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            replace(self._file, json.dumps({**self._known(), key: [*size_and_time, digest]}))
+        return digest
+
+    def _known(self) -> dict[str, list[int | str]]:
+        try:
+            content = read_json(self._file)
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}

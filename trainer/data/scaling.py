@@ -1,0 +1,47 @@
+"""Scaling of series: each channel and covariate by its own training part."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.data.series_set import SeriesSet
+
+Indices = npt.NDArray[np.int64]
+Doubles = npt.NDArray[np.float64]
+
+
+class Scaling:
+    """The mean and deviation (ddof 0) of the training parts of a set's items.
+
+    They are computed when an item is first asked for. A channel without a value there, or that does
+    not vary, is left at its scale.
+    """
+
+    def __init__(self, series: SeriesSet, ends: Indices, kind: Literal["train", "none"]) -> None:
+        """`ends` are the points at which the items' training parts end."""
+        self._series, self._ends = series, ends
+        channels = len(series.info.columns.target) + len(series.info.columns.known)
+        self._mean = np.zeros((len(series), channels))
+        self._deviation = np.ones((len(series), channels))
+        self._is_known = np.full(len(series), kind == "none")
+
+    def of(self, items: Indices) -> tuple[Doubles, Doubles]:
+        """Return the mean and the deviation of items [B, C + F], channels before covariates."""
+        for item in np.unique(items[~self._is_known[items]]).tolist():
+            self._compute(item)
+        return self._mean[items], self._deviation[items]
+
+    def _compute(self, item: int) -> None:
+        end = int(self._ends[item])
+        parts = [self._series.target(item)[:, :end], self._series.known(item)[:, :end]]
+        training = np.concatenate([part.T for part in parts], axis=1).astype(np.float64)
+        has_some = ~np.isnan(training).all(0) if end else np.zeros(training.shape[1], bool)
+        if has_some.any():
+            values = training[:, has_some]
+            deviation = np.nanstd(values, axis=0)
+            self._mean[item, has_some] = np.nanmean(values, axis=0)
+            self._deviation[item, has_some] = np.where(deviation > 0, deviation, 1.0)
+        self._is_known[item] = True

@@ -1,0 +1,75 @@
+"""Windows: a context and the future after it, numbered through all series of a part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+Indices = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+class Split(StrEnum):
+    """A part of the series in time, or those that are held out."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+    HELD_OUT = "held_out"
+
+
+@dataclass(frozen=True)
+class WindowBatch:
+    """Windows in standardised units; a window of weight 0 is padding."""
+
+    context: Floats
+    """Past values [B, L, C], NaN where missing."""
+    target: Floats
+    """Future values [B, H, C], NaN where missing."""
+    covariates: Floats
+    """Covariates [B, L + H, F] of past and future."""
+    weight: Floats
+    """Weights [B]: 1, or 0 for padding."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """All stride-1 windows of a split, numbered through item after item."""
+
+    first: Indices
+    """Point at which the context of each item's first window begins; below 0 where the item is
+    shorter than a context."""
+    ends: Indices
+    """Number of windows of each item and all before it."""
+
+    @classmethod
+    def between(cls, begin: Indices, end: Indices, context: int, horizon: int) -> Windows:
+        """Return the windows whose future lies in the points begin..end-1 of each item.
+
+        A context has the points before the future, `context` of them wherever an item of that
+        length has some window with as many; it may reach into the part before. It has one at least.
+        """
+        future = np.maximum(np.maximum(begin, 1), np.minimum(context, end - horizon))
+        counts = np.maximum(0, end - future - horizon + 1)
+        return cls(future - context, np.cumsum(counts))
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    @property
+    def counts(self) -> Indices:
+        """The number of windows of each item."""
+        return np.diff(self.ends, prepend=0)
+
+    def number(self, item: Indices, offset: Indices) -> Indices:
+        """Return the numbers of windows by their items, and their numbers within these."""
+        return self.ends[item] - self.counts[item] + offset
+
+    def locate(self, numbers: Indices) -> tuple[Indices, Indices]:
+        """Return the item of each window, and the point at which its context begins."""
+        item = np.searchsorted(self.ends, numbers, side="right")
+        before = np.where(item > 0, self.ends[item - 1], 0)
+        return item, self.first[item] + numbers - before
