@@ -94,7 +94,10 @@ def train(
 @forescale.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
-    "--split", type=click.Choice(["train", "validation", "test"]), default="test", show_default=True
+    "--split",
+    type=click.Choice(["train", "validation", "test", "held_out"]),
+    default="test",
+    show_default=True,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 @log_options

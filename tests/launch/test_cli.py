@@ -34,11 +34,10 @@ def series(tmp_path: Path) -> dict[str, Path]:
     hours = (
         pd.date_range("2024-01-01", periods=400, freq="h").astype(str).to_series(index=range(400))
     )
-    good = pd.DataFrame({"date": hours, "load": range(400)})
+    good = pd.DataFrame({"date": hours, "load": [n % 24 * 1.5 for n in range(400)]})
     tables = {
         "text": good.assign(load=good["load"].astype(str).where(good.index != 5, "five")),
-        "unsorted": good.iloc[::-1],
-        "repeated": pd.concat([good[:200], good[199:]]),
+        "repeated": pd.concat([good[:200], good[199:].assign(load=good["load"] + 1)]),
         "columns": good[["date"]],
         "short": good[:100],
     }
@@ -62,10 +61,9 @@ OWN_DATA = ["data.targets=null", "data.covariates=[]", "data.rows=null", "data.c
         (["train.steps=soon"], "train.steps: expected a whole number, got 'soon'"),
         (["data.source={missing}", *OWN_DATA], "data.source: there is no file"),
         (["data.source={empty}", *OWN_DATA], "is empty"),
-        (["data.source={columns}", *OWN_DATA], "has no numeric column to forecast"),
-        (["data.source={text}", *OWN_DATA], "row 6, column load: 'five' is not a number"),
-        (["data.source={unsorted}", *OWN_DATA], "sort the file by time"),
-        (["data.source={repeated}", *OWN_DATA], "repeats the row before; remove the repetition"),
+        (["data.source={columns}", *OWN_DATA], "has no column of numbers to forecast"),
+        (["data.source={text}", *OWN_DATA], "column load, row 6 has 'five', which is not a number"),
+        (["data.source={repeated}", *OWN_DATA], "rows 200 and 201 are both of 2024-01-09 07:00:00"),
         (["data.source={short}", *OWN_DATA], "no series is long enough"),
         (["train.micro_batch_size=3"], "train.global_batch_size: 16 = micro_batch_size 3 x"),
         (["model.nhead=5"], "model.nhead: 5 heads do not divide d_model=32"),

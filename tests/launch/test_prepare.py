@@ -22,7 +22,7 @@ def table(tmp_path: Path) -> Path:
 
 def test_prepare_and_show(tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "corpus"
-    main(["prepare", str(table), str(out), "data.id_column=store", "-q"])
+    main(["prepare", str(table), str(out), "data.id_column=store"])
     said = capsys.readouterr().out
     assert "missing rows" in said and "149 points" in said
     main(["show", str(out), "--json", "--verify", "--picture", str(tmp_path / "corpus.png")])
@@ -41,7 +41,7 @@ def test_a_damaged_set_is_named(
     tmp_path: Path, table: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "corpus"
-    main(["prepare", str(table), str(out), "data.id_column=store", "-q"])
+    main(["prepare", str(table), str(out), "data.id_column=store"])
     file = out / {"index": "index.arrow", "text": "set.json"}.get(damage, "shard-00000.arrow")
     content = bytearray(file.read_bytes())
     if damage == "gone":

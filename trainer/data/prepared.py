@@ -14,8 +14,8 @@ from trainer.config.table_settings import TableConfig
 from trainer.data.prepare_set import digest_of, file_digest, prepare_set
 from trainer.data.series_set import SeriesSet
 from trainer.data.set_format import is_set
-from trainer.files import read_json, replace
-from trainer.logs.log import log
+from trainer.files import check_reachable, read_json, replace
+from trainer.logs.progress import CountingProgress
 
 CACHE = "FORESCALE_CACHE"
 """Variable that names the folder for prepared tables."""
@@ -37,6 +37,7 @@ def open_set(source: str, config: TableConfig, cache: Path) -> SeriesSet:
     processes one makes it, and the others wait. Raises UserError where it cannot be read.
     """
     path = Path(source).expanduser()
+    check_reachable(path, "data.source: ")
     if is_set(path):
         return SeriesSet(path)
     digest = digest_of([source], config, _Digests(cache).of)
@@ -45,9 +46,13 @@ def open_set(source: str, config: TableConfig, cache: Path) -> SeriesSet:
     if not is_set(folder):
         with _locked(cache, folder.name):
             if not is_set(folder):
-                log.info("data: preparing %s", source)
-                prepare_set([source], folder, config)
+                _prepare(source, folder, config)
     return SeriesSet(folder)
+
+
+def _prepare(source: str, folder: Path, config: TableConfig) -> None:
+    with CountingProgress(f"data: preparing {source}", "series", "points") as progress:
+        prepare_set([source], folder, config, lambda item: progress.advance(1, item.length))
 
 
 @contextmanager

@@ -30,7 +30,10 @@ def test_a_usual_name_is_taken_before_others(tmp_path: Path, usual: str) -> None
     frame.insert(0, "created", frame["time"] + pd.Timedelta(days=400))
     series = prepared(tmp_path, csv(tmp_path, frame.rename(columns={"time": usual})))
     assert series.starts[0] == np.datetime64("2024-01-01")
-    assert any("created" in note for note in series.info.notes)
+    assert series.info.columns.target == ("load",)
+    unusual = csv(tmp_path, frame.rename(columns={"time": "taken"}), "unusual.csv")
+    (note, *_) = prepared(tmp_path, unusual).info.notes
+    assert "times are in created, not in taken" in note
 
 
 @pytest.mark.parametrize("name", ["year", "Year", "yr"])

@@ -200,7 +200,7 @@ class _Search:
             first = [name for name in free if self._could_be_years(name)][:1]
         if first:
             found = self._time_column(first[0])
-            if len(by_content) > 1:
+            if len(by_content) > 1 and first[0] not in usual:
                 others = [name for name in by_content if name != first[0]]
                 self.notes.append(
                     f"{self.source}: times are in {first[0]}, not in {shortened(others)}"
@@ -321,9 +321,10 @@ class _Search:
             flags = [name for name, why in left_out.items() if why == "is a flag"]
             measured = flags if len(flags) == 1 else []
         if not measured:
+            rest = shortened([f"{name} ({why})" for name, why in left_out.items()])
             raise UserError(
                 f"data.targets: {self.source} has no column of numbers to forecast without being "
-                f"named; it has {shortened([f'{n} ({w})' for n, w in left_out.items()])}"
+                f"named; it has {rest or 'no other column'}"
             )
         left_out |= dict.fromkeys(flat, "does not vary")
         others = [f"{name} ({why})" for name, why in left_out.items() if name not in measured]

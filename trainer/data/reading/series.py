@@ -44,6 +44,12 @@ class SeriesRows:
     static_categories: tuple[str, ...] = ()
     known_names: tuple[str, ...] = ()
 
+    def shown(self, row: np.int64) -> str:
+        """Return a row's time as it stands in the table."""
+        assert self.times is not None
+        time = self.times[row]
+        return str(time.astype(np.int64) if self.numbered else pd.Timestamp(time))
+
 
 def make_item(
     series: SeriesRows, problems: Problems, *, timezone: str | None, dtype: str, alone: bool
@@ -78,7 +84,7 @@ def make_item(
         problems.lose(
             "series without a regular interval, left out",
             f"data.source: {series.where} has times at no regular interval, such as "
-            f"{_shown(times[0])} and {_shown(times[1])}",
+            f"{series.shown(order[0])} and {series.shown(order[1])}",
             mend="resample it, or take its rows as they come with data.time_column=none",
         )
         return None
@@ -123,7 +129,7 @@ def _localised(times: Moments, timezone: str, series: SeriesRows, problems: Prob
         problems.lose(
             f"times that the clocks of {timezone} skip, left out",
             f"data.timezone: {series.where}, row {series.rows[skipped[0]]}: there is no "
-            f"{_shown(times[skipped[0]])} in {timezone}",
+            f"{series.shown(skipped[0])} in {timezone}",
             mend="name the zone that the times are of",
             count=len(skipped),
         )
@@ -143,9 +149,7 @@ def _first_of_each(
     differ = repeats[~((here == before) | (np.isnan(here) & np.isnan(before))).all(1)]
     if len(differ):
         at = differ[0]
-        time = _shown(times[order[at]])
-        if series.numbered:
-            time = f"{int(times[order[at]].astype(np.int64))}"
+        time = series.shown(order[at])
         mend, is_wrong = "correct one of them", False
         if not series.is_utc and len(differ) < 60 and _may_be_clock_change(times[order[at]]):
             mend = "if clocks went back then, name the zone, as in data.timezone=Europe/Berlin"
@@ -201,8 +205,8 @@ def _on_grid(
         far = int(np.argmax(np.diff(position)))
         problems.lose(
             "series with a gap of more points than they have, left out",
-            f"data.time_column: {series.where} has nothing between {_shown(times[far])} and "
-            f"{_shown(times[far + 1])}, {points - len(order):,} points",
+            f"data.time_column: {series.where} has nothing between {series.shown(order[far])} and "
+            f"{series.shown(order[far + 1])}, {points - len(order):,} points",
             mend="correct the times, or divide the series",
         )
         return None
@@ -261,7 +265,3 @@ def _item(
         series.static_numbers,
         series.static_categories,
     )
-
-
-def _shown(time: np.datetime64) -> str:
-    return str(pd.Timestamp(time))
