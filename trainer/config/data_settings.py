@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from model.config import CALENDAR_SIZES, PositiveInt, Section
+from model.config import CALENDAR_SIZES, LARGEST_INT, PositiveInt, Section
 from model.sentences import shortened
 from trainer.config.table_settings import TableConfig
 
+NonNegative = Annotated[int, Field(ge=0, le=LARGEST_INT)]
 Split = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 AllIsOne = BeforeValidator(lambda value: 1 if value == "all" else value)
@@ -57,6 +58,9 @@ class DataConfig(TableConfig):
     split_at: Annotated[list[Text], Field(min_length=2, max_length=2)] | None = None
     """Times at which the training and the validation part of all series end, in place of split:
     nothing later than the first is trained on, whatever the series' own dates."""
+    split_last: Annotated[list[NonNegative], Field(min_length=2, max_length=2)] | None = None
+    """Points at the end of each series that are its validation and its test part, in place of
+    split."""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the series that are not trained on at all, chosen by their names; their windows are
     the split held_out."""
@@ -122,6 +126,12 @@ class DataConfig(TableConfig):
             raise ValueError("split: parts cannot be negative, and the training part cannot be 0")
         if max(self.split) <= 1 and abs(sum(self.split) - 1) > 1e-6:
             raise ValueError(f"split: the fractions {self.split} add to {sum(self.split):g}, not 1")
+        return self
+
+    @model_validator(mode="after")
+    def _split_is_one(self) -> DataConfig:
+        if self.split_at is not None and self.split_last is not None:
+            raise ValueError("split_last: split_at divides the series already; set one of them")
         return self
 
     @model_validator(mode="after")

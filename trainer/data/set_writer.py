@@ -43,7 +43,7 @@ class SetWriter:
 
     Use it as a context manager, and call `finish` at the end. What an interrupted writer has
     closed stays in `.NAME.partial`: one with the same `origin` goes on from there, and the caller
-    leaves out its first `kept` items.
+    leaves out its first `kept` items. A UserError leaves nothing.
     """
 
     kept: int
@@ -85,6 +85,8 @@ class SetWriter:
     ) -> None:
         if self._shard is not None:
             self._shard.abandon()
+        if isinstance(error, UserError):  # the same sources would be refused again
+            shutil.rmtree(self._partial, ignore_errors=True)
 
     def add(self, item: Item) -> None:
         """Write one more item.

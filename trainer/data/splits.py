@@ -40,6 +40,10 @@ def parts_of(series: SeriesSet, config: DataConfig, split: Sequence[float] | Non
             raise UserError(f"data.split_at: {config.split_at[1]} is before {config.split_at[0]}")
         train, validation = (_points_before(time, series, lengths) for time in times)
         test = lengths
+    elif config.split_last is not None and split is None:
+        last_validation, last_test = config.split_last
+        validation = np.maximum(0, lengths - last_test)
+        train, test = np.maximum(0, validation - last_validation), lengths
     else:
         train, validation, test = _by_points(series, lengths, split or config.split)
     return Parts(train, validation, test, held_out(series, config.held_out))

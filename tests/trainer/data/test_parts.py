@@ -95,6 +95,16 @@ def test_a_cut_is_of_the_series_zone(tmp_path: Path) -> None:
     assert np.nanmax(everything(data, Split.TRAIN)[1]) == cut - 1 + 0.125
 
 
+def test_the_last_points_of_each_series(tmp_path: Path) -> None:
+    data = dataset(
+        tmp_path, series("a", 100), series("b", 60, "2020-01-01"), split_last=[5, HORIZON]
+    )
+    assert [data.windows(split) for split in Split] == [91 - 15 + 51 - 15, 2 + 2, 2, 0]
+    target = everything(data, Split.TEST)[1]
+    ends = [pd.Timestamp("2024-01-01") + pd.Timedelta(hours=99), pd.Timestamp("2020-01-03 11:00")]
+    assert target[:, -1].tolist() == [end.timestamp() / 3600 + 0.125 for end in ends]
+
+
 @pytest.mark.parametrize(
     ("cuts", "message"),
     [

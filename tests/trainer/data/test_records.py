@@ -41,6 +41,26 @@ def record_file(folder: Path, kind: str) -> Path:
     return file
 
 
+@pytest.mark.parametrize("freq", ["?", "", None, "unknown"])
+def test_an_interval_that_is_none(tmp_path: Path, freq: str | None) -> None:
+    file = tmp_path / "records.parquet"
+    pq.write_table(pa.Table.from_pylist([{**RECORDS[0], "freq": freq}, RECORDS[1]]), file)
+    if freq == "unknown":
+        with pytest.raises(UserError, match=r"data\.freq: record 1 \(a\) .* no interval 'unknown'"):
+            prepared(tmp_path, file)
+    else:
+        assert prepared(tmp_path, file).freqs() == [None, "D"]
+
+
+def test_two_fields_tell_series_apart(tmp_path: Path) -> None:
+    records = [{**record, "source": source} for source in ("m3", "m4") for record in RECORDS]
+    file = tmp_path / "records.parquet"
+    pq.write_table(pa.Table.from_pylist(records), file)
+    series = prepared(tmp_path, file)
+    assert [series.item_id(n) for n in range(4)] == ["m3/a", "m3/b", "m4/a", "m4/b"]
+    assert any("told apart by source and item_id" in note for note in series.info.notes)
+
+
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "jsonl.gz", "hf"])
 def test_a_record_for_each_series(tmp_path: Path, kind: str) -> None:
     series = prepared(tmp_path, record_file(tmp_path, kind))

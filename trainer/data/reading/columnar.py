@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -19,10 +20,28 @@ BATCH_ROWS = 2**16
 BROKEN = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError)
 
 
-def read_parquet(
-    files: list[Path], folder: Path | None
-) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Return the columns and the rows of Parquet files, with those that folders' names give."""
+@dataclass(frozen=True)
+class ColumnarFiles:
+    """Files of record batches, in one order."""
+
+    schema: pa.Schema
+    batches: Callable[[list[str] | None], Iterator[pa.RecordBatch]]
+    """Returns the rows of some columns, or of all."""
+
+    def texts(self) -> pd.DataFrame:
+        """Return all columns of texts, which may name the rows."""
+        names = [
+            field.name
+            for field in self.schema
+            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+        ]
+        if not names:
+            return pd.DataFrame()
+        return pa.Table.from_batches(self.batches(names)).to_pandas()
+
+
+def parquet_files(files: list[Path], folder: Path | None) -> ColumnarFiles:
+    """Return Parquet files, with the columns that folders' names give."""
     try:
         data = ds.dataset(
             [str(file) for file in files],
@@ -32,36 +51,41 @@ def read_parquet(
         )
     except BROKEN as error:
         raise unreadable(files[0], error) from None
-    return data.schema, _batches(data, files)
+
+    def batches(columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+        few = {"batch_readahead": 2, "fragment_readahead": 1}  # or most of a file is in memory
+        try:
+            yield from map(_plain, data.to_batches(columns, batch_size=BATCH_ROWS, **few))
+        except BROKEN as error:
+            raise unreadable(files[0], error) from None
+
+    return ColumnarFiles(data.schema, batches)
 
 
-def _batches(data: ds.Dataset, files: list[Path]) -> Iterator[pa.RecordBatch]:
-    try:
-        yield from map(
-            _plain, data.to_batches(batch_size=BATCH_ROWS, batch_readahead=2, fragment_readahead=1)
-        )
-    except BROKEN as error:
-        raise unreadable(files[0], error) from None
-
-
-def read_arrow(files: list[Path]) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Return the columns and the rows of Arrow files, those of random access or streams."""
+def arrow_files(files: list[Path]) -> ColumnarFiles:
+    """Return Arrow files, those of random access or streams."""
     with _opened(files[0]) as reader:
         schema = reader.schema
 
-    def batches() -> Iterator[pa.RecordBatch]:
+    def batches(columns: list[str] | None) -> Iterator[pa.RecordBatch]:
         for file in files:
-            with _opened(file) as reader:
-                try:
-                    if isinstance(reader, pa.ipc.RecordBatchFileReader):
-                        for number in range(reader.num_record_batches):
-                            yield _plain(reader.get_batch(number))
-                    else:
-                        yield from map(_plain, reader)
-                except BROKEN as error:
-                    raise unreadable(file, error) from None
+            try:
+                with _opened(file) as reader:
+                    for batch in _all_batches(reader):
+                        yield _plain(batch if columns is None else batch.select(columns))
+            except BROKEN as error:
+                raise unreadable(file, error) from None
 
-    return schema, batches()
+    return ColumnarFiles(schema, batches)
+
+
+def _all_batches(
+    reader: pa.ipc.RecordBatchFileReader | pa.ipc.RecordBatchStreamReader,
+) -> Iterator[pa.RecordBatch]:
+    if isinstance(reader, pa.ipc.RecordBatchFileReader):
+        yield from map(reader.get_batch, range(reader.num_record_batches))
+    else:
+        yield from reader
 
 
 def _opened(file: Path) -> pa.ipc.RecordBatchFileReader | pa.ipc.RecordBatchStreamReader:

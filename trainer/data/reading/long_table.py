@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -93,10 +94,9 @@ class LongTable:
         """Yield the blocks with their numbers read: id, row, time, the numbers, the categories."""
         first = 1
         for block in self._blocks:
-            arrays = {
-                ID: self._ids(block, first),
-                ROW: pa.array(np.arange(first, first + block.num_rows)),
-            }
+            arrays = {ROW: pa.array(np.arange(first, first + block.num_rows))}
+            if self.roles.ids:
+                arrays[ID] = self._ids(block, first)
             if self.roles.time is not None:
                 cells = block.column(self.roles.time.name)
                 times, is_utc = self.roles.time.read(cells, first, self.problems)
@@ -109,12 +109,10 @@ class LongTable:
                 arrays[f"category {number}"] = pa.array(texts(block.column(name)), pa.string())
             first += block.num_rows
             rows = pa.record_batch(list(arrays.values()), names=list(arrays))
-            yield rows.filter(pc.is_valid(rows[ID]))
+            yield rows.filter(pc.is_valid(rows[ID])) if self.roles.ids else rows
 
     def _ids(self, block: pa.RecordBatch, first: int) -> pa.Array:
         """Return the name of the series that each row is of, null where it has none."""
-        if not self.roles.ids:
-            return pa.array([""] * block.num_rows)
         parts = [pa.array(texts(block.column(name)), pa.string()) for name in self.roles.ids]
         without = np.zeros(block.num_rows, bool)
         for name, part in zip(self.roles.ids, parts, strict=True):
@@ -132,25 +130,19 @@ class LongTable:
         return pc.if_else(pa.array(~without), joined, pa.scalar(None, pa.string()))
 
     def _items_of(self, rows: pa.Table) -> Iterator[Item]:
-        codes, names = _grouped(rows[ID])
-        order = np.argsort(codes, kind="stable")
-        edges = np.flatnonzero(np.diff(codes[order])) + 1
         numbers = [rows[f"number {n}"].to_numpy() for n in range(len(self.roles.numbers))]
         times = rows[TIME].to_numpy() if self.roles.time is not None else None
         row_numbers = rows[ROW].to_numpy()
         categories = [
             rows[f"category {n}"].to_numpy() for n in range(len(self.roles.static_categories))
         ]
-        for of_series in np.split(order, edges):
-            if not len(of_series):
-                continue
-            name = names[codes[of_series[0]]]
+        for name, of_series in self._groups(rows):
             where = f"series {name} of {self.source}" if self.roles.ids else self.source
             matrix = [column[of_series] for column in numbers]
             chosen = self._chosen(matrix, where)
             item = make_item(
                 SeriesRows(
-                    name if self.roles.ids else Path(self.source).stem.split(".")[0],
+                    name,
                     where,
                     row_numbers[of_series],
                     None if times is None else times[of_series],
@@ -168,6 +160,21 @@ class LongTable:
             if item is not None:
                 yield item
 
+    def _groups(self, rows: pa.Table) -> Iterator[tuple[str, Indices | slice]]:
+        """Yield each series' name, and its rows: a slice where they stand together."""
+        if not self.roles.ids:
+            yield Path(self.source).name.split(".")[0], slice(0, rows.num_rows)
+            return
+        codes, names = _grouped(rows[ID])
+        stands_together = bool((np.diff(codes) >= 0).all())
+        order = np.arange(len(codes)) if stands_together else np.argsort(codes, kind="stable")
+        edges = np.flatnonzero(np.diff(codes[order])) + 1
+        bounds = [0, *edges.tolist(), len(codes)]
+        for begin, end in pairwise(bounds):
+            if begin < end:
+                of_series = slice(begin, end) if stands_together else order[begin:end]
+                yield names[codes[order[begin]]], of_series
+
     def _chosen(
         self, matrix: list[npt.NDArray[np.float64]], where: str
     ) -> tuple[
@@ -178,7 +185,7 @@ class LongTable:
         for columns in (roles.targets, roles.known, roles.past):
             part = matrix[start : start + len(columns)]
             start += len(columns)
-            found.append(np.stack([np.empty(len(matrix[0])), *part], axis=1)[:, 1:])
+            found.append(np.column_stack(part) if part else np.empty((len(matrix[0]), 0)))
         static = []
         for column, values in zip(roles.static_numbers, matrix[start:], strict=True):
             known = values[~np.isnan(values)]
@@ -187,7 +194,7 @@ class LongTable:
         return found[0], found[1], found[2], tuple(static)
 
     def _static_categories(
-        self, categories: list[npt.NDArray[np.object_]], rows: Indices, where: str
+        self, categories: list[npt.NDArray[np.object_]], rows: Indices | slice, where: str
     ) -> tuple[str, ...]:
         found = []
         for name, column in zip(self.roles.static_categories, categories, strict=True):

@@ -14,6 +14,7 @@ from model.errors import UserError
 from model.sentences import shortened
 from trainer.config.table_settings import TableConfig
 from trainer.data.frequency import Frequency
+from trainer.data.reading.number_format import MISSING
 from trainer.data.reading.problems import Problems
 from trainer.data.reading.series import SeriesRows, make_item
 from trainer.data.set_format import Columns, Item
@@ -48,8 +49,14 @@ def has_lists(record: Record) -> bool:
     return any(_is_list(value) for value in record.values())
 
 
-def find_fields(first: Record, config: TableConfig, source: str) -> Fields:
-    """Return which field is what, by the first record. Raises UserError where it cannot be told."""
+def find_fields(
+    first: Record, config: TableConfig, source: str, texts: pd.DataFrame | None = None
+) -> Fields:
+    """Return which field is what, by the first record. Raises UserError where it cannot be told.
+
+    `texts` are the fields of texts of all records, where they can be had: if the name alone does
+    not tell series apart, the name and another may.
+    """
     names = list(first)
     lists = [name for name in names if _is_list(first[name])]
     given = {*config.covariates, *config.past_covariates, *config.static}
@@ -70,7 +77,7 @@ def find_fields(first: Record, config: TableConfig, source: str) -> Fields:
     numbers = [n for n in config.static if _is_number(first[n])]
     chosen = next((n for n in names if n.lower() in ID_NAMES), None)
     return Fields(
-        ids=(ids,) if isinstance(ids, str) else tuple(ids or ([chosen] if chosen else [])),
+        ids=(ids,) if isinstance(ids, str) else tuple(ids or _ids(chosen, texts)),
         start=None if start == "none" else start,
         freq=next((n for n in names if n.lower() in ("freq", "frequency")), None),
         targets=tuple(targets),
@@ -80,6 +87,17 @@ def find_fields(first: Record, config: TableConfig, source: str) -> Fields:
         static_categories=tuple(n for n in config.static if n not in numbers)
         or ((STATIC_CATEGORIES,) if STATIC_CATEGORIES in lists else ()),
     )
+
+
+def _ids(name: str | None, texts: pd.DataFrame | None) -> list[str]:
+    """Return the fields that tell series apart: the name, with another where it repeats."""
+    if name is None:
+        return []
+    if texts is None or name not in texts or texts[name].is_unique:
+        return [name]
+    others = [str(other) for other in texts if other != name]
+    pairs = ([other, name] for other in others if not texts.duplicated([other, name]).any())
+    return next(pairs, [name])
 
 
 def columns_of(fields: Fields, first: Record) -> Columns:
@@ -200,7 +218,9 @@ def _dated(
     problems: Problems,
 ) -> Item:
     """Return an item with its start and interval as far as the record says them."""
-    name = (record.get(fields.freq) if fields.freq else None) or config.freq
+    name = record.get(fields.freq) if fields.freq else None
+    if name is None or str(name).strip().lower() in MISSING:
+        name = config.freq
     if name is None:
         if fields.start is not None:
             problems.note(

@@ -15,6 +15,7 @@ from model.sentences import shortened
 from trainer.config.table_settings import FILE_NAMES, NO_ID, TableConfig
 from trainer.data.reading import builtin, columnar, delimited, records, text_records, wide_rows
 from trainer.data.reading.column_facts import ColumnFacts
+from trainer.data.reading.columnar import ColumnarFiles
 from trainer.data.reading.compression import suffix_of
 from trainer.data.reading.long_table import LongTable, columns_of
 from trainer.data.reading.number_format import NumberFormat
@@ -62,11 +63,11 @@ def open_source(
     if kind in delimited.SUFFIXES:
         return _delimited(name, files, config, problems, spill_folder)
     if kind in columnar.PARQUET:
-        schema, batches = columnar.read_parquet(files, folder)
-        return _columnar(name, files, schema, batches, config, problems, spill_folder)
+        content = columnar.parquet_files(files, folder)
+        return _columnar(name, files, content, config, problems, spill_folder)
     if kind in columnar.ARROW:
-        schema, batches = columnar.read_arrow(files)
-        return _columnar(name, files, schema, batches, config, problems, spill_folder)
+        content = columnar.arrow_files(files)
+        return _columnar(name, files, content, config, problems, spill_folder)
     read = text_records.read_monash if kind in text_records.MONASH else text_records.read_json_lines
     found = chain.from_iterable(map(read, files))
     first = next(found, None)
@@ -132,12 +133,12 @@ def _with_file(block: pa.RecordBatch, file: Path, config: TableConfig) -> pa.Rec
 def _columnar(
     name: str,
     files: list[Path],
-    schema: pa.Schema,
-    batches: Blocks,
+    content: ColumnarFiles,
     config: TableConfig,
     problems: Problems,
     spill_folder: Path | None,
 ) -> Source:
+    schema, batches = content.schema, content.batches(None)
     values = [
         field.type.value_type if _is_list(field.type) else field.type
         for field in schema
@@ -155,7 +156,9 @@ def _columnar(
         first = next(found, None)
         if first is None:
             raise UserError(f"data.source: {name} has no series")
-        return _records(name, files, first, chain([first], found), config, problems, dtype=dtype)
+        found = chain([first], found)
+        texts = content.texts()
+        return _records(name, files, first, found, config, problems, dtype=dtype, texts=texts)
     return _table(name, files, batches, config, problems, spill_folder, dtype=dtype)
 
 
@@ -192,18 +195,24 @@ def _records(
     problems: Problems,
     *,
     dtype: str = "float64",
+    texts: pd.DataFrame | None = None,
 ) -> Source:
-    fields = records.find_fields(first, config, name)
+    fields = records.find_fields(first, config, name, texts)
     columns = records.columns_of(fields, first)
     return Source(
         name,
         tuple(files),
         columns,
         dtype,
-        (),
+        _told_apart(name, fields.ids) if config.id_column is None else (),
         lambda: records.items_of(found, fields, columns, config, name, problems, dtype=dtype),
         lambda: False,
     )
+
+
+def _told_apart(name: str, ids: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a sentence about several fields that name the series together."""
+    return (f"{name}: series are told apart by {' and '.join(ids)}",) if len(ids) > 1 else ()
 
 
 def _batched(found: Iterable[Record], size: int = 10_000) -> Blocks:
