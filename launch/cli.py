@@ -158,8 +158,14 @@ def show(path: Path, verify: bool, picture: Path | None, as_json: bool) -> None:
     type=click.Choice(["refuse", "skip"]),
     help="What cannot be read ends the command, or is left out and counted.  [default: refuse]",
 )
+@click.option(
+    "--then",
+    multiple=True,
+    metavar="SOURCE",
+    help="A source whose series continue those of the same names, such as a test file.",
+)
 @log_options
-def prepare(arguments: Sequence[str], on_error: str | None) -> None:
+def prepare(arguments: Sequence[str], on_error: str | None, then: Sequence[str]) -> None:
     """Write series from SOURCE, files or folders, as a set into the new folder OUT.
 
     Sources are CSV, TSV, Parquet, Feather, Arrow, JSON lines or .tsf, a row for each point or for
@@ -168,7 +174,7 @@ def prepare(arguments: Sequence[str], on_error: str | None) -> None:
     """
     from launch.prepare_data import prepare as write
 
-    write(arguments, on_error)
+    write(arguments, on_error, then)
 
 
 @forescale.command()

@@ -20,10 +20,11 @@ from trainer.data.set_format import Item
 from trainer.logs.progress import CountingProgress
 
 
-def prepare(arguments: Sequence[str], on_error: str | None) -> None:
+def prepare(arguments: Sequence[str], on_error: str | None, then: Sequence[str] = ()) -> None:
     """Write a set of the sources, and say what was found.
 
-    `arguments` are sources, the set's folder and data.KEY=VALUE, in this order or mixed.
+    `arguments` are sources, the set's folder and data.KEY=VALUE, in this order or mixed; series of
+    `then` continue those of the same names.
     """
     settings = [word for word in arguments if word.startswith("data.") and "=" in word]
     paths = [word for word in arguments if word not in settings]
@@ -36,7 +37,7 @@ def prepare(arguments: Sequence[str], on_error: str | None) -> None:
         def count(item: Item) -> None:
             progress.advance(1, item.length)
 
-        prepare_set(sources, Path(out), config, count)
+        prepare_set(sources, Path(out), config, count, then=then)
     print_rows(rows_of(describe_set(Path(out))))
 
 

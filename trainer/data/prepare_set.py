@@ -5,17 +5,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
+
+import numpy as np
 
 from model.errors import UserError
 from model.sentences import first_line
 from trainer.config.table_settings import TableConfig
+from trainer.data.frequency import Frequency
 from trainer.data.levels import note_levels
 from trainer.data.reading import builtin
 from trainer.data.reading.problems import Problems
 from trainer.data.reading.source import Source, open_source
 from trainer.data.reading.source_files import find_files
-from trainer.data.set_format import Columns, Item, SetInfo
+from trainer.data.set_format import Columns, Item, SetInfo, Values
 from trainer.data.set_writer import SetWriter
 
 VERSION = 1
@@ -27,18 +32,34 @@ def prepare_set(
     folder: Path,
     config: TableConfig,
     progress: Callable[[Item], None] = lambda item: None,
+    *,
+    then: Sequence[str] = (),
 ) -> SetInfo:
     """Write the series of sources as a set, and return what it holds.
 
+    The series of the sources `then` continue those of the same names; they are held in memory.
     `progress` is called with each series. What an earlier call with the same sources and settings
     has written, and could not finish, is kept. Raises UserError for sources that cannot be read,
     by the policy of `config.on_error`.
     """
     problems = Problems(config.on_error)
-    origin = digest_of(sources, config)
+    origin = digest_of([*sources, *then], config)
     with ExitStack() as stack:
         try:
-            return _write(sources, folder, config, problems, progress, origin, stack)
+            opened = _opened(sources, config, problems, folder)
+            later = _opened(then, config, problems, folder)
+            columns, dtype = _common([*opened, *later])
+            items = _distinct(opened, problems)
+            if later:
+                rest = {item.item_id: item for item in _distinct(later, problems)}
+                items = _continued(items, rest, problems)
+            writer = stack.enter_context(SetWriter(folder, columns, dtype, origin=origin))
+            for number, item in enumerate(items):
+                note_levels(item, columns, problems)
+                if number >= writer.kept:
+                    writer.add(item)
+                progress(item)
+            return writer.finish(problems.sentences(), timezone=_zone(opened, config))
         except OSError as error:
             raise UserError(
                 f"{folder}: {first_line(error)}; what is written stays, and the same command goes "
@@ -73,33 +94,24 @@ def digest_of(
     return total.hexdigest()
 
 
-def _write(
-    sources: Sequence[str],
-    folder: Path,
-    config: TableConfig,
-    problems: Problems,
-    progress: Callable[[Item], None],
-    origin: str,
-    stack: ExitStack,
-) -> SetInfo:
+def _opened(
+    sources: Sequence[str], config: TableConfig, problems: Problems, folder: Path
+) -> list[Source]:
     opened = [open_source(source, config, problems, folder.parent) for source in sources]
     for source in opened:
         for note in source.notes:
             problems.say(note)
-    columns, dtype = _common(opened)
-    writer = stack.enter_context(SetWriter(folder, columns, dtype, origin=origin))
-    for number, item in enumerate(_distinct(opened, problems)):
-        note_levels(item, columns, problems)
-        if number >= writer.kept:
-            writer.add(item)
-        progress(item)
-    zones = {source.is_utc() for source in opened}
+    return opened
+
+
+def _zone(sources: list[Source], config: TableConfig) -> str | None:
+    """Return the zone of all series. Raises UserError where some times carry an offset alone."""
+    zones = {source.is_utc() for source in sources}
     if len(zones) > 1 and config.timezone is None:
         raise UserError(
             "data.timezone: some times carry an offset and others do not; name the zone of those"
         )
-    zone = config.timezone or ("UTC" if zones == {True} else None)
-    return writer.finish(problems.sentences(), timezone=zone)
+    return config.timezone or ("UTC" if zones == {True} else None)
 
 
 def _common(sources: list[Source]) -> tuple[Columns, str]:
@@ -139,3 +151,35 @@ def _distinct(sources: list[Source], problems: Problems) -> Iterator[Item]:
                 continue
             seen.add(item.item_id)
             yield item
+
+
+def _continued(items: Iterator[Item], rest: dict[str, Item], problems: Problems) -> Iterator[Item]:
+    """Yield items with those of the same names after them."""
+    for item in items:
+        later = rest.pop(item.item_id, None)
+        yield item if later is None else _joined(item, later, problems)
+    if rest:
+        problems.lose(
+            "series that continue none, left out",
+            f"{next(iter(rest))!r} continues no series of this name",
+            mend="prepare it by itself",
+            count=len(rest),
+        )
+
+
+def _joined(item: Item, later: Item, problems: Problems) -> Item:
+    """Return an item with another's points after its own."""
+    if item.start is not None and item.freq is not None and later.start is not None:
+        frequency = Frequency.parse(item.freq)
+        expected = frequency.times(item.start, item.length, item.length + 1)[0]
+        if later.start != expected:
+            problems.lose(
+                "series whose continuation begins at another time, left as they are",
+                f"{item.item_id!r} goes on at {expected}, and its continuation begins at "
+                f"{later.start}",
+                mend="prepare it by itself",
+            )
+            return item
+    pairs = ((item.target, later.target), (item.known, later.known), (item.past, later.past))
+    target, known, past = (cast(Values, np.concatenate(pair, axis=1)) for pair in pairs)
+    return replace(item, target=target, known=known, past=past)

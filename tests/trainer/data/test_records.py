@@ -14,6 +14,9 @@ import pytest
 
 from model.errors import UserError
 from tests.trainer.data.sets import csv, prepared, text_file
+from trainer.config.table_settings import TableConfig
+from trainer.data.prepare_set import prepare_set
+from trainer.data.series_set import SeriesSet
 
 RECORDS = [
     {"item_id": "a", "start": "2024-01-01 05:00", "freq": "h", "target": [0.5, 1.5, None, 3.5]},
@@ -146,6 +149,34 @@ def test_a_series_in_each_row(tmp_path: Path) -> None:
     series = prepared(tmp_path, csv(tmp_path, frame, "m4.csv"), freq="h")
     assert series.lengths.tolist() == list(range(20, 50)) and series.item_id(3) == "H3"
     assert np.allclose(series.target(3)[0], rows[3][1:24]) and series.freq(3) == "h"
+
+
+def test_series_that_go_on_in_another_file(tmp_path: Path) -> None:
+    """As M4's test file does; where there are times, it begins where the other ends."""
+    names = [f"V{n}" for n in range(1, 22)]
+    first = pd.DataFrame([[f"H{n}", *range(n, n + 20)] for n in range(3)], columns=names)
+    second = pd.DataFrame([[f"H{n}", *range(n + 20, n + 35)] for n in range(3)], columns=names[:16])
+    csv(tmp_path, first, "train.csv")
+    csv(tmp_path, second, "test.csv")
+    out = tmp_path / "out"
+    then = [str(tmp_path / "test.csv")]
+    prepare_set([str(tmp_path / "train.csv")], out, TableConfig(), then=then)
+    series = SeriesSet(out)
+    assert series.target(2)[0].tolist() == list(range(2, 37)) and len(series) == 3
+    other = csv(tmp_path, second.assign(V1=["H0", "H1", "X"]), "other.csv")
+    with pytest.raises(UserError, match=r"'X' continues no series"):
+        prepare_set([str(tmp_path / "train.csv")], tmp_path / "b", TableConfig(), then=[str(other)])
+    hours = [
+        {"item_id": "a", "start": f"2024-01-01 0{hour}:00", "freq": "h", "target": [1.0, 2.0, 4.0]}
+        for hour in (0, 3, 4)
+    ]
+    for number, record in enumerate(hours):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps(record))
+    files = [str(tmp_path / f"{number}.jsonl") for number in range(3)]
+    prepare_set(files[:1], tmp_path / "c", TableConfig(), then=files[1:2])
+    assert SeriesSet(tmp_path / "c").lengths.tolist() == [6]
+    with pytest.raises(UserError, match=r"goes on at 2024-01-01T03"):
+        prepare_set(files[:1], tmp_path / "d", TableConfig(), then=files[2:])
 
 
 @pytest.mark.parametrize("header", ["years", "months"])
