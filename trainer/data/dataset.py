@@ -20,7 +20,7 @@ from trainer.data.part import Part
 from trainer.data.prepared import default_cache, open_set
 from trainer.data.sampling import Sampler
 from trainer.data.series_facts import SeriesFacts, SourceFacts
-from trainer.data.windows import Indices, Split, WindowBatch
+from trainer.data.windows import Floats, Indices, Split, WindowBatch
 
 Doubles = npt.NDArray[np.float64]
 
@@ -246,15 +246,22 @@ class Dataset:
         size = size or real
         if real < size:
             index = np.concatenate([index, np.zeros(size - real, np.int64)])
-        length = self.config.context_length + self.config.prediction_length
-        values = np.empty((size, length, len(self.channels)), np.float32)
-        width = self.shape.covariates + len(self.shape.calendar)
-        covariates = np.empty((size, length, width), np.float32)
-        for source, rows, own in self._by_source(split, index):
-            values[rows], covariates[rows] = self.parts[source].batch(split, own)
+        values, covariates = self._contents(split, index)
         context = self.config.context_length
         weight = (np.arange(size) < real).astype(np.float32)
         return WindowBatch(values[:, :context], values[:, context:], covariates, weight)
+
+    def _contents(self, split: Split, index: Indices) -> tuple[Floats, Floats]:
+        """Return windows' values [B, L + H, C] and covariates [B, L + H, F]."""
+        if len(self.parts) == 1:
+            return self.parts[0].batch(split, index)
+        length = self.config.context_length + self.config.prediction_length
+        values = np.empty((len(index), length, len(self.channels)), np.float32)
+        width = self.shape.covariates + len(self.shape.calendar)
+        covariates = np.empty((len(index), length, width), np.float32)
+        for source, rows, own in self._by_source(split, index):
+            values[rows], covariates[rows] = self.parts[source].batch(split, own)
+        return values, covariates
 
     def window_times(self, split: Split, index: int) -> pd.DatetimeIndex | None:
         """Return the timestamps of a window's context and future, where the source has them."""

@@ -32,7 +32,7 @@ class Part:
         self.calendar = Calendar(series, config)
         self.scaling = Scaling(series, self.parts.train, config.scaling)
         self.windows = {split: self._windows_of(split) for split in Split}
-        self._first_values = len(series.info.columns.target)
+        self._channels = len(series.info.columns.target)
         self._check_channels()
 
     def _check_channels(self) -> None:
@@ -89,24 +89,27 @@ class Part:
         length = self.config.context_length + self.config.prediction_length
         items, first = self.windows[split].locate(index)
         mean, deviation = self.scaling.of(items)
-        channels = self._first_values
+        channels = self._channels
         values = self.series.windows(items, first, length)
-        # Cast to fp32 only here: before, a small deviation around a large mean would be lost.
-        scaled = (values - mean[:, :channels, None]) / deviation[:, :channels, None]
-        known = self._known(items, first, length, mean[:, channels:], deviation[:, channels:])
-        calendars = np.stack(
-            [
-                self.calendar.features(int(item), int(at), int(at) + length)
-                for item, at in zip(items, first, strict=True)
-            ]
-        )
-        both = [calendars, known]
+        if self.config.scaling != "none":
+            # Cast to fp32 only later: before, a small deviation around a large mean would be lost.
+            scaled = values - mean[:, :channels, None]
+            values = np.divide(scaled, deviation[:, :channels, None], out=scaled)
+        both = [
+            self._calendars(items, first, length),
+            self._known(items, first, length, mean[:, channels:], deviation[:, channels:]),
+        ]
         if self.config.calendar_encoding == "embedding":
             both.reverse()
-        return (
-            scaled.transpose(0, 2, 1).astype(np.float32),
-            np.concatenate(both, axis=2),
-        )
+        covariates = both[0] if not both[1].size else np.concatenate(both, axis=2)
+        return values.transpose(0, 2, 1).astype(np.float32), covariates
+
+    def _calendars(self, items: Indices, first: Indices, length: int) -> Floats:
+        """Return the calendar features of windows [B, length, K]."""
+        if not self.config.calendar:
+            return np.empty((len(items), length, 0), np.float32)
+        pairs = zip(items.tolist(), first.tolist(), strict=True)
+        return np.stack([self.calendar.features(item, at, at + length) for item, at in pairs])
 
     def _known(
         self, items: Indices, first: Indices, length: int, mean: Doubles, deviation: Doubles
@@ -137,7 +140,7 @@ class Part:
         It is in standardised units, as errors are.
         """
         mean, deviation = self.scaling.of(np.array([item]))
-        channels = self._first_values
+        channels = self._channels
         training = self.series.target(item)[:, : int(self.parts.train[item])]
         scaled = (training - mean[0, :channels, None]) / deviation[0, :channels, None]
         scaled = scaled.astype(np.float32).astype(np.float64)
