@@ -46,5 +46,11 @@ def test_the_cpu_s_benchmarks_leave_one_file_of_tables(tmp_path: Path) -> None:
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     written = (tmp_path / "measured.md").read_text()
-    for title in ("Dense stacks", "The engine beside", "Mixture of experts", "Saving and loading"):
+    for title in (
+        "Dense stacks",
+        "The engine beside",
+        "Mixture of experts",
+        "Saving and loading",
+        "Windows",
+    ):
         assert f"\n## {title}" in written

@@ -14,6 +14,7 @@ from trainer.data.features import Calendar
 from trainer.data.frequency import Frequency
 from trainer.data.scaling import Scaling
 from trainer.data.series_set import SeriesSet
+from trainer.data.set_format import Values
 from trainer.data.splits import parts_of
 from trainer.data.windows import Floats, Indices, Split, Windows
 
@@ -88,21 +89,30 @@ class Part:
         """Return windows' standardised values [B, L + H, C] and covariates [B, L + H, F]."""
         length = self.config.context_length + self.config.prediction_length
         items, first = self.windows[split].locate(index)
-        mean, deviation = self.scaling.of(items)
-        channels = self._channels
         values = self.series.windows(items, first, length)
-        if self.config.scaling != "none":
-            # Cast to fp32 only later: before, a small deviation around a large mean would be lost.
-            scaled = values - mean[:, :channels, None]
-            values = np.divide(scaled, deviation[:, :channels, None], out=scaled)
-        both = [
-            self._calendars(items, first, length),
-            self._known(items, first, length, mean[:, channels:], deviation[:, channels:]),
-        ]
+        values = self._scaled(values, items, slice(0, self._channels))
+        covariates = self._covariates(items, first, length)
+        return np.ascontiguousarray(values.transpose(0, 2, 1), np.float32), covariates
+
+    def _scaled(self, values: Values, items: Indices, columns: slice) -> Values:
+        """Return windows [B, C, T] of some columns in standardised units.
+
+        They are cast to fp32 later: before, a small deviation around a large mean would be lost.
+        """
+        if self.config.scaling == "none":
+            return values
+        mean, deviation = self.scaling.of(items)
+        centred = values - mean[:, columns, None]
+        return np.divide(centred, deviation[:, columns, None], out=centred)
+
+    def _covariates(self, items: Indices, first: Indices, length: int) -> Floats:
+        """Return calendar features and columns known in advance of windows [B, length, F]."""
+        if not self.covariates:
+            return np.empty((len(items), length, 0), np.float32)
+        both = [self._calendars(items, first, length), self._known(items, first, length)]
         if self.config.calendar_encoding == "embedding":
             both.reverse()
-        covariates = both[0] if not both[1].size else np.concatenate(both, axis=2)
-        return values.transpose(0, 2, 1).astype(np.float32), covariates
+        return np.concatenate(both, axis=2)
 
     def _calendars(self, items: Indices, first: Indices, length: int) -> Floats:
         """Return the calendar features of windows [B, length, K]."""
@@ -111,14 +121,12 @@ class Part:
         pairs = zip(items.tolist(), first.tolist(), strict=True)
         return np.stack([self.calendar.features(item, at, at + length) for item, at in pairs])
 
-    def _known(
-        self, items: Indices, first: Indices, length: int, mean: Doubles, deviation: Doubles
-    ) -> Floats:
+    def _known(self, items: Indices, first: Indices, length: int) -> Floats:
         """Return standardised columns known in advance [B, length, F], 0 where there is none."""
         if not self.series.info.columns.known:
             return np.empty((len(items), length, 0), np.float32)
         values = self.series.windows(items, first, length, "known")
-        scaled = (values - mean[:, :, None]) / deviation[:, :, None]
+        scaled = self._scaled(values, items, slice(self._channels, None))
         return np.nan_to_num(scaled.transpose(0, 2, 1)).astype(np.float32)
 
     def window_times(self, split: Split, index: int) -> pd.DatetimeIndex | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections import Counter
 from functools import cached_property
 from itertools import pairwise
@@ -18,6 +19,11 @@ from model.errors import UserError
 from trainer.data.set_format import INDEX_FILE, FileSum, Item, SetInfo, Values, read_info
 
 Indices = npt.NDArray[np.int64]
+LARGE = 2**27
+"""Bytes of a set from which a process does not keep all of its pages that it has read mapped."""
+FORGET_EVERY = 256
+"""Windows of a large set after which its pages are unmapped: for a moment they are about 150 MB."""
+
 Role = Literal["target", "known", "past"]
 
 
@@ -53,7 +59,10 @@ class SeriesSet:
             role: _numbers(index, role) // self._itemsize for role in ("target", "known", "past")
         }
         self._views: dict[tuple[int, int], Values] = {}
-        self._files = [self._mapped(shard) for shard in self.info.shards]
+        self._maps = [_map(folder / shard.name) for shard in self.info.shards]
+        self._files = [self._numbers_of(memory) for memory in self._maps]
+        self._is_large = sum(shard.bytes for shard in self.info.shards) > LARGE
+        self._read = 0
 
     def __len__(self) -> int:
         return self.info.items
@@ -126,6 +135,7 @@ class SeriesSet:
         """
         channels = np.arange(len(getattr(self.info.columns, role)))
         answer = np.empty((len(items), len(channels), length), self.info.dtype)
+        self._forget_pages(len(items))
         points, shards = self.lengths[items], self._shard[items]
         inside = (first >= 0) & (first + length <= points)
         starts = (self._offsets[role][items] + first)[:, None] + points[:, None] * channels
@@ -162,11 +172,21 @@ class SeriesSet:
         for file in (self.info.index, *self.info.shards):
             _check_sum(self.folder / file.name, file)
 
-    def _mapped(self, shard: FileSum) -> Values:
+    def _numbers_of(self, memory: mmap.mmap) -> Values:
         """Return a shard's memory as numbers; Arrow lays the values of items at whole ones."""
-        count = shard.bytes // self._itemsize
-        memory = np.memmap(self.folder / shard.name, self.info.dtype, "r", shape=(count,))
-        return cast(Values, memory.view(np.ndarray))  # slices of a memmap cost three times as much
+        numbers = np.frombuffer(memory, self.info.dtype, len(memory) // self._itemsize)
+        return cast(Values, numbers)
+
+    def _forget_pages(self, windows: int) -> None:
+        """Unmap the pages of a large set now and then: the system keeps them, and this process not.
+
+        A window maps half a megabyte around it, which would add up to the whole set.
+        """
+        self._read += windows
+        if self._is_large and self._read > FORGET_EVERY:
+            self._read = 0
+            for memory in self._maps:
+                memory.madvise(mmap.MADV_DONTNEED)
 
     def _values(self, role: str, item: int, channels: int) -> Values:
         offset, points = int(self._offsets[role][item]), int(self.lengths[item])
@@ -197,6 +217,14 @@ class SeriesSet:
         row = number - int(self._firsts[shard])
         table = _open_table(self.folder / self.info.shards[shard].name).select(names)
         return dict(table.slice(row, 1).to_pylist()[0])
+
+
+def _map(path: Path) -> mmap.mmap:
+    """Return a file's memory; of one that is not cached, no more than what is read is fetched."""
+    with open(path, "rb") as file:
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    memory.madvise(mmap.MADV_RANDOM)
+    return memory
 
 
 def _check_size(path: Path, file: FileSum) -> None:
