@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from enum import StrEnum
-from pathlib import Path
 
 import torch
 from torch.profiler import record_function
@@ -21,6 +17,7 @@ from parallel.mesh import Mesh
 from trainer.checkpoint.saver import Saver
 from trainer.config.load import flat
 from trainer.data import Split
+from trainer.data.feeding import Feeder
 from trainer.data.windows import WindowBatch
 from trainer.engine.engine import CHUNK, Engine
 from trainer.faults.device_memory import explained, held_on
@@ -31,6 +28,7 @@ from trainer.faults.watchdog import Watchdog
 from trainer.files import replace
 from trainer.forecast.evaluate import Evaluation, evaluate
 from trainer.forecast.report import draw, pictured_windows, print_table
+from trainer.logs.board import show_command
 from trainer.logs.log import Warnings, log
 from trainer.logs.metrics import MetricsLog, Row
 from trainer.logs.progress import ScoringProgress, TrainingProgress
@@ -82,6 +80,12 @@ class Trainer:
         # What is trained
         self.plan, self.settings, self.dataset = plan, plan.configuration.settings, plan.dataset
         self.mesh, self.engine = mesh, engine
+        self.feeder = Feeder(
+            self._micro_batches,
+            self.settings.train.steps,
+            ahead=engine.accumulation * self.settings.data.prefetch_steps,
+            waiting=lambda: record_function(DATA),
+        )
         # How far it is
         self.steps_done, self.skipped_steps = steps_done, skipped_steps
         self.saver = saver
@@ -101,6 +105,7 @@ class Trainer:
         with ExitStack() as stack:
             stack.callback(self._record_warnings)
             stack.callback(self.saver.close)
+            stack.callback(self.feeder.close)
             if self.watchdog is not None:
                 stack.callback(self.watchdog.close)
             metrics = None
@@ -192,8 +197,7 @@ class Trainer:
         print_table(evaluation)
         log.info("forecast picture:  %s", run.picture_file)
         if self.settings.logging.tensorboard:
-            command = f"{_beside_python('tensorboard')} --logdir {run.tensorboard_folder}"
-            log.info("loss curves:       %s", command)
+            log.info("loss curves:       %s", show_command(run.tensorboard_folder))
 
     # A step
 
@@ -204,7 +208,8 @@ class Trainer:
         began = time.perf_counter()
         limit = self.skipped_steps.limit()
         try:
-            result = self.engine.train_step(step, self._micro_batches(step), limit)
+            batches = self.feeder.step(step, self.engine.accumulation)
+            result = self.engine.train_step(step, batches, limit)
         except torch.OutOfMemoryError as error:
             held = held_on(self.mesh.device, *self.engine.memory())
             raise explained(error, step, self.mesh, self.settings, held) from error
@@ -224,18 +229,16 @@ class Trainer:
         }
         for name, layer in result.routing.items():
             row |= {f"{name}/{what}": value for what, value in vars(layer).items()}
+        row["data_wait_seconds"] = self.feeder.take_wait()
         return row | self.utilisation.row(seconds) | self._compare_ranks()
 
     def _micro_batches(self, step: int) -> Iterator[WindowBatch]:
         """Yield this replica's part of the step's samples; all replicas' parts are the batch."""
         train, replicas = self.settings.train, self.mesh.layout.data
-        size = train.micro_batch_size
-        begin, end = (step - 1) * train.global_batch_size, step * train.global_batch_size
-        for first in range(begin + self.mesh.coordinates.data * size, end, replicas * size):
-            with record_function(DATA):
-                samples = self.dataset.draw(train.seed, first, first + size)
-                batch = self.dataset.batch(Split.TRAIN, samples)
-            yield batch
+        size, whole = train.micro_batch_size, train.global_batch_size
+        begin = (step - 1) * whole + self.mesh.coordinates.data * size
+        for first in range(begin, step * whole, replicas * size):
+            yield self.dataset.samples(train.seed, first, first + size)
 
     def _compare_ranks(self) -> Row:
         """Name slow ranks every so many steps; return what the step's row has of it."""
@@ -338,11 +341,3 @@ class Trainer:
             if number % CHUNK == 0 and any_rank(self.mesh, bool(self.stop)):
                 raise _StoppedError
             yield batch
-
-
-def _beside_python(command: str) -> str:
-    """Return how to call `command` of this environment from the current folder."""
-    path = Path(sys.executable).parent / command
-    if not path.exists() or shutil.which(command) == str(path):
-        return command
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -21,8 +21,8 @@ from tests import ranks
 from tests.settings import made_trainer, planned, train_plan, train_rank
 from trainer.checkpoint.partitions import Partition
 from trainer.checkpoint.store import Checkpoint
-from trainer.config.settings import DataConfig, FaultsConfig
-from trainer.data import Dataset, Split
+from trainer.config.settings import FaultsConfig, Settings
+from trainer.data import Dataset
 from trainer.data.windows import WindowBatch
 from trainer.faults.skipped_steps import MIN_NORMS, SkippedSteps
 from trainer.logs.metrics import Row, read_metrics
@@ -56,20 +56,14 @@ LAYOUTS: list[tuple[int, dict[str, Any]]] = [
 class SpoiltData(Dataset):
     """Its training targets of some steps are multiplied: step -> factor."""
 
-    step = 0
+    def __init__(self, settings: Settings, factors: dict[int, float]) -> None:
+        super().__init__(settings.data)
+        self._factors, self._batch = factors, settings.train.global_batch_size
 
-    def __init__(self, config: DataConfig, factors: dict[int, float]) -> None:
-        super().__init__(config)
-        self._factors = factors
-
-    def begin(self, step: int) -> None:
-        self.step = step
-
-    def batch(self, split: Split, *which: Any, **options: Any) -> WindowBatch:
-        batch = super().batch(split, *which, **options)
-        if split is Split.TRAIN and self.step in self._factors:
-            batch.target[:] = batch.target * np.float32(self._factors[self.step])
-        return batch
+    def samples(self, seed: int, start: int, stop: int) -> WindowBatch:
+        batch = super().samples(seed, start, stop)
+        factor = self._factors.get(start // self._batch + 1, 1.0)
+        return replace(batch, target=batch.target * np.float32(factor))
 
 
 def _train_on(
@@ -78,9 +72,9 @@ def _train_on(
     """Train with the last replica's targets of some steps multiplied; return how it ends."""
     plan = planned(run, changes, world)
     is_last = plan.layout.coordinates(rank).data == plan.layout.data - 1
-    dataset = SpoiltData(plan.configuration.settings.data, bad if is_last else {})
+    dataset = SpoiltData(plan.configuration.settings, bad if is_last else {})
     try:
-        return train_plan(replace(plan, dataset=dataset), rank, on_step=dataset.begin)
+        return train_plan(replace(plan, dataset=dataset), rank)
     except (DivergedError, NonFiniteError) as error:
         return f"{type(error).__name__}: {error}"
 
@@ -91,13 +85,12 @@ def _changed_by(
     """Train as `_train_on` does; return the steps that change anything here, and how it ends."""
     plan = planned(run, changes, world)
     is_last = plan.layout.coordinates(rank).data == plan.layout.data - 1
-    dataset = SpoiltData(plan.configuration.settings.data, bad if is_last else {})
+    dataset = SpoiltData(plan.configuration.settings, bad if is_last else {})
     before: dict[str, torch.Tensor] = {}
     changing: set[int] = set()
     with made_trainer(replace(plan, dataset=dataset), rank) as trainer:
 
         def on_step(step: int) -> None:
-            dataset.begin(step)
             state = {name: whole(tensor) for name, tensor in trainer.engine.state().items()}
             if any(not torch.equal(state[name], tensor) for name, tensor in before.items()):
                 changing.add(step - 1)
@@ -248,10 +241,9 @@ def _stopped_at(
 ) -> str:
     """Train as `_train_on` does; a signal comes in step `at`."""
     plan = planned(run, changes, world)
-    dataset = SpoiltData(plan.configuration.settings.data, bad)
+    dataset = SpoiltData(plan.configuration.settings, bad)
 
     def on_step(step: int) -> None:
-        dataset.begin(step)
         if step == at:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -11,6 +11,7 @@ from model.sentences import shortened
 from trainer.config.table_settings import TableConfig
 
 NonNegative = Annotated[int, Field(ge=0, le=LARGEST_INT)]
+Probability = Annotated[float, Field(ge=0, le=1)]
 Split = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 AllIsOne = BeforeValidator(lambda value: 1 if value == "all" else value)
@@ -20,15 +21,76 @@ Text = Annotated[str, BeforeValidator(lambda value: str(value) if value is not N
 """A text that YAML may read as something else, such as a date."""
 
 
+class SyntheticConfig(Section):
+    """Series that are made, each by the seed and its number alone."""
+
+    kind: Literal["gaussian_process", "structured", "intermittent", "coupled", "mixup"]
+    """What they are: Gaussian processes of random kernels; trend, seasons, changes and outliers;
+    demand now and then; channels that common latent series drive; mixtures of real series."""
+    items: PositiveInt = 100_000
+    """Number of series."""
+    length: PositiveInt = 1024
+    """Points of each."""
+    channels: PositiveInt = 1
+    """Channels of each; those of mixup are as those that it mixes."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the series."""
+    of: str | None = None
+    """The set or table whose series mixup mixes."""
+
+    @model_validator(mode="after")
+    def _mixup_has_series(self) -> SyntheticConfig:
+        if (self.kind == "mixup") != (self.of is not None):
+            raise ValueError("of: mixup mixes the series of a source, and only mixup does")
+        return self
+
+
 class SourceConfig(Section):
     """One of several sources."""
 
-    path: str
+    path: str | None = None
     """A set, a table or a folder, as data.source names it."""
+    synthetic: SyntheticConfig | None = None
+    """Series that are made, in place of a path."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """How often its windows are drawn, beside the other sources' weights."""
     split: Split | None = None
-    """Its parts, in place of data.split."""
+    """Its parts, in place of data.split. Synthetic series are all for training by default."""
+
+    @property
+    def name(self) -> str:
+        """The source in sentences."""
+        if self.synthetic is not None:
+            return f"synthetic {self.synthetic.kind}"
+        return str(self.path)
+
+    @model_validator(mode="after")
+    def _is_one(self) -> SourceConfig:
+        if (self.path is None) == (self.synthetic is None):
+            raise ValueError("path: a source has either a path or the key synthetic")
+        return self
+
+
+class AugmentConfig(Section):
+    """How likely a training window is changed, by kind; each is drawn by the sample's number."""
+
+    scale: Probability = 0.0
+    """Multiplied by a factor from 0.1 to 10."""
+    sign: Probability = 0.0
+    """Turned upside down."""
+    reverse: Probability = 0.0
+    """Turned around in time; not with a calendar or covariates."""
+    resample: Probability = 0.0
+    """A part stretched to the whole; not with a calendar or covariates."""
+    censor: Probability = 0.0
+    """Cut off above or below a quantile of the context."""
+    missing: Probability = 0.0
+    """Blocks of the context left out."""
+
+    @property
+    def any(self) -> bool:
+        """Whether some windows are changed."""
+        return any(self.model_dump().values())
 
 
 class DataConfig(TableConfig):
@@ -36,8 +98,9 @@ class DataConfig(TableConfig):
 
     source: str | Annotated[list[SourceConfig], Field(min_length=1)] = "vic_elec"
     """`vic_elec` (half-hourly electricity demand, extra `demo`), a set that `forescale prepare` has
-    written, or what that reads: a table with a row for each point or for each series. Or a list of
-    such: {path: ..., weight: ...}. A path is relative to the folder that the command runs in."""
+    written, or what that reads: a table with a row for each point or for each series. A path is
+    relative to the folder that the command runs in. Or a list of such, {path: ..., weight: ...},
+    and of made series, {synthetic: {kind: ...}, weight: ...}."""
     calendar: list[
         Literal[
             "time_of_day", "day_of_week", "day_of_year", "minute", "hour", "day_of_month", "month"
@@ -74,6 +137,10 @@ class DataConfig(TableConfig):
     length_exponent: Annotated[float, Field(ge=0, le=1)] = 1.0
     """A series of a source is drawn by (its number of windows) ** length_exponent: with 1 all
     windows are as likely, with 0 all series."""
+    augment: AugmentConfig = AugmentConfig()
+    """Changes of training windows."""
+    prefetch_steps: NonNegative = 2
+    """Steps whose training windows are made ahead, in a thread; 0: none."""
     season_lengths: list[PositiveInt] | None = None
     """Periods in points, shortest first: each gives a seasonal-naive baseline, the first scales
     MASE. Default: the day and the week, the year of months, quarters and weeks, or the week of
@@ -91,7 +158,7 @@ class DataConfig(TableConfig):
     @property
     def named(self) -> str:
         """The sources' paths, in sentences."""
-        return shortened([source.path for source in self.sources])
+        return shortened([source.name for source in self.sources])
 
     @property
     def table(self) -> TableConfig:
@@ -132,6 +199,16 @@ class DataConfig(TableConfig):
     def _split_is_one(self) -> DataConfig:
         if self.split_at is not None and self.split_last is not None:
             raise ValueError("split_last: split_at divides the series already; set one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _time_stays(self) -> DataConfig:
+        turned = [name for name in ("reverse", "resample") if getattr(self.augment, name)]
+        if turned and (self.calendar or self.covariates):
+            raise ValueError(
+                f"augment.{turned[0]}: it changes the time of values, but not the calendar and "
+                "covariates; leave it out, or these"
+            )
         return self
 
     @model_validator(mode="after")

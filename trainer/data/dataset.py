@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,12 +15,15 @@ import pandas as pd
 
 from model.config import CALENDAR_SIZES, SeriesShape
 from model.errors import UserError
-from trainer.config.data_settings import DataConfig
+from trainer.config.data_settings import DataConfig, SourceConfig
+from trainer.data.augmentation import augmented
 from trainer.data.frequency import Frequency
 from trainer.data.part import Part
 from trainer.data.prepared import default_cache, open_set
-from trainer.data.sampling import Sampler
+from trainer.data.sampling import Drawn, Sampler
 from trainer.data.series_facts import SeriesFacts, SourceFacts
+from trainer.data.series_source import SeriesSource
+from trainer.data.synthetic.synthetic_set import SyntheticSet
 from trainer.data.windows import Floats, Indices, Split, WindowBatch
 
 Doubles = npt.NDArray[np.float64]
@@ -43,8 +47,7 @@ class Dataset:
         folder = cache or default_cache()
         sources = config.sources
         self.parts = [
-            Part(open_set(source.path, config.table, folder), config, source.split)
-            for source in sources
+            Part(_opened(source, config, folder), config, _split(source)) for source in sources
         ]
         self._first_items = np.cumsum([0, *(len(part.series) for part in self.parts)])
         self.channels = self._common_channels()
@@ -53,7 +56,7 @@ class Dataset:
             raise UserError(self._too_short())
         for source, part in zip(sources, self.parts, strict=True):
             if not len(part.windows[Split.TRAIN]):
-                raise UserError(f"data.source: {source.path}: {part.why_no_windows()}")
+                raise UserError(f"data.source: {source.name}: {part.why_no_windows()}")
         self._sampler = Sampler(
             [part.windows[Split.TRAIN].counts for part in self.parts],
             None if config.order == "epoch" else [source.weight for source in sources],
@@ -70,21 +73,21 @@ class Dataset:
             len(self.channels),
             first.covariates - len(embedded),
             tuple(CALENDAR_SIZES[name] for name in embedded),
-            missing=any(part.has_missing for part in self.parts),
+            missing=config.augment.missing > 0 or any(part.has_missing for part in self.parts),
         )
 
     def _common_channels(self) -> list[str]:
         """Return the channels of all sources. Raises UserError where they differ in number."""
         first = self.parts[0]
         for part in self.parts[1:]:
-            ours, theirs = first.series.info.columns, part.series.info.columns
+            ours, theirs = first.series.columns, part.series.columns
             if (len(ours.target), len(ours.known)) != (len(theirs.target), len(theirs.known)):
                 raise UserError(
                     f"data.source: {first.name} has {len(ours.target)} channels and "
                     f"{len(ours.known)} covariates, and {part.name} {len(theirs.target)} and "
                     f"{len(theirs.known)}; a network takes one number of each"
                 )
-        return list(first.series.info.columns.target)
+        return list(first.series.columns.target)
 
     def _windows_of(self, split: Split) -> Indices:
         """Return the number of windows of each source and all before it."""
@@ -107,7 +110,7 @@ class Dataset:
             notes.append("data.split leaves no test window: the run will not be scored")
         return notes
 
-    @property
+    @cached_property
     def has_one_interval(self) -> bool:
         """Whether the season lengths are those of all items: they are given, or intervals equal."""
         freqs = {freq for part in self.parts for freq in part.series.freqs()}
@@ -161,7 +164,7 @@ class Dataset:
         mean, deviation = np.zeros(channels + columns), np.ones(channels + columns)
         is_alone = self.items == 1
         if is_alone:
-            known = len(self.parts[0].series.info.columns.known)
+            known = len(self.parts[0].series.columns.known)
             own = self.parts[0].scaling.of(np.zeros(1, np.int64))
             at = [*range(channels), *range(channels + columns - known, channels + columns)]
             mean[at], deviation[at] = own[0][0], own[1][0]
@@ -175,7 +178,7 @@ class Dataset:
             scaling="none" if self.config.scaling == "none" else "table" if is_alone else "item",
             sources=tuple(
                 SourceFacts(
-                    Path(source.path).name,
+                    Path(source.name).name,
                     part.series.digest,
                     len(part.series),
                     len(part.windows[Split.TRAIN]),
@@ -211,8 +214,22 @@ class Dataset:
         Sample i is a pure function of (seed, i), so the order depends neither on the world nor on
         the batch size, and to resume takes one integer.
         """
+        return self._numbers(self._sampler.draw(seed, start, stop))
+
+    def samples(self, seed: int, start: int, stop: int) -> WindowBatch:
+        """Return the run's samples start..stop-1, augmented."""
         drawn = self._sampler.draw(seed, start, stop)
-        numbers = np.empty(stop - start, np.int64)
+        batch = self.batch(Split.TRAIN, self._numbers(drawn))
+        if not self.config.augment.any:
+            return batch
+        context = self.config.context_length
+        values = np.concatenate([batch.context, batch.target], axis=1)
+        values = augmented(values, context, drawn.random, self.config.augment)
+        return replace(batch, context=values[:, :context], target=values[:, context:])
+
+    def _numbers(self, drawn: Drawn) -> Indices:
+        """Return the numbers of windows that were drawn."""
+        numbers = np.empty(len(drawn.source), np.int64)
         for source, part in enumerate(self.parts):
             rows = np.flatnonzero(drawn.source == source)
             own = part.windows[Split.TRAIN].number(drawn.item[rows], drawn.offset[rows])
@@ -299,3 +316,21 @@ class Dataset:
             )
         ]
         return np.array(scales).reshape(len(items), len(self.channels))
+
+
+def _opened(source: SourceConfig, config: DataConfig, cache: Path) -> SeriesSource:
+    """Return a source's series, read or made."""
+    if source.synthetic is None:
+        assert source.path is not None
+        return open_set(source.path, config.table, cache)
+    real = source.synthetic.of
+    return SyntheticSet(
+        source.synthetic, None if real is None else open_set(real, config.table, cache)
+    )
+
+
+def _split(source: SourceConfig) -> list[float] | None:
+    """Return a source's own parts; synthetic series are all for training."""
+    if source.split is None and source.synthetic is not None:
+        return [1.0, 0.0, 0.0]
+    return source.split

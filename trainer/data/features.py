@@ -10,7 +10,7 @@ from model.errors import UserError
 from trainer.config.data_settings import DataConfig
 from trainer.data.calendars import calendar_values, calendar_waves
 from trainer.data.frequency import Frequency
-from trainer.data.series_set import SeriesSet
+from trainer.data.series_source import SeriesSource
 
 Indices = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -22,12 +22,12 @@ KEPT_POINTS = 2**22
 class Calendar:
     """The calendar features of a set's points."""
 
-    def __init__(self, series: SeriesSet, config: DataConfig) -> None:
+    def __init__(self, series: SeriesSource, config: DataConfig) -> None:
         """Raises UserError where there are to be features, and an item has no times."""
         self._series, self._config = series, config
         self._frequencies: dict[str, Frequency] = {}
         self._kept: dict[int, Floats] = {}
-        self._keeps = series.info.points <= KEPT_POINTS
+        self._keeps = series.points <= KEPT_POINTS
         without = np.flatnonzero(np.isnat(series.starts))
         if config.calendar and len(without):
             raise UserError(
@@ -45,7 +45,7 @@ class Calendar:
             self._frequencies[name] = Frequency.parse(name)
         frequency = self._frequencies[name]
         times = pd.DatetimeIndex(frequency.times(start, first, stop))
-        zone = self._series.info.timezone
+        zone = self._series.timezone
         if zone is None or not frequency.has_clock:
             return times
         return times.tz_localize("UTC").tz_convert(self._config.timezone or zone)

@@ -13,7 +13,7 @@ from trainer.config.data_settings import DataConfig
 from trainer.data.features import Calendar
 from trainer.data.frequency import Frequency
 from trainer.data.scaling import Scaling
-from trainer.data.series_set import SeriesSet
+from trainer.data.series_source import SeriesSource
 from trainer.data.set_format import Values
 from trainer.data.splits import parts_of
 from trainer.data.windows import Floats, Indices, Split, Windows
@@ -25,15 +25,15 @@ class Part:
     """A set's series as a configuration wants them."""
 
     def __init__(
-        self, series: SeriesSet, config: DataConfig, split: Sequence[float] | None = None
+        self, series: SeriesSource, config: DataConfig, split: Sequence[float] | None = None
     ) -> None:
         self.series, self.config = series, config
-        self.name = str(series.folder)
+        self.name = series.name
         self.parts = parts_of(series, config, split)
         self.calendar = Calendar(series, config)
         self.scaling = Scaling(series, self.parts.train, config.scaling)
         self.windows = {split: self._windows_of(split) for split in Split}
-        self._channels = len(series.info.columns.target)
+        self._channels = len(series.columns.target)
         self._check_channels()
 
     def _check_channels(self) -> None:
@@ -41,7 +41,7 @@ class Part:
         if len(self.series) > 1:
             return
         training = self.series.target(0)[:, : int(self.parts.train[0])]
-        for name, values in zip(self.series.info.columns.target, training, strict=True):
+        for name, values in zip(self.series.columns.target, training, strict=True):
             if values.size and np.isnan(values).all():
                 raise UserError(
                     f"data.targets: {name} has no value in the training part; leave it out of "
@@ -67,7 +67,7 @@ class Part:
     def covariates(self) -> int:
         """Covariates of a point: calendar features and columns known in advance."""
         per_feature = 1 if self.config.calendar_encoding == "embedding" else 2
-        return per_feature * len(self.config.calendar) + len(self.series.info.columns.known)
+        return per_feature * len(self.config.calendar) + len(self.series.columns.known)
 
     @property
     def has_full_windows(self) -> bool:
@@ -78,7 +78,7 @@ class Part:
     @property
     def has_missing(self) -> bool:
         """Whether some value of a window may be missing: in an item, or before its beginning."""
-        channels = len(self.series.info.columns.target)
+        channels = len(self.series.columns.target)
         if (self.series.present < self.series.lengths * channels).any():
             return True
         return any(
@@ -123,7 +123,7 @@ class Part:
 
     def _known(self, items: Indices, first: Indices, length: int) -> Floats:
         """Return standardised columns known in advance [B, length, F], 0 where there is none."""
-        if not self.series.info.columns.known:
+        if not self.series.columns.known:
             return np.empty((len(items), length, 0), np.float32)
         values = self.series.windows(items, first, length, "known")
         scaled = self._scaled(values, items, slice(self._channels, None))
@@ -168,8 +168,8 @@ class Part:
 
     def notes(self) -> Iterator[str]:
         """Yield a sentence about each thing that a user should know of the series."""
-        yield from self.series.info.notes
-        columns = self.series.info.columns
+        yield from self.series.notes
+        columns = self.series.columns
         unused = [*columns.past, *columns.static_numbers, *columns.static_categories]
         if unused:
             yield (
@@ -182,7 +182,7 @@ class Part:
             yield from self._imprecise_notes()
 
     def _missing_notes(self) -> Iterator[str]:
-        names = self.series.info.columns.target
+        names = self.series.columns.target
         total = self.series.lengths * len(names)
         missing = int((total - self.series.present).sum())
         if not missing:
@@ -227,7 +227,7 @@ class Part:
             largest = np.nanmax(np.abs(values), axis=1)
             lost = np.flatnonzero(largest > 1e5 * np.maximum(np.nanstd(values, axis=1), 1e-30))
             for channel in lost:
-                name = self.series.info.columns.target[channel]
+                name = self.series.columns.target[channel]
                 yield f"{name}: fp32 loses much of its variation; use data.scaling=train"
             return
         statistics = self.series.statistics

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.series_set import SeriesSet
+from trainer.data.series_source import SeriesSource
 
 Indices = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
@@ -20,10 +20,10 @@ class Scaling:
     not vary, is left at its scale.
     """
 
-    def __init__(self, series: SeriesSet, ends: Indices, kind: Literal["train", "none"]) -> None:
+    def __init__(self, series: SeriesSource, ends: Indices, kind: Literal["train", "none"]) -> None:
         """`ends` are the points at which the items' training parts end."""
         self._series, self._ends = series, ends
-        channels = len(series.info.columns.target) + len(series.info.columns.known)
+        channels = len(series.columns.target) + len(series.columns.known)
         self._mean = np.zeros((len(series), channels))
         self._deviation = np.ones((len(series), channels))
         self._is_known = np.full(len(series), kind == "none")

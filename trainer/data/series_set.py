@@ -8,7 +8,7 @@ from collections import Counter
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +16,13 @@ import pyarrow as pa
 from numpy.lib.stride_tricks import as_strided
 
 from model.errors import UserError
-from trainer.data.set_format import INDEX_FILE, FileSum, Item, SetInfo, Values, read_info
+from trainer.data.series_source import Indices, Role
+from trainer.data.set_format import INDEX_FILE, Columns, FileSum, Item, SetInfo, Values, read_info
 
-Indices = npt.NDArray[np.int64]
 LARGE = 2**27
 """Bytes of a set from which a process does not keep all of its pages that it has read mapped."""
 FORGET_EVERY = 256
 """Windows of a large set after which its pages are unmapped: for a moment they are about 150 MB."""
-
-Role = Literal["target", "known", "past"]
 
 
 class SeriesSet:
@@ -63,6 +61,31 @@ class SeriesSet:
         self._files = [self._numbers_of(memory) for memory in self._maps]
         self._is_large = sum(shard.bytes for shard in self.info.shards) > LARGE
         self._read = 0
+
+    @property
+    def name(self) -> str:
+        """The set in sentences."""
+        return str(self.folder)
+
+    @property
+    def columns(self) -> Columns:
+        """The names of what each item has."""
+        return self.info.columns
+
+    @property
+    def timezone(self) -> str | None:
+        """Zone of the series, see SetInfo."""
+        return self.info.timezone
+
+    @property
+    def points(self) -> int:
+        """Points of all items."""
+        return self.info.points
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about what was found in the sources."""
+        return self.info.notes
 
     def __len__(self) -> int:
         return self.info.items

@@ -12,7 +12,7 @@ import pandas as pd
 from model.errors import UserError
 from trainer.config.data_settings import DataConfig
 from trainer.data.frequency import DAY, Frequency
-from trainer.data.series_set import SeriesSet
+from trainer.data.series_source import SeriesSource
 
 Indices = npt.NDArray[np.int64]
 
@@ -27,7 +27,9 @@ class Parts:
     is_held_out: npt.NDArray[np.bool_]
 
 
-def parts_of(series: SeriesSet, config: DataConfig, split: Sequence[float] | None = None) -> Parts:
+def parts_of(
+    series: SeriesSource, config: DataConfig, split: Sequence[float] | None = None
+) -> Parts:
     """Return the parts of a set's items.
 
     Raises UserError where the only item has fewer points than the parts, or a cut in time is no
@@ -50,7 +52,7 @@ def parts_of(series: SeriesSet, config: DataConfig, split: Sequence[float] | Non
 
 
 def _by_points(
-    series: SeriesSet, lengths: Indices, split: Sequence[float]
+    series: SeriesSource, lengths: Indices, split: Sequence[float]
 ) -> tuple[Indices, Indices, Indices]:
     train, validation, test = split
     if max(split) <= 1:
@@ -70,7 +72,7 @@ def _by_points(
     return cut[0], cut[1], cut[2]
 
 
-def held_out(series: SeriesSet, share: float) -> npt.NDArray[np.bool_]:
+def held_out(series: SeriesSource, share: float) -> npt.NDArray[np.bool_]:
     """Return which items are held out: about a share of them, chosen by a hash of their names."""
     if share == 0:
         return np.zeros(len(series), bool)
@@ -78,25 +80,25 @@ def held_out(series: SeriesSet, share: float) -> npt.NDArray[np.bool_]:
     return np.asarray(hashes < share * 2.0**64)
 
 
-def _time(text: str, series: SeriesSet) -> np.datetime64:
+def _time(text: str, series: SeriesSource) -> np.datetime64:
     """Return a cut as a time as the set's starts are."""
     try:
         stamp = pd.Timestamp(text)
     except ValueError:
         raise UserError(f"data.split_at: {text!r} is no time such as 2024-01-31") from None
-    zone = series.info.timezone
+    zone = series.timezone
     if stamp.tzinfo is None:
         stamp = stamp if zone is None else stamp.tz_localize(zone)
     elif zone is None:
         raise UserError(
-            f"data.split_at: {text!r} names an offset, and the times of {series.folder} do not"
+            f"data.split_at: {text!r} names an offset, and the times of {series.name} do not"
         )
     if stamp.tzinfo is not None:
         stamp = stamp.tz_convert("UTC").tz_localize(None)
     return stamp.to_datetime64().astype("datetime64[us]")
 
 
-def _points_before(cut: np.datetime64, series: SeriesSet, lengths: Indices) -> Indices:
+def _points_before(cut: np.datetime64, series: SeriesSource, lengths: Indices) -> Indices:
     """Return how many points of each item are before a time. Raises UserError for one without."""
     starts, freqs = series.starts, series.freqs()
     known = np.array([freq is not None for freq in freqs])
@@ -112,8 +114,8 @@ def _points_before(cut: np.datetime64, series: SeriesSet, lengths: Indices) -> I
         rows = np.flatnonzero(names == name)
         frequency = Frequency.parse(name)
         local = cut
-        if series.info.timezone is not None and not frequency.has_clock:
-            stamp = pd.Timestamp(cut, tz="UTC").tz_convert(series.info.timezone)
+        if series.timezone is not None and not frequency.has_clock:
+            stamp = pd.Timestamp(cut, tz="UTC").tz_convert(series.timezone)
             local = stamp.tz_localize(None).to_datetime64().astype("datetime64[us]")
         answer[rows] = _count_before(local, frequency, starts[rows])
     return np.clip(answer, 0, lengths)

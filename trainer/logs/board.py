@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ GROUPS = {
     "loss": ("loss", "validation_mse"),
     "memory": ("device_memory_gib", "host_memory_gib"),
     "optimizer": ("grad_norm", "learning_rate", "skipped_steps", "samples"),
-    "ranks": ("attention_seconds",),
+    "ranks": ("attention_seconds", "data_wait_seconds"),
     "routing": ("aux_loss",),
     "speed": ("step_seconds", "tokens_per_second", "points_per_second", "tflops_per_rank", "mfu"),
 }
@@ -88,3 +91,13 @@ def _tag(name: str) -> str:
     whole = metric if number.isdigit() else name
     group = next((group for group, names in GROUPS.items() if whole in names), None)
     return f"{group or ('routing' if '/' in whole else 'run')}/{name}"
+
+
+def show_command(folder: Path) -> str:
+    """Return the command that shows a run's board, by the environment that this process is of."""
+    path = Path(sys.executable).parent / "tensorboard"
+    if not path.exists() or shutil.which("tensorboard") == str(path):
+        command = "tensorboard"
+    else:
+        command = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    return f"{command} --logdir {folder}"

@@ -24,6 +24,7 @@ OF_THE_MACHINE = (
     "tokens_per_second",
     "points_per_second",
     "attention_seconds",
+    "data_wait_seconds",
     "tflops_per_rank",
     "mfu",
     "device_memory_gib",

@@ -25,6 +25,7 @@ FREE_TO_CHANGE = (
     "checkpoint.",
     "logging.",
     "faults.",
+    "data.prefetch_steps",
     "data.score_every",
     "train.device",
     "train.micro_batch_size",

@@ -1,0 +1,74 @@
+"""What a dataset needs of a source of series, whether it is read or made."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.data.set_format import Columns, Values
+
+Indices = npt.NDArray[np.int64]
+Role = Literal["target", "known", "past"]
+
+
+class SeriesSource(Protocol):
+    """Items by number, with windows of their values."""
+
+    lengths: Indices
+    """Points of each item."""
+    present: Indices
+    """Values of each item's target that are not missing."""
+    starts: npt.NDArray[np.datetime64]
+    """Time of each item's first point; NaT where its points are only numbered."""
+
+    @property
+    def name(self) -> str:
+        """The source in sentences."""
+
+    @property
+    def columns(self) -> Columns:
+        """The names of what each item has."""
+
+    @property
+    def timezone(self) -> str | None:
+        """Zone of the series, see SetInfo."""
+
+    @property
+    def points(self) -> int:
+        """Points of all items."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about what was found in the sources."""
+
+    @property
+    def digest(self) -> str:
+        """A hash that changes with any value, name or time."""
+
+    def __len__(self) -> int: ...
+
+    def item_id(self, item: int) -> str:
+        """Return the name of an item."""
+
+    def item_ids(self) -> npt.NDArray[np.object_]:
+        """Return the names of all items."""
+
+    def freq(self, item: int) -> str | None:
+        """Return the interval of an item as an offset of pandas."""
+
+    def freqs(self) -> list[str | None]:
+        """Return the interval of every item."""
+
+    def statistics(self, name: str) -> npt.NDArray[np.float64]:
+        """Return each item's `mean`, `deviation`, `minimum` or `maximum`, NaN for none."""
+
+    def target(self, item: int) -> Values:
+        """Return the channels of an item [C, T]."""
+
+    def known(self, item: int) -> Values:
+        """Return the covariates of an item that are known in advance [F, T]."""
+
+    def windows(self, items: Indices, first: Indices, length: int, role: Role = ...) -> Values:
+        """Return [B, C, length]: windows of a role, each from the point `first` of its item."""
