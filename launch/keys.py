@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -56,20 +56,38 @@ def print_keys(chosen: str | None, *, as_json: bool) -> None:
 
 
 def all_keys() -> dict[str, Key]:
-    """Return every dotted key, in the order in which they are declared."""
-    found = {}
-    for name, section in Settings.model_fields.items():
-        annotation = section.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            for leaf, field in annotation.model_fields.items():
-                found[f"{name}.{leaf}"] = _key(field)
+    """Return every dotted key, in the order in which they are declared.
+
+    Those of a list's members follow the list's own: `data.source[].weight`.
+    """
+    return dict(_keys_of(Settings, ""))
+
+
+def _keys_of(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, Key]]:
+    for name, field in section.model_fields.items():
+        if _is_section(field.annotation):
+            yield from _keys_of(field.annotation, f"{prefix}{name}.")
+            continue
+        yield f"{prefix}{name}", _key(field)
+        for member, mark in _members(field.annotation):
+            yield from _keys_of(member, f"{prefix}{name}{mark}.")
+
+
+def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _members(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
+    """Yield the sections that a value may be, or a list of them, with the list's mark."""
+    for argument in get_args(annotation):
+        if _is_section(argument):
+            yield argument, "[]" if get_origin(annotation) is list else ""
         else:
-            found[name] = _key(section)
-    return found
+            yield from _members(argument)
 
 
 def _key(field: FieldInfo) -> Key:
-    default = field.get_default(call_default_factory=True)
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
     text = " ".join((field.description or "").split())
     return Key(type_name(field.annotation, field.metadata), default, text)
 

@@ -11,7 +11,7 @@ from trainer.config import Configuration
 from trainer.config.rules import check
 from trainer.config.sizes import check_sizes
 from trainer.data import Dataset
-from trainer.data.prepared import default_cache
+from trainer.data.cache import default_cache
 from trainer.files import check_reachable
 from trainer.resume import Start, choose
 from trainer.run.folder import RunFolder

@@ -8,6 +8,7 @@ import pytest
 
 from launch.cli import main
 from launch.keys import all_keys, first_sentence
+from trainer.config.load import flat
 from trainer.config.settings import Settings
 
 
@@ -19,10 +20,10 @@ def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_all_keys_are_listed_with_their_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     text = said([], capsys)
     defaults = Settings().model_dump()
-    for section, values in defaults.items():
-        for key in values or [None]:
-            name = f"{section}.{key}" if key else section
-            assert f"\n{name} = " in f"\n{text}", name
+    for name in flat(defaults):
+        assert f"\n{name} = " in f"\n{text}", name
+    assert "\ndata.source[].weight = 1.0    (float > 0)\n" in text
+    assert "\ndata.source[].synthetic.length = 1024    (int >= 1)\n" in text
     assert "train.steps = 1000    (int >= 1)\n    Optimizer steps of the whole run.\n" in text
     assert "(standard | xformer | flash | frequency)" in text and "Callable" not in text
 

@@ -17,9 +17,10 @@ from model.config import CALENDAR_SIZES, SeriesShape
 from model.errors import UserError
 from trainer.config.data_settings import DataConfig, SourceConfig
 from trainer.data.augmentation import augmented
+from trainer.data.cache import default_cache
 from trainer.data.frequency import Frequency
 from trainer.data.part import Part
-from trainer.data.prepared import default_cache, open_set
+from trainer.data.prepared import open_set
 from trainer.data.sampling import Drawn, Sampler
 from trainer.data.series_facts import SeriesFacts, SourceFacts
 from trainer.data.series_source import SeriesSource

@@ -14,12 +14,14 @@ import numpy as np
 from model.errors import UserError
 from model.sentences import first_line
 from trainer.config.table_settings import TableConfig
+from trainer.data.cache import default_cache
 from trainer.data.frequency import Frequency
 from trainer.data.levels import note_levels
 from trainer.data.reading import builtin
 from trainer.data.reading.problems import Problems
 from trainer.data.reading.source import Source, open_source
 from trainer.data.reading.source_files import find_files
+from trainer.data.remote import is_remote, local_copy
 from trainer.data.set_format import Columns, Item, SetInfo, Values
 from trainer.data.set_writer import SetWriter
 
@@ -43,6 +45,7 @@ def prepare_set(
     by the policy of `config.on_error`.
     """
     problems = Problems(config.on_error)
+    sources, then = (_here(some, folder) for some in (sources, then))
     origin = digest_of([*sources, *then], config)
     with ExitStack() as stack:
         try:
@@ -65,6 +68,12 @@ def prepare_set(
                 f"{folder}: {first_line(error)}; what is written stays, and the same command goes "
                 "on from there"
             ) from None
+
+
+def _here(sources: Sequence[str], folder: Path) -> list[str]:
+    """Return the paths of sources on this machine."""
+    cache = default_cache(folder.parent)
+    return [str(local_copy(one, cache)) if is_remote(one) else one for one in sources]
 
 
 def file_digest(file: Path) -> str:

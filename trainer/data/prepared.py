@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from model.errors import UserError
 from trainer.config.table_settings import TableConfig
+from trainer.data.cache import VARIABLE
 from trainer.data.prepare_set import digest_of, file_digest, prepare_set
+from trainer.data.remote import is_remote, local_copy
 from trainer.data.series_set import SeriesSet
 from trainer.data.set_format import is_set
 from trainer.files import check_reachable, read_json, replace
 from trainer.logs.progress import CountingProgress
 
-CACHE = "FORESCALE_CACHE"
-"""Variable that names the folder for prepared tables."""
-FOLDER = ".data"
-"""Name of that folder beside the runs, unless the variable says otherwise."""
 DIGESTS = "digests.json"
-
-
-def default_cache(runs: Path = Path("runs")) -> Path:
-    """Return the folder for prepared tables: FORESCALE_CACHE, or one beside the runs."""
-    given = os.environ.get(CACHE)
-    return Path(given).expanduser() if given else runs / FOLDER
 
 
 def open_set(source: str, config: TableConfig, cache: Path) -> SeriesSet:
@@ -36,6 +27,8 @@ def open_set(source: str, config: TableConfig, cache: Path) -> SeriesSet:
     One that was made before of the same bytes, read in the same way, is used again; of several
     processes one makes it, and the others wait. Raises UserError where it cannot be read.
     """
+    if is_remote(source):
+        source = str(local_copy(source, cache))
     path = Path(source).expanduser()
     check_reachable(path, "data.source: ")
     if is_set(path):
@@ -64,7 +57,7 @@ def _locked(cache: Path, name: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"{cache}: cannot keep prepared tables there: {error.strerror}; name another folder by "
-            f"{CACHE}, or prepare a set with `forescale prepare` and name that"
+            f"{VARIABLE}, or prepare a set with `forescale prepare` and name that"
         ) from None
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -10,8 +10,9 @@ import pandas as pd
 
 from model.errors import SeveralSeriesError
 from trainer.config.table_settings import TableConfig
+from trainer.data.cache import default_cache
 from trainer.data.frequency import Frequency
-from trainer.data.prepared import default_cache, open_set
+from trainer.data.prepared import open_set
 from trainer.data.reading.problems import Problems
 from trainer.data.reading.source import Source, open_source
 

@@ -20,8 +20,6 @@ def natural(name: object) -> list[tuple[int, str]]:
 
 def find_files(text: str) -> tuple[Path, list[Path]]:
     """Return a source's path, and its files in the order of their names."""
-    if re.match(r"^[a-z][a-z0-9+.-]+://", text):
-        raise UserError(f"data.source: {text} is no path; download it first")
     path = Path(text).expanduser()
     if path.is_file():
         files = [path]
