@@ -91,10 +91,7 @@ LAUNCHERS: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize(
     "launcher",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name.startswith("deepspeed") else [])
-        for name in LAUNCHERS
-    ],
+    [pytest.param(name, marks=[] if name == "ranks" else [pytest.mark.slow]) for name in LAUNCHERS],
 )
 def test_every_launcher_starts_the_same_run(
     launcher: str, alone: list[float], tmp_path: Path
@@ -112,6 +109,7 @@ def test_every_launcher_starts_the_same_run(
     assert "Traceback" not in ended.stderr and "step 10/10" in ended.stdout
 
 
+@pytest.mark.slow
 def test_quiet_is_inherited_by_the_ranks(tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [BIN / "forescale", "train", "configs/tiny.yaml", "--ranks", "2", "--quiet"]
@@ -288,7 +286,7 @@ def start_by_hand(rank: int, world: int, port: int, *settings: str) -> subproces
     return subprocess.Popen(command, cwd=ROOT, env=mine, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("present", [0, 1])
+@pytest.mark.parametrize("present", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_rank_whose_mate_does_not_come_says_so_and_stops(tmp_path: Path, present: int) -> None:
     rank = start_by_hand(present, 2, free_port(), f"--run-dir={tmp_path / 'run'}")
     said = rank.communicate(timeout=60)[1]

@@ -70,8 +70,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]
     ("world", "changes"),
     [
         (4, {"parallel.pipeline": 2}),
-        (2, {"parallel.zero_stage": 3, "train.micro_batch_size": 2}),
-        (2, {"parallel.tensor": 2, "parallel.expert": 2}),
+        pytest.param(
+            2, {"parallel.zero_stage": 3, "train.micro_batch_size": 2}, marks=pytest.mark.slow
+        ),
+        pytest.param(2, {"parallel.tensor": 2, "parallel.expert": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_a_layout_changes_nothing(

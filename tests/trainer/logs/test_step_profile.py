@@ -73,7 +73,12 @@ def _profiled(rank: int, world: int, run: Path, changes: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("world", "layout"), [(1, {}), (2, {"parallel.tensor": 2}), (2, {"parallel.pipeline": 2})]
+    ("world", "layout"),
+    [
+        pytest.param(1, {}, marks=pytest.mark.slow),
+        (2, {"parallel.tensor": 2}),
+        pytest.param(2, {"parallel.pipeline": 2}, marks=pytest.mark.slow),
+    ],
 )
 def test_each_rank_leaves_its_trace_and_shares(
     tmp_path: Path, world: int, layout: dict[str, Any]
