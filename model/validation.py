@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 MAX_SHOWN = 80
 """Most characters that are shown of a wrong value."""
 
+TYPES = ("str", "int", "float", "bool")
+"""Names of types that pydantic adds to the place of a value that may be of several."""
+
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -31,13 +34,16 @@ def mistake(error: ValidationError) -> tuple[tuple[str, ...], str | None]:
 
     None for the latter: there is no such key.
     """
-    first = error.errors(include_url=False)[0]
+    first = _first(error)
     path = tuple(
-        str(part) for part in first["loc"] if isinstance(part, str) and part.isidentifier()
+        str(part)
+        for part in first["loc"]
+        if isinstance(part, str) and part.isidentifier() and part not in TYPES
     )
     kind, given = first["type"], first["input"]
     if kind in ("extra_forbidden", "invalid_key"):
-        return tuple(map(str, first["loc"])), None
+        names = (str(part) for part in first["loc"])
+        return tuple(name for name in names if name not in TYPES and "[" not in name), None
     if kind == "value_error":
         # Our own validators name the key of their section first: "nhead: 3 heads ...".
         leaf, _, sentence = str(first["ctx"]["error"]).partition(": ")
@@ -61,6 +67,19 @@ def mistake(error: ValidationError) -> tuple[tuple[str, ...], str | None]:
     shown = "nothing" if given is None else "keys" if isinstance(given, dict) else repr(given)
     shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}..."
     return path, f"expected {expected}, got {shown}{hint}"
+
+
+def _first(error: ValidationError) -> Any:
+    """Return the first mistake; of a value that may be of several types, that of the nearest one.
+
+    pydantic reports each type's. The one that got furthest into the value was meant.
+    """
+    errors = error.errors(include_url=False)
+    loc = errors[0]["loc"]
+    if not loc or loc[-1] not in TYPES:
+        return errors[0]
+    same = [one for one in errors if one["loc"][: len(loc) - 1] == loc[:-1]]
+    return max(same, key=lambda one: len(one["loc"]))
 
 
 def check_content(adapter: TypeAdapter[Any], content: object, where: str) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from model.errors import UserError
+from tests.settings import tiny
 from tests.trainer.data.sets import csv, hourly
 from trainer.config.data_settings import DataConfig, SourceConfig, SyntheticConfig
 from trainer.data import Dataset, Split
@@ -153,3 +155,16 @@ def test_made_series_are_a_source_beside_others(tmp_path: Path) -> None:
 def test_sources_that_are_none(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         SourceConfig.model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (5, r"data\.source: expected text, got 5"),
+        ([{"path": "a", "wieght": 2}], r"data\.source\.0\.wieght: unknown key"),
+        ([{"path": "a", "weight": 0}], r"data\.source\.weight: expected greater than 0, got 0"),
+    ],
+)
+def test_a_mistake_in_a_list_of_sources_is_named(value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        tiny(data__source=value)
