@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from contextlib import suppress
@@ -22,6 +23,21 @@ def parse_json(text: str) -> Any:
 def read_json(path: Path) -> Any:
     """Return what a JSON file says. Raises ValueError where it is broken, or OSError."""
     return parse_json(path.read_text(encoding="utf-8"))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the object of a JSON file; an empty one where the file is gone or broken."""
+    try:
+        content = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def is_file_name(name: str) -> bool:

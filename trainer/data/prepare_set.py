@@ -24,6 +24,7 @@ from trainer.data.reading.source_files import find_files
 from trainer.data.remote import is_remote, local_copy
 from trainer.data.set_format import Columns, Item, SetInfo, Values
 from trainer.data.set_writer import SetWriter
+from trainer.files import file_digest
 
 VERSION = 1
 """Changes where the same files are read as other series than before."""
@@ -36,6 +37,7 @@ def prepare_set(
     progress: Callable[[Item], None] = lambda item: None,
     *,
     then: Sequence[str] = (),
+    digest_of_file: Callable[[Path], str] = file_digest,
 ) -> SetInfo:
     """Write the series of sources as a set, and return what it holds.
 
@@ -46,7 +48,7 @@ def prepare_set(
     """
     problems = Problems(config.on_error)
     sources, then = (_here(some, folder) for some in (sources, then))
-    origin = digest_of([*sources, *then], config)
+    origin = digest_of([*sources, *then], config, digest_of_file)
     with ExitStack() as stack:
         try:
             opened = _opened(sources, config, problems, folder)
@@ -74,12 +76,6 @@ def _here(sources: Sequence[str], folder: Path) -> list[str]:
     """Return the paths of sources on this machine."""
     cache = default_cache(folder.parent)
     return [str(local_copy(one, cache)) if is_remote(one) else one for one in sources]
-
-
-def file_digest(file: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def digest_of(

@@ -11,11 +11,11 @@ from pathlib import Path
 from model.errors import UserError
 from trainer.config.table_settings import TableConfig
 from trainer.data.cache import VARIABLE
-from trainer.data.prepare_set import digest_of, file_digest, prepare_set
+from trainer.data.prepare_set import digest_of, prepare_set
 from trainer.data.remote import is_remote, local_copy
 from trainer.data.series_set import SeriesSet
-from trainer.data.set_format import is_set
-from trainer.files import check_reachable, read_json, replace
+from trainer.data.set_format import Item, is_set
+from trainer.files import check_reachable, file_digest, read_record, replace
 from trainer.logs.progress import CountingProgress
 
 DIGESTS = "digests.json"
@@ -33,19 +33,24 @@ def open_set(source: str, config: TableConfig, cache: Path) -> SeriesSet:
     check_reachable(path, "data.source: ")
     if is_set(path):
         return SeriesSet(path)
-    digest = digest_of([source], config, _Digests(cache).of)
+    digests = _Digests(cache)
+    digest = digest_of([source], config, digests.of)
     stem = path.name.split(".")[0] or "series"
     folder = cache / f"{stem}-{digest[:16]}"
     if not is_set(folder):
         with _locked(cache, folder.name):
             if not is_set(folder):
-                _prepare(source, folder, config)
+                _prepare(source, folder, config, digests)
     return SeriesSet(folder)
 
 
-def _prepare(source: str, folder: Path, config: TableConfig) -> None:
+def _prepare(source: str, folder: Path, config: TableConfig, digests: _Digests) -> None:
     with CountingProgress(f"data: preparing {source}", "series", "points") as progress:
-        prepare_set([source], folder, config, lambda item: progress.advance(1, item.length))
+
+        def count(item: Item) -> None:
+            progress.advance(1, item.length)
+
+        prepare_set([source], folder, config, count, digest_of_file=digests.of)
 
 
 @contextmanager
@@ -76,18 +81,13 @@ class _Digests:
         """Return a file's digest."""
         state = path.stat()
         key, size_and_time = str(path.absolute()), [state.st_size, state.st_mtime_ns]
-        known = self._known()
-        if known.get(key, [None])[:-1] == size_and_time:
-            return str(known[key][-1])
+        known = read_record(self._file).get(key, [None])
+        if known[:-1] == size_and_time:
+            return str(known[-1])
         digest = file_digest(path)
         with suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            replace(self._file, json.dumps({**self._known(), key: [*size_and_time, digest]}))
+            replace(
+                self._file, json.dumps({**read_record(self._file), key: [*size_and_time, digest]})
+            )
         return digest
-
-    def _known(self) -> dict[str, list[int | str]]:
-        try:
-            content = read_json(self._file)
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}

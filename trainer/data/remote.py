@@ -11,7 +11,7 @@ from typing import Any
 
 from model.errors import UserError
 from model.sentences import first_line
-from trainer.files import read_json, replace
+from trainer.files import read_record, replace
 
 COPIES = "remote"
 """Name of the folder for copies."""
@@ -72,7 +72,7 @@ def local_copy(url: str, cache: Path) -> Path:
 def _copied(system: Any, files: list[str], base: str, folder: Path) -> list[Path]:
     """Return the copies of files in `folder`, by their paths without `base`."""
     folder.mkdir(parents=True, exist_ok=True)
-    states = _states(folder)
+    states = read_record(folder / STATES)
     copies = []
     for file in files:
         name = file[len(base) :] if base and file.startswith(base) else Path(file).name
@@ -84,14 +84,6 @@ def _copied(system: Any, files: list[str], base: str, folder: Path) -> list[Path
             partial = copy.with_name(f".{copy.name}.{os.getpid()}")
             system.get_file(file, str(partial))
             os.replace(partial, copy)
-            replace(folder / STATES, json.dumps({**_states(folder), name: state}))
+            replace(folder / STATES, json.dumps({**read_record(folder / STATES), name: state}))
         copies.append(copy)
     return copies
-
-
-def _states(folder: Path) -> dict[str, str]:
-    try:
-        content = read_json(folder / STATES)
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

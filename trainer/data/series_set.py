@@ -18,6 +18,7 @@ from numpy.lib.stride_tricks import as_strided
 from model.errors import UserError
 from trainer.data.series_source import Indices, Role
 from trainer.data.set_format import INDEX_FILE, Columns, FileSum, Item, SetInfo, Values, read_info
+from trainer.files import file_digest
 
 LARGE = 2**27
 """Bytes of a set from which a process does not keep all of its pages that it has read mapped."""
@@ -267,9 +268,8 @@ def _check_size(path: Path, file: FileSum) -> None:
 
 def _check_sum(path: Path, file: FileSum) -> None:
     """Raise UserError where a file of a set has other bytes than were written."""
-    with open(path, "rb") as stream:
-        if hashlib.file_digest(stream, "sha256").hexdigest() != file.sha256:
-            raise UserError(f"{path} has changed since it was written; prepare the set again")
+    if file_digest(path) != file.sha256:
+        raise UserError(f"{path} has changed since it was written; prepare the set again")
 
 
 def _open_table(path: Path) -> pa.Table:

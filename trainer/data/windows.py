@@ -66,10 +66,13 @@ class Windows:
 
     def number(self, item: Indices, offset: Indices) -> Indices:
         """Return the numbers of windows by their items, and their numbers within these."""
-        return self.ends[item] - self.counts[item] + offset
+        return self._before(item) + offset
 
     def locate(self, numbers: Indices) -> tuple[Indices, Indices]:
         """Return the item of each window, and the point at which its context begins."""
         item = np.searchsorted(self.ends, numbers, side="right")
-        before = np.where(item > 0, self.ends[item - 1], 0)
-        return item, self.first[item] + numbers - before
+        return item, self.first[item] + numbers - self._before(item)
+
+    def _before(self, item: Indices) -> Indices:
+        """Return the number of windows of all items before each."""
+        return np.where(item > 0, self.ends[item - 1], 0)

@@ -33,7 +33,6 @@ class Source:
     """Series that can be read."""
 
     name: str
-    files: tuple[Path, ...]
     columns: Columns
     dtype: str
     notes: tuple[str, ...]
@@ -201,7 +200,6 @@ def _records(
     columns = records.columns_of(fields, first)
     return Source(
         name,
-        tuple(files),
         columns,
         dtype,
         _told_apart(name, fields.ids) if config.id_column is None else (),
@@ -258,7 +256,6 @@ def _table(
     table = LongTable(blocks, roles, config, name, problems, dtype=dtype, spill_folder=spill_folder)
     return Source(
         name,
-        tuple(files),
         columns_of(roles),
         dtype,
         roles.notes,
@@ -303,7 +300,6 @@ def _series_in_rows(
     )
     return Source(
         name,
-        tuple(files),
         columns,
         "float64",
         (count,),
