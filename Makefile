@@ -1,12 +1,13 @@
 # Each target works alone on a fresh machine and is fast when nothing changed.
 PYTHON ?= python3
 WORKERS ?= 3
+SLOW_WORKERS ?= 4
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # Tests wait for ranks more than they compute: one worker more than there are processors.
 # The processes that tests start keep compiled modules, whatever the environment says.
-PARALLEL := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --numprocesses $(WORKERS) \
+PARALLEL := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest \
   --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help setup demo test test-slow test-gpu bench check format clean
@@ -41,10 +42,10 @@ demo: setup
 	@$(BIN)/forescale train configs/demo.yaml --ranks 2
 
 test: setup
-	@$(PARALLEL) -m "not slow and not gpu"
+	@$(PARALLEL) --numprocesses $(WORKERS) -m "not slow and not gpu"
 
 test-slow: setup
-	@$(PARALLEL) -m "slow and not gpu"
+	@$(PARALLEL) --numprocesses $(SLOW_WORKERS) -m "slow and not gpu"
 
 test-gpu: setup
 	@OMP_NUM_THREADS=2 $(BIN)/pytest -m gpu --numprocesses 8 --dist loadgroup
