@@ -197,7 +197,8 @@ def print_text(known: Explanation, console: Console) -> None:
     console.print(
         f"{plan.configuration.name}: {count(total)} parameters"
         + (f", of which a token uses {count(active)}" if active < total else "")
-        + f", {train.precision}, on {layout.world} ranks: {layout}"
+        + f", {train.precision}, on {'one rank' if layout.world == 1 else f'{layout.world} ranks'}"
+        + f": {layout}"
     )
     console.print(
         f"{train.global_batch_size} windows a step = micro-batch {work.micro_batch} x data "
@@ -209,10 +210,11 @@ def print_text(known: Explanation, console: Console) -> None:
     if layout.world > known.node:
         for line in _across_nodes(known):
             console.print(line)
-    console.print(_ranks(layout))
-    console.print(_stages(known.costs))
+    # Titles by themselves: a table breaks one that is wider than its columns.
+    console.print("Ranks:", _ranks(layout))
+    console.print("Parameters, and memory of a rank:", _stages(known.costs))
     if layout.world > 1:
-        console.print(_sent(known.sent))
+        console.print("What a rank hands to collectives in a step:", _sent(known.sent))
     console.print(
         f"Activations come on top: of {work.micro_batch} windows at a time, in a pipeline of up to "
         f"{min(work.accumulation, layout.pipeline)} micro-batches; and DeepSpeed's buffers."
@@ -248,7 +250,7 @@ def _across_nodes(known: Explanation) -> Iterator[str]:
 
 def _ranks(layout: Layout) -> Table:
     """Return which ranks share what; of many stages and replicas the first ones are shown."""
-    table = Table(title="Ranks", title_justify="left")
+    table = Table()
     columns = ["stage", "replica", "tensor ranks"]
     columns += ["part of the experts"] if layout.expert > 1 else []
     for name in columns:
@@ -268,7 +270,7 @@ def _ranks(layout: Layout) -> Table:
 
 
 def _stages(costs: Sequence[StageCosts]) -> Table:
-    table = Table(title="Parameters, and memory of a rank", title_justify="left")
+    table = Table()
     for name in ("stage", "layers"):
         table.add_column(name)
     memory = ["weights", "gradients", "optimizer", "all"]
@@ -300,7 +302,7 @@ def _summary(layers: Sequence[Layer]) -> Iterator[str]:
 
 
 def _sent(sent: Sequence[dict[str, float]]) -> Table:
-    table = Table(title="What a rank hands to collectives in a step", title_justify="left")
+    table = Table()
     table.add_column("stage")
     axes = [axis for axis in sent[0] if any(stage[axis] for stage in sent)]
     for axis in axes:

@@ -92,6 +92,12 @@ def choose(configuration: Configuration, run: RunFolder, dataset: Dataset, resum
 
 def _refuse_to_start_over(run: RunFolder, *, by_rows: bool) -> None:
     """Raise UserError where the run has had checkpoints: its results would be written over."""
+    first = run.first_step()
+    if first is not None and first > 1:
+        raise UserError(
+            f"{run.path} began at step {first}, from a checkpoint of another folder, and has none "
+            "of its own yet; name that one with --resume again"
+        )
     shown = run.had_checkpoints(by_rows=by_rows)
     if shown is not None:
         raise UserError(

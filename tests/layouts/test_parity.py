@@ -230,8 +230,9 @@ def test_tensor_ranks_drop_other_heads_weights_and_the_same_of_what_they_share()
 
 
 BF16 = SETTINGS | {"train.precision": "bf16"}
-BF16_TOLERANCE = {"loss": 3e-3, "grad_norm": 2e-2}
-"""Relative. One process with other micro-batches differs from itself by 1.1e-3 and 5.1e-3."""
+BF16_TOLERANCE = {"loss": 1e-2, "grad_norm": 2e-2}
+"""Relative. One process with other micro-batches differs from itself by 1.1e-3 to 2.8e-3 and by
+3.7e-3 to 5.1e-3, as the CPU's bf16 products are."""
 
 
 @pytest.fixture(scope="module")

@@ -210,6 +210,18 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_over(
     assert planned(run, settings).start.steps_done == 4
 
 
+def test_a_run_from_elsewhere_without_a_checkpoint_of_its_own_does_not_start_over(
+    finished: Path, tmp_path: Path
+) -> None:
+    run, moved = tmp_path / "run", str(finished / "checkpoints" / "step-00000004")
+    shutil.copytree(finished, run, ignore=shutil.ignore_patterns("done", "checkpoints"))
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[4:6]))
+    with pytest.raises(UserError, match="began at step 5, from a checkpoint of another folder"):
+        planned(run, QUICK)
+    assert planned(run, {**QUICK, "resume": moved}).start.steps_done == 4
+
+
 def test_a_run_whose_only_checkpoint_is_set_aside_does_not_start_over(
     finished: Path, tmp_path: Path
 ) -> None:

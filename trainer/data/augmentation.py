@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
 from trainer.config.data_settings import AugmentConfig
-from trainer.data.windows import Floats
-
-Words = npt.NDArray[np.uint64]
+from trainer.data.arrays import Floats, Words
 
 MOST_BLOCKS = 3
 """Blocks of missing values that a context gets at most."""

@@ -10,12 +10,12 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from model.config import CALENDAR_SIZES, SeriesShape
 from model.errors import UserError
 from trainer.config.data_settings import DataConfig, SourceConfig
+from trainer.data.arrays import Doubles, Floats, Indices
 from trainer.data.augmentation import augmented
 from trainer.data.cache import default_cache
 from trainer.data.frequency import Frequency
@@ -25,9 +25,7 @@ from trainer.data.sampling import Drawn, Sampler
 from trainer.data.series_facts import SeriesFacts, SourceFacts
 from trainer.data.series_source import SeriesSource
 from trainer.data.synthetic.synthetic_set import SyntheticSet
-from trainer.data.windows import Floats, Indices, Split, WindowBatch
-
-Doubles = npt.NDArray[np.float64]
+from trainer.data.windows import Split, WindowBatch
 
 MAX_SCORED = 20_000
 """Windows of a split that are scored at most, unless data.score_every says otherwise."""

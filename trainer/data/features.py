@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from model.errors import UserError
 from trainer.config.data_settings import DataConfig
+from trainer.data.arrays import Floats
 from trainer.data.calendars import calendar_values, calendar_waves
 from trainer.data.frequency import Frequency
 from trainer.data.series_source import SeriesSource
-
-Indices = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 KEPT_POINTS = 2**22
 """Points of a set up to which its calendar features are computed once, and kept."""

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-Moments = npt.NDArray[np.datetime64]
-Indices = npt.NDArray[np.int64]
+from trainer.data.arrays import Indices, Moments
 
 MICROSECONDS = {"us": 1, "ms": 1_000, "s": 10**6, "min": 60 * 10**6, "h": 3600 * 10**6}
 DAY = 24 * MICROSECONDS["h"]

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from model.errors import UserError
 from trainer.config.data_settings import DataConfig
+from trainer.data.arrays import Doubles, Floats, Indices
 from trainer.data.features import Calendar
 from trainer.data.frequency import Frequency
 from trainer.data.scaling import Scaling
 from trainer.data.series_source import SeriesSource
 from trainer.data.set_format import Values
 from trainer.data.splits import parts_of
-from trainer.data.windows import Floats, Indices, Split, Windows
-
-Doubles = npt.NDArray[np.float64]
+from trainer.data.windows import Split, Windows
 
 
 class Part:

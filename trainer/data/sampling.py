@@ -14,10 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from model.errors import UserError
+from trainer.data.arrays import Doubles, Indices
 from trainer.data.permutation import permuted
-
-Indices = npt.NDArray[np.int64]
-Doubles = npt.NDArray[np.float64]
 
 SAMPLES, BUCKETS, EPOCHS = 0, 1, 2
 """Streams of random numbers that a seed has, one for each purpose."""

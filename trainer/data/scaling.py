@@ -5,12 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from trainer.data.arrays import Doubles, Indices
 from trainer.data.series_source import SeriesSource
-
-Indices = npt.NDArray[np.int64]
-Doubles = npt.NDArray[np.float64]
 
 
 class Scaling:

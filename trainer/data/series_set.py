@@ -16,7 +16,8 @@ import pyarrow as pa
 from numpy.lib.stride_tricks import as_strided
 
 from model.errors import UserError
-from trainer.data.series_source import Indices, Role
+from trainer.data.arrays import Indices
+from trainer.data.series_source import Role
 from trainer.data.set_format import INDEX_FILE, Columns, FileSum, Item, SetInfo, Values, read_info
 from trainer.files import file_digest
 

@@ -7,9 +7,9 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from trainer.data.arrays import Indices
 from trainer.data.set_format import Columns, Values
 
-Indices = npt.NDArray[np.int64]
 Role = Literal["target", "known", "past"]
 
 

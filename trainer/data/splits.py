@@ -11,10 +11,9 @@ import pandas as pd
 
 from model.errors import UserError
 from trainer.config.data_settings import DataConfig
+from trainer.data.arrays import Indices
 from trainer.data.frequency import DAY, Frequency
 from trainer.data.series_source import SeriesSource
-
-Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

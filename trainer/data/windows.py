@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-import numpy.typing as npt
 
-Indices = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
+from trainer.data.arrays import Floats, Indices
 
 
 class Split(StrEnum):

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from parallel.collectives import sum_over_ranks
 from parallel.mesh import Mesh
+from trainer.data.arrays import Floats, Indices
 from trainer.data.dataset import Dataset
-from trainer.data.windows import Floats, Indices, Split, WindowBatch
+from trainer.data.windows import Split, WindowBatch
 
 Predict = Callable[[Iterable[WindowBatch]], Iterable[tuple[WindowBatch, Tensor]]]
 """A function from batches to the batches with their forecasts [B, H, C], in standardised units.

@@ -145,6 +145,10 @@ class RunFolder:
         many = steps > 2 * self.configuration().settings.checkpoint.every
         return f"{self.metrics_file.name} has {steps} steps" if many else None
 
+    def first_step(self) -> int | None:
+        """Return the first step that has a row in metrics.jsonl; None where there is no row."""
+        return min((row["step"] for row in read_metrics(self.metrics_file)), default=None)
+
     def check(self, configuration: Configuration, resume: str) -> None:
         """Raise UserError for a folder that cannot be written or belongs to something else."""
         self._check_kinds()

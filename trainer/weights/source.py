@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from model.errors import UserError
+from model.sentences import shortened
 from model.validation import mistake
 from trainer.checkpoint.store import Checkpoint
 from trainer.config.settings import Settings
@@ -108,7 +109,20 @@ def find(path: Path) -> WeightsSource:
         return _of_checkpoint(Checkpoint(path))
     if Export(path).exists():
         return ExportSource(path, *_parse(path, Export(path).description()))
-    raise UserError(f"{path} is neither a run folder nor a checkpoint nor an export")
+    raise UserError(
+        f"{path} is neither a run folder nor a checkpoint nor an export; {_way_out(path)}"
+    )
+
+
+def _way_out(path: Path) -> str:
+    """Return what a user may have meant by a path without weights."""
+    if path.is_dir():
+        runs = sorted(one.name for one in path.iterdir() if RunFolder(one).exists())
+        if runs:
+            return f"it holds runs: name one of {shortened(runs)}"
+    if path.suffix in (".yaml", ".yml"):
+        return f"name the run that was trained with it, such as {Path('runs') / path.stem}"
+    return "runs are in the folder runs unless --run-dir has said where"
 
 
 def intact(source: WeightsSource) -> WeightsSource:

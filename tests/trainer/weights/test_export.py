@@ -162,6 +162,13 @@ def test_a_path_without_weights_is_refused(tmp_path: Path) -> None:
         Forecaster.load(tmp_path)
 
 
+def test_a_path_near_a_run_names_it(run: Path) -> None:
+    with pytest.raises(UserError, match=f"it holds runs: name one of .*{run.name}"):
+        Forecaster.load(run.parent)
+    with pytest.raises(UserError, match=r"trained with it, such as runs/config$"):
+        Forecaster.load(run / "config.yaml")
+
+
 def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_used(
     run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

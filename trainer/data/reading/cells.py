@@ -10,14 +10,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from trainer.data.arrays import Doubles, Moments
 from trainer.data.reading import number_format, time_format
 from trainer.data.reading.number_format import NumberFormat, named
 from trainer.data.reading.problems import Problems
 from trainer.data.reading.time_format import TimeFormat, TimeKind
-
-Doubles = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.int64]
-Moments = npt.NDArray[np.datetime64]
 
 
 @dataclass(frozen=True)

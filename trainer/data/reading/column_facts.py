@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from trainer.data.arrays import Doubles
 from trainer.data.reading import number_format, time_format
 from trainer.data.reading.number_format import NumberFormat, share_of_numbers
-
-Doubles = npt.NDArray[np.float64]
 
 LOOKED_AT = 4096
 """Rows of a sample by which a column's kind is told."""

@@ -11,13 +11,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from trainer.data.reading.compression import unreadable
+from trainer.data.reading.compression import BROKEN, unreadable
 
 PARQUET = (".parquet", ".pq")
 ARROW = (".arrow", ".feather", ".ipc", ".ftr")
 BATCH_ROWS = 2**16
-
-BROKEN = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,16 @@ from model.errors import UserError
 from model.sentences import first_line
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".zip")
-BROKEN = (OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, pa.ArrowInvalid)
-"""Errors of the readers where a file is cut or damaged."""
+BROKEN = (
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    pa.ArrowInvalid,
+    pa.ArrowNotImplementedError,
+)
+"""Errors of the readers where a file is cut or damaged, or packed as they cannot read."""
 
 
 def opened(path: Path) -> IO[bytes]:

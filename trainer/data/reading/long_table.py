@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer.config.table_settings import TableConfig
+from trainer.data.arrays import Indices
 from trainer.data.reading.cells import texts
 from trainer.data.reading.problems import Problems
 from trainer.data.reading.roles import Roles
@@ -27,8 +28,6 @@ SPILLS = 64
 """Files over which series are spread where their rows do not fit in memory."""
 
 ID, ROW, TIME = "id", "row", "time"
-
-Indices = npt.NDArray[np.int64]
 
 
 def columns_of(roles: Roles) -> Columns:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from model.errors import UserError
 from model.sentences import shortened
 from trainer.config.table_settings import TableConfig
+from trainer.data.arrays import Doubles
 from trainer.data.frequency import Frequency
 from trainer.data.reading.number_format import MISSING
 from trainer.data.reading.problems import Problems
@@ -20,7 +20,6 @@ from trainer.data.reading.series import SeriesRows, make_item
 from trainer.data.set_format import Columns, Item
 
 Record = Mapping[str, Any]
-Doubles = npt.NDArray[np.float64]
 
 ID_NAMES = ("item_id", "unique_id", "series_id", "id", "series_name", "name")
 START_NAMES = ("start", "start_timestamp", "start_time", "timestamp", "time", "ds", "date")

@@ -5,16 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from trainer.data.arrays import Doubles, Indices, Moments
 from trainer.data.frequency import DAY, Frequency, Grid, find_grid
 from trainer.data.reading.problems import Problems
 from trainer.data.set_format import Item
-
-Doubles = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.int64]
-Moments = npt.NDArray[np.datetime64]
 
 SPARSEST = 50
 """Points that a series' grid may have for each row; more come of a wrong time."""

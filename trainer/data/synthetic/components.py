@@ -8,9 +8,8 @@ several channels at lags, and `intermittent` is Croston's model (1972) with seas
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Doubles = npt.NDArray[np.float64]
+from trainer.data.arrays import Doubles
 
 PERIODS = (4, 5, 7, 12, 24, 30, 48, 52, 96, 144, 168, 288, 336, 365)
 """Periods in points."""

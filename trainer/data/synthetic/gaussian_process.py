@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Doubles = npt.NDArray[np.float64]
+from trainer.data.arrays import Doubles
+
 Covariance = Callable[[Doubles], Doubles]
 """A function from distances to covariances."""
 

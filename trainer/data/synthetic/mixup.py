@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from trainer.data.arrays import Doubles
 from trainer.data.series_source import SeriesSource
 
 MOST_SERIES = 3
@@ -12,8 +12,6 @@ CONCENTRATION = 1.5
 """Parameter of the Dirichlet distribution of the weights."""
 ATTEMPTS = 8
 """Windows that are tried for one that has a value."""
-
-Doubles = npt.NDArray[np.float64]
 
 
 def mixed(rng: np.random.Generator, series: SeriesSource, length: int) -> Doubles:

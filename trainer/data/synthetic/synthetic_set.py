@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.config.data_settings import SyntheticConfig
+from trainer.data.arrays import Indices
 from trainer.data.series_set import SeriesSet
-from trainer.data.series_source import Indices, Role
+from trainer.data.series_source import Role
 from trainer.data.set_format import Columns, Values
 from trainer.data.synthetic.components import coupled, intermittent, structured
 from trainer.data.synthetic.gaussian_process import gaussian_process
