@@ -93,6 +93,7 @@ def train(
 
 @forescale.command()
 @click.argument("run", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[data.KEY=VALUE]...")
 @click.option(
     "--split",
     type=click.Choice(["train", "validation", "test", "held_out"]),
@@ -101,15 +102,16 @@ def train(
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 @log_options
-def evaluate(run: Path, split: str, as_json: bool) -> None:
+def evaluate(run: Path, overrides: Sequence[str], split: str, as_json: bool) -> None:
     """Score RUN's weights on a split, beside naive forecasts.
 
     These are its newest checkpoint's, on the windows that data.score_every chooses. RUN may be a
-    checkpoint or an export too.
+    checkpoint or an export too. data.KEY=VALUE changes a setting of the series, as in
+    data.source=other.csv.
     """
     from launch.evaluate import score
 
-    score(run, split, as_json=as_json)
+    score(run, split, overrides, as_json=as_json)
 
 
 @forescale.command()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from launch.output import print_json, showing_log
 
 
-def score(run: Path, split: str, *, as_json: bool) -> None:
+def score(run: Path, split: str, overrides: Sequence[str] = (), *, as_json: bool) -> None:
     """Print the scores on the windows of `split` that data.score_every chooses.
 
-    Raises UserError where there are no weights or windows.
+    `overrides` are settings of `data`, key=value, such as another source. Raises UserError where
+    there are no weights or windows.
     """
     from model.errors import UserError
+    from trainer.config.load import parse_overrides
     from trainer.data import Split
     from trainer.forecast.evaluate import evaluate
     from trainer.forecast.forecaster import Forecaster
@@ -20,12 +23,19 @@ def score(run: Path, split: str, *, as_json: bool) -> None:
     from trainer.logs.log import log
     from trainer.logs.progress import ScoringProgress
 
-    chosen = Split(split)
+    chosen, changes = Split(split), parse_overrides(overrides)
+    for key in changes:
+        if not key.startswith("data."):
+            raise UserError(f"{key}: a trained network is scored with other settings of data alone")
     with showing_log(as_json=as_json):
         forecaster = Forecaster.load(run)
-        if not forecaster.dataset.windows(chosen):
+        dataset = forecaster.dataset_of(changes)
+        if not dataset.windows(chosen):
             raise UserError(f"{run}: data.split leaves no window in the {split} part")
-        if forecaster.dataset.facts != forecaster.facts:
+        if changes:
+            for sentence in forecaster.facts.trained_on(dataset.facts):
+                log.warning(sentence)
+        elif dataset.facts != forecaster.facts:
             log.warning(
                 "data.source: the training part of %s is not the one that %s was trained on: "
                 "scores are in deviations of the new one",
@@ -35,10 +45,11 @@ def score(run: Path, split: str, *, as_json: bool) -> None:
         size = forecaster.settings.train.micro_batch_size
         with ScoringProgress(split) as progress:
             evaluation = evaluate(
-                forecaster.dataset,
+                dataset,
                 chosen,
                 forecaster.predict,
                 batch_size=size,
+                levels=forecaster.network.output.levels,
                 progress=progress,
             )
     if as_json:

@@ -6,7 +6,6 @@ This file imports no torch, so that a configuration is checked in milliseconds.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -179,99 +178,6 @@ class TransformerConfig(Section):
         return self.decoder_att_type or self.att_type
 
 
-class ModelConfig(TransformerConfig):
-    """The section `model`: settings of the network that is trained."""
-
-    architecture: Literal["encoder", "decoder", "encoder_decoder"] = "encoder_decoder"
-    """Architecture: encoder (the context's patches give the whole future at once, beside patches
-    of what is known of the future, if anything is), decoder (each
-    patch gives the next one, causally), or encoder_decoder (a query decoder has a query for each
-    future patch)."""
-    num_decoder_layers: LayerCount | None = None
-    """Number of decoder layers of an encoder_decoder. Default: num_layers."""
-    patch_length: PositiveInt = 16
-    """Number of points per patch, that is, per token; 1 makes every point a token."""
-    channels: Literal["independent", "mixed"] = "independent"
-    """Treatment of a series' channels: independent forecasts each by itself with the same weights,
-    mixed puts all channels of a patch into one token."""
-    channel_embedding: bool = False
-    """Whether a learned vector per channel is added, so that the same weights can distinguish
-    channels. It needs channels: independent, and ties the weights to this set of channels."""
-    instance_norm: bool = True
-    """Whether each window has its context's mean subtracted and is divided by its context's
-    deviation; forecasts are scaled back (Kim et al. 2022, RevIN, without its affine part)."""
-    loss: Literal["mse", "mae", "huber", "quantile", "student_t"] = "mse"
-    """Loss, which decides what is forecast: a point (mse, mae, huber), quantiles (pinball loss), or
-    a Student-t distribution (negative log-likelihood)."""
-    huber_delta: Positive = 1.0
-    """Error at which the Huber loss changes from quadratic to linear."""
-    quantiles: QuantileLevels = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
-    """Quantile levels for loss: quantile, ascending; 0.5 is the point forecast."""
-
-    @model_validator(mode="after")
-    def _check_network(self) -> ModelConfig:
-        if self.channel_embedding and self.channels == "mixed":
-            raise ValueError(
-                "channel_embedding: mixed tokens hold all channels already; "
-                "use channels: independent or channel_embedding: false"
-            )
-        if self.architecture == "decoder" and self.att_type_of_decoder == "frequency":
-            raise ValueError(f"att_type: {FREQUENCY_SEES_ALL}")
-        if sorted(set(self.quantiles)) != list(self.quantiles):
-            raise ValueError(f"quantiles: {self.quantiles} must ascend without repetition")
-        if 0.5 not in self.quantiles:
-            raise ValueError(
-                f"quantiles: {self.quantiles} lack 0.5, the point forecast that is scored"
-            )
-        return self
-
-    @property
-    def decoder_layers(self) -> int:
-        """Number of decoder layers of an encoder_decoder."""
-        return self.num_decoder_layers or self.num_layers
-
-    @property
-    def transformer_layers(self) -> int:
-        """Number of transformer layers, encoder and decoder together."""
-        both = self.architecture == "encoder_decoder"
-        return self.num_layers + (self.decoder_layers if both else 0)
-
-    @property
-    def distinct_layers(self) -> int:
-        """Number of transformer layers with weights of their own."""
-        if not self.share_layers:
-            return self.transformer_layers
-        return 2 if self.architecture == "encoder_decoder" else 1
-
-    def patches(self, context_length: int, prediction_length: int) -> tuple[int, int]:
-        """Return the numbers of context and of future patches; a partial patch counts as one."""
-        return -(-context_length // self.patch_length), -(-prediction_length // self.patch_length)
-
-    def sequence_length(
-        self, context_length: int, prediction_length: int, is_future_known: bool
-    ) -> int:
-        """Return how many tokens each row holds between two layers.
-
-        An encoder holds the context's patches, and the future's where anything is known of it; an
-        encoder_decoder holds both, and a decoder all but the last future patch, which is forecast
-        and never read.
-        """
-        context, future = self.patches(context_length, prediction_length)
-        if self.architecture == "encoder" and not is_future_known:
-            return context
-        return context + future - (self.architecture == "decoder")
-
-    def unused_rules(self) -> UnusedRules:
-        architecture, loss = f"architecture: {self.architecture}", f"loss: {self.loss}"
-        return (
-            *super().unused_rules(),
-            (self.architecture != "encoder_decoder", architecture, ("num_decoder_layers",)),
-            (self.architecture == "encoder", architecture, ("decoder_att_type",)),
-            (self.loss != "quantile", loss, ("quantiles",)),
-            (self.loss != "huber", loss, ("huber_delta",)),
-        )
-
-
 MIXTURE_SETTINGS = (
     "num_experts",
     "top_k",
@@ -290,30 +196,3 @@ FREQUENCY_SEES_ALL = (
     "it; use standard, xformer or flash, or decoder_att_type beside a frequency encoder"
 )
 """Why a causal decoder refuses frequency attention, and the alternatives, in a user's words."""
-
-CALENDAR_SIZES = {"minute": 60, "hour": 24, "day_of_week": 7, "day_of_month": 31, "month": 12}
-"""Number of values of each calendar feature that can be embedded."""
-
-
-@dataclass(frozen=True)
-class SeriesShape:
-    """Sizes of the network that the data determines."""
-
-    context_length: int
-    """Number of points of a window's context."""
-    prediction_length: int
-    """Number of points that are forecast."""
-    channels: int
-    """Number of channels that are forecast."""
-    covariates: int
-    """Number of columns known in advance that are read as numbers."""
-    calendar: tuple[int, ...] = ()
-    """Number of values of each calendar column that is embedded; these columns come last."""
-    missing: bool = True
-    """Whether points may be missing. Where none is, attention needs no mask, and more kernels can
-    be used."""
-
-    @property
-    def is_future_known(self) -> bool:
-        """Whether anything is known in advance of the points that are forecast."""
-        return bool(self.covariates or self.calendar)

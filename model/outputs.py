@@ -1,8 +1,8 @@
 """Outputs: what is forecast (a point, quantiles or a Student-t distribution), and its loss.
 
-An output defines how many numbers the network's head returns per point (`size`), scales them from
-instance-normalised to the data's units (`scaled`), and computes the loss and the point forecast of
-the result. Shapes: raw and scaled [B, H, C, size]; target [B, H, C].
+An output defines how many numbers the network's head returns per point (`size`), makes a forecast
+of them (`shaped`), brings it from the network's units to the data's (`scaled`), and computes its
+loss and its point forecast in either. Shapes: numbers [B, H, C, size]; target [B, H, C].
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.config import ModelConfig
 from model.constants import constant
+from model.network_config import ModelConfig
+from model.window_scale import WindowScale
 
 
 class Output(Protocol):
@@ -24,30 +25,42 @@ class Output(Protocol):
 
     size: int
     """Number of numbers per point."""
+    levels: tuple[float, ...]
+    """Levels of the quantiles that are forecast; () where none are."""
 
-    def scaled(self, raw: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
-        """Return the head's numbers in the data's units; mean and deviation [B, 1, C]."""
+    def shaped(self, raw: Tensor, level: Tensor | None = None) -> Tensor:
+        """Return a forecast of the head's numbers; `level` [B, H, C] is added to all values."""
 
-    def loss(self, scaled: Tensor, target: Tensor) -> Tensor:
+    def scaled(self, shaped: Tensor, scale: WindowScale) -> Tensor:
+        """Return a forecast in the data's units."""
+
+    def loss(self, shaped: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each point, [B, H, C]."""
 
-    def point(self, scaled: Tensor) -> Tensor:
+    def point(self, shaped: Tensor) -> Tensor:
         """Return the point forecast, [B, H, C]."""
+
+    def quantiles(self, shaped: Tensor) -> Tensor:
+        """Return the quantiles of `levels`, [B, H, C, len(levels)]."""
 
 
 class PointOutput:
     """A point forecast, scored by squared, absolute or Huber error (Huber 1964)."""
 
     size = 1
+    levels: tuple[float, ...] = ()
 
     def __init__(self, loss: str, delta: float) -> None:
         self._loss, self._delta = loss, delta
 
-    def scaled(self, raw: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
-        return raw * deviation.unsqueeze(-1) + mean.unsqueeze(-1)
+    def shaped(self, raw: Tensor, level: Tensor | None = None) -> Tensor:
+        return raw if level is None else raw + level.unsqueeze(-1)
 
-    def loss(self, scaled: Tensor, target: Tensor) -> Tensor:
-        error = self.point(scaled) - target
+    def scaled(self, shaped: Tensor, scale: WindowScale) -> Tensor:
+        return scale.left(shaped)
+
+    def loss(self, shaped: Tensor, target: Tensor) -> Tensor:
+        error = self.point(shaped) - target
         if self._loss == "mse":
             return error.square()
         if self._loss == "mae":
@@ -55,8 +68,11 @@ class PointOutput:
         zero = torch.zeros_like(error)
         return F.huber_loss(error, zero, reduction="none", delta=self._delta)
 
-    def point(self, scaled: Tensor) -> Tensor:
-        return scaled.squeeze(-1)
+    def point(self, shaped: Tensor) -> Tensor:
+        return shaped.squeeze(-1)
+
+    def quantiles(self, shaped: Tensor) -> Tensor:
+        return shaped[..., :0]
 
 
 class QuantileOutput:
@@ -70,21 +86,28 @@ class QuantileOutput:
         self.size = len(self.levels)
         self.middle = min(range(self.size), key=lambda i: abs(self.levels[i] - 0.5))
 
-    def scaled(self, raw: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    def shaped(self, raw: Tensor, level: Tensor | None = None) -> Tensor:
         steps = F.softplus(raw)
         middle = raw[..., self.middle : self.middle + 1]
+        if level is not None:
+            middle = middle + level.unsqueeze(-1)
         above = middle + steps[..., self.middle + 1 :].cumsum(-1)
         below = middle - steps[..., : self.middle].flip(-1).cumsum(-1).flip(-1)
-        quantiles = torch.cat([below, middle, above], dim=-1)
-        return quantiles * deviation.unsqueeze(-1) + mean.unsqueeze(-1)
+        return torch.cat([below, middle, above], dim=-1)
 
-    def loss(self, scaled: Tensor, target: Tensor) -> Tensor:
-        error = target.unsqueeze(-1) - scaled
-        level = constant(self.levels, scaled.dtype, scaled)
+    def scaled(self, shaped: Tensor, scale: WindowScale) -> Tensor:
+        return scale.left(shaped)
+
+    def loss(self, shaped: Tensor, target: Tensor) -> Tensor:
+        error = target.unsqueeze(-1) - shaped
+        level = constant(self.levels, shaped.dtype, shaped)
         return torch.maximum(level * error, (level - 1) * error).mean(-1)
 
-    def point(self, scaled: Tensor) -> Tensor:
-        return scaled[..., self.middle]
+    def point(self, shaped: Tensor) -> Tensor:
+        return shaped[..., self.middle]
+
+    def quantiles(self, shaped: Tensor) -> Tensor:
+        return shaped
 
 
 class StudentTOutput:
@@ -94,15 +117,22 @@ class StudentTOutput:
     """
 
     size = 3
+    levels: tuple[float, ...] = ()
 
-    def scaled(self, raw: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    def shaped(self, raw: Tensor, level: Tensor | None = None) -> Tensor:
         location, scale, freedom = raw.unbind(-1)
-        location = location * deviation + mean
-        scale = (F.softplus(scale) + 1e-4) * deviation
-        return torch.stack([location, scale, F.softplus(freedom) + 2.0], dim=-1)
+        if level is not None:
+            location = location + level
+        scale, freedom = F.softplus(scale) + 1e-4, F.softplus(freedom) + 2.0
+        return torch.stack([location, scale, freedom], dim=-1)
 
-    def loss(self, scaled: Tensor, target: Tensor) -> Tensor:
-        location, scale, freedom = scaled.unbind(-1)
+    def scaled(self, shaped: Tensor, scale: WindowScale) -> Tensor:
+        location, width, freedom = shaped.unbind(-1)
+        location = location * scale.deviation + scale.mean
+        return torch.stack([location, width * scale.deviation, freedom], dim=-1)
+
+    def loss(self, shaped: Tensor, target: Tensor) -> Tensor:
+        location, scale, freedom = shaped.unbind(-1)
         half = (freedom + 1) / 2
         return (
             torch.lgamma(freedom / 2)
@@ -112,8 +142,11 @@ class StudentTOutput:
             + half * torch.log1p(((target - location) / scale).square() / freedom)
         )
 
-    def point(self, scaled: Tensor) -> Tensor:
-        return scaled[..., 0]
+    def point(self, shaped: Tensor) -> Tensor:
+        return shaped[..., 0]
+
+    def quantiles(self, shaped: Tensor) -> Tensor:
+        return shaped[..., :0]
 
 
 def make_output(config: ModelConfig) -> Output:

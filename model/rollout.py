@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from model.network import Inputs, TimeSeriesTransformer
+from model.network import TimeSeriesTransformer
+from model.tokens import Inputs
 
 Window = tuple[Tensor, Tensor]
 """Context [B, L, C] and covariates [B, L + H, F]."""
@@ -19,7 +20,9 @@ def forecast(
     compute: Callable[[Sequence[Inputs]], list[Tensor]],
     share: Callable[[list[Tensor], list[Tensor]], Sequence[Tensor]] = lambda own, _: own,
 ) -> list[Tensor]:
-    """Return the point forecasts [B, H, C] of `windows`; each pass fills in a patch of the future.
+    """Return the forecasts of `windows`: point and quantiles [B, H, C, 1 + levels].
+
+    Each pass but the last fills in a patch of the future with its point forecast.
 
     `compute` runs the network: inputs -> outputs, none on a rank that does not see them, where
     nothing is returned. `share(forecasts, like)` brings a pass's forecasts to the ranks that need
@@ -30,22 +33,26 @@ def forecast(
         context.new_full((len(context), horizon, context.shape[2]), math.nan)
         for context, _ in windows
     ]
-    forecasts: list[Tensor] = []
-    for number in range(network.passes):
-        inputs = [
+
+    def inputs(known_future: list[Tensor]) -> list[Inputs]:
+        return [
             network.inputs(context, covariates, known)
-            for (context, covariates), known in zip(windows, future, strict=True)
+            for (context, covariates), known in zip(windows, known_future, strict=True)
         ]
-        forecasts = [
+
+    for number in range(network.passes - 1):
+        points = [
             network.forecast(output, context)
-            for output, (context, _) in zip(compute(inputs), windows, strict=False)
+            for output, (context, _) in zip(compute(inputs(future)), windows, strict=False)
         ]
-        if number + 1 < network.passes:
-            future = [
-                _with_patch(known, patch, number, network.config.patch_length)
-                for known, patch in zip(future, share(forecasts, future), strict=True)
-            ]
-    return forecasts
+        future = [
+            _with_patch(known, patch, number, network.config.patch_length)
+            for known, patch in zip(future, share(points, future), strict=True)
+        ]
+    return [
+        network.predicted(output, context)
+        for output, (context, _) in zip(compute(inputs(future)), windows, strict=False)
+    ]
 
 
 def _with_patch(future: Tensor, forecast: Tensor, number: int, patch_length: int) -> Tensor:

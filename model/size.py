@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from model.config import AttentionType, ModelConfig, SeriesShape, TransformerConfig
+from model.config import AttentionType, TransformerConfig
+from model.network_config import ModelConfig, SeriesShape
 
 
 def network_parameters(config: ModelConfig, shape: SeriesShape) -> int:
     """Return the number of parameters of `TimeSeriesTransformer(config, shape)`."""
     memory, _ = config.patches(shape.context_length, shape.prediction_length)
     channels = 1 if config.channels == "independent" else shape.channels
-    values = 2 * config.patch_length * channels
-    known = config.patch_length * shape.covariates
+    values = (2 + config.periods) * config.patch_length * channels
+    ahead = config.future_patch_length if config.scores_all_positions else config.patch_length
+    known = ahead * shape.covariates
+    asked = 1 + config.periods * channels + shape.covariates
     causal = config.att_type_of_decoder
     total = 0
     if config.architecture == "encoder":
@@ -19,11 +22,13 @@ def network_parameters(config: ModelConfig, shape: SeriesShape) -> int:
         total += stack_parameters(config, values + known, encoder_layer(config, causal))
     else:
         total += stack_parameters(config, values + known, encoder_layer(config, config.att_type))
-        queries, layers = config.patch_length + known, config.decoder_layers
-        total += stack_parameters(config, queries, decoder_layer(config), layers)
-    at_once = config.architecture == "encoder"
+        queries = config.future_patch_length * asked
+        total += stack_parameters(config, queries, decoder_layer(config), config.decoder_layers)
+    if config.has_token_head:
+        total += (config.future_patch_length * asked + 1) * config.d_model
+    at_once = config.architecture == "encoder" and not config.has_token_head
     inputs = config.d_model * (memory if at_once else 1)
-    points = shape.prediction_length if at_once else config.patch_length
+    points = shape.prediction_length if at_once else config.future_patch_length
     total += (inputs + 1) * points * channels * output_size(config)
     total += shape.channels * config.d_model if config.channel_embedding else 0
     return total + sum(shape.calendar) * config.d_model

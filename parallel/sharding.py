@@ -47,6 +47,7 @@ TABLE: tuple[tuple[str, Sharding], ...] = (
     ("*.feed_forward*.output", Sharding(tensor_dim=1)),  # [d_model, width]
     ("*_norm.*", REPLICATED),
     ("*.input_projection.*", REPLICATED),
+    ("query_projection.*", REPLICATED),
     ("*.positions.table", REPLICATED),
     ("*_embedding.weight", REPLICATED),
     ("head.*", REPLICATED),

@@ -60,7 +60,13 @@ MODEL: dict[str, list[Any]] = {
     "channel_embedding": [False, True],
     "loss": ["mse", "mae", "huber", "quantile", "student_t"],
     "patch_length": [8, 16, 32],
-    "instance_norm": [True, False],
+    "instance_norm": [True, True, False],
+    "arcsinh": [False, False, True],
+    "loss_units": [None, "window", "data"],
+    "head": ["flatten", "token"],
+    "output_patch_length": [None, 8, 32],
+    "periods": [0, 0, 2],
+    "loss_positions": ["future", "all"],
     "use_final_norm": [True, False],
 }
 LAYOUT: dict[str, list[Any]] = {

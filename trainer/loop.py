@@ -18,6 +18,7 @@ from trainer.checkpoint.saver import Saver
 from trainer.config.load import flat
 from trainer.data import Split
 from trainer.data.feeding import Feeder
+from trainer.data.order import samples_of_replica
 from trainer.data.windows import WindowBatch
 from trainer.engine.engine import CHUNK, Engine
 from trainer.faults.device_memory import explained, held_on
@@ -94,7 +95,7 @@ class Trainer:
         self.on_step = on_step
         # What is observed
         self.watchdog, self.stragglers, self.clock = watchdog, stragglers, clock
-        self.utilisation = Utilisation(engine.work, mesh.layout.world, mesh.device)
+        self.utilisation = Utilisation(mesh.layout.world, mesh.device)
         self.warnings = warnings
 
     def run(self) -> Outcome:
@@ -209,7 +210,8 @@ class Trainer:
         limit = self.skipped_steps.limit()
         try:
             batches = self.feeder.step(step, self.engine.accumulation)
-            result = self.engine.train_step(step, batches, limit)
+            length = self.dataset.order.context_length(self.settings.train.seed, step)
+            result = self.engine.train_step(step, batches, limit, context_length=length)
         except torch.OutOfMemoryError as error:
             held = held_on(self.mesh.device, *self.engine.memory())
             raise explained(error, step, self.mesh, self.settings, held) from error
@@ -230,15 +232,18 @@ class Trainer:
         for name, layer in result.routing.items():
             row |= {f"{name}/{what}": value for what, value in vars(layer).items()}
         row["data_wait_seconds"] = self.feeder.take_wait()
-        return row | self.utilisation.row(seconds) | self._compare_ranks()
+        if self.mesh.is_main:
+            train, patch = self.settings.train, self.settings.model.patch_length
+            row |= self.dataset.order.row(train.seed, step, train.global_batch_size, patch)
+        return row | self.utilisation.row(self.engine.work(length), seconds) | self._compare_ranks()
 
     def _micro_batches(self, step: int) -> Iterator[WindowBatch]:
         """Yield this replica's part of the step's samples; all replicas' parts are the batch."""
-        train, replicas = self.settings.train, self.mesh.layout.data
-        size, whole = train.micro_batch_size, train.global_batch_size
-        begin = (step - 1) * whole + self.mesh.coordinates.data * size
-        for first in range(begin, step * whole, replicas * size):
-            yield self.dataset.samples(train.seed, first, first + size)
+        train, layout = self.settings.train, self.mesh.layout
+        sizes = {"micro": train.micro_batch_size, "whole": train.global_batch_size}
+        replica = self.mesh.coordinates.data
+        for samples in samples_of_replica(step, replica, replicas=layout.data, **sizes):
+            yield self.dataset.samples(train.seed, samples.start, samples.stop, step)
 
     def _compare_ranks(self) -> Row:
         """Name slow ranks every so many steps; return what the step's row has of it."""
@@ -330,6 +335,7 @@ class Trainer:
                 split,
                 lambda batches: self.engine.predict(self._until_stopped(batches)),
                 batch_size=self.settings.train.micro_batch_size,
+                levels=self.engine.network.output.levels,
                 mesh=self.mesh,
                 keep=pictured_windows(self.dataset, split) if pictured else (),
                 progress=progress,

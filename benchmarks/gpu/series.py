@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.measure import DEVICE, Part, Rows, Work, milliseconds, random
-from model.config import ModelConfig, SeriesShape
 from model.init import initialise
 from model.network import TimeSeriesTransformer
+from model.network_config import ModelConfig, SeriesShape
 
 CHANNELS, CONTEXT, HORIZON, PATCH = 7, 512, 96, 16
 

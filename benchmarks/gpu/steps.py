@@ -24,7 +24,7 @@ from benchmarks.gpu.measure import (
     product_ceiling,
     profiled,
 )
-from model.config import SeriesShape
+from model.network_config import SeriesShape
 from parallel.layout import Layout
 from parallel.mesh import init_mesh, local_device
 from trainer.config.settings import Settings

@@ -60,8 +60,8 @@ class SpoiltData(Dataset):
         super().__init__(settings.data)
         self._factors, self._batch = factors, settings.train.global_batch_size
 
-    def samples(self, seed: int, start: int, stop: int) -> WindowBatch:
-        batch = super().samples(seed, start, stop)
+    def samples(self, seed: int, start: int, stop: int, step: int = 1) -> WindowBatch:
+        batch = super().samples(seed, start, stop, step)
         factor = self._factors.get(start // self._batch + 1, 1.0)
         return replace(batch, target=batch.target * np.float32(factor))
 

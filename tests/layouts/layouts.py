@@ -34,6 +34,28 @@ PLAIN_MLP = {"use_swiglu": False, "activation": "gelu", "shared_expert": True}
 TIED = {"share_layers": True}
 SIX = {"num_experts": 6, "balance_loss": 0.02}
 MIXED = {"channels": "mixed", "use_moe": False}
+ASKED = {
+    "architecture": "encoder",
+    "head": "token",
+    "output_patch_length": 32,
+    "position": "rotary",
+    "loss": "quantile",
+    "loss_units": "window",
+    "arcsinh": True,
+    "periods": 2,
+}
+"""As models of many series are pre-trained; its contexts and horizons vary."""
+ASKED_QUERIES = ASKED | {"architecture": "encoder_decoder", "position": "sinusoidal"}
+RUNNING = {
+    "architecture": "decoder",
+    "loss_positions": "all",
+    "output_patch_length": 48,
+    "position": "rotary",
+    "loss": "quantile",
+}
+"""As causal models of many series are pre-trained."""
+VARIED = {"data.context_lengths": [48, 80, 96], "data.min_prediction_length": 5}
+"""Contexts that differ by step, and horizons that differ by sample."""
 
 
 REPEATED = {
@@ -50,11 +72,22 @@ REPEATED = {
 }
 """Cases of four ranks and more whose axes and networks others have too: slow, as those of eight."""
 
+FIRST = {
+    "2-pp2-asked",
+    "2-tp2-asked",
+    "2-zero3-asked",
+    "2-pp2-asked_queries",
+    "2-pp2-running",
+    "2-tp2-ep2-running",
+}
+"""Cases of ASKED, ASKED_QUERIES and RUNNING that are not slow."""
+
 
 def case(world: int, *, model: dict[str, Any] | None = None, **axes: Any) -> Case:
     """`model` changes the network; the axes by their short names."""
     changes = {AXES[axis]: value for axis, value in axes.items()}
     changes |= {f"model.{key}": value for key, value in (model or {}).items()}
+    changes |= VARIED if model in (ASKED, ASKED_QUERIES, RUNNING) else {}
     kind = next((name.lower() for name, value in globals().items() if value is model), "moe")
     name = "-".join([str(world), *(f"{axis}{value}" for axis, value in axes.items()), kind])
     return name, world, changes
@@ -67,7 +100,9 @@ def parameters(cases: Iterable[Case], *, grouped: bool = False) -> list[Any]:
     """
     result = []
     for name, world, changes in cases:
-        marks = [pytest.mark.slow] if world == 8 or name in REPEATED else []
+        is_new = "asked" in name or "running" in name
+        is_repeated = name in REPEATED or (is_new and name not in FIRST)
+        marks = [pytest.mark.slow] if world == 8 or is_repeated else []
         marks += [pytest.mark.xdist_group(name.rpartition("-")[2])] if grouped else []
         result.append(pytest.param(name, world, changes, id=name, marks=marks))
     return result
@@ -125,6 +160,35 @@ CASES: list[Case] = [
     case(4, ep=2, zero=2),
     case(4, tp=4, ep=2),
     case(6, tp=2, ep=3, micro=4, batch=12, model=SIX),
+    # what models of many series need
+    case(1, micro=16, model=ASKED),
+    case(1, zero=3, recompute="selective", model=ASKED),
+    case(2, zero=2, model=ASKED),
+    case(2, zero=3, model=ASKED),
+    case(2, pp=2, model=ASKED),
+    case(2, tp=2, model=ASKED),
+    case(2, ep=2, model=ASKED),
+    case(2, tp=2, ep=2, micro=2, model=ASKED),
+    case(2, offload="cpu", model=ASKED),
+    case(2, zero=3, recompute="block", model=ASKED_QUERIES),
+    case(2, pp=2, model=ASKED_QUERIES),
+    case(2, tp=2, model=ASKED_QUERIES),
+    case(2, ep=2, recompute="selective", model=ASKED_QUERIES),
+    case(1, recompute="block", model=RUNNING),
+    case(2, micro=2, model=RUNNING),
+    case(2, pp=2, model=RUNNING),
+    case(2, tp=2, ep=2, model=RUNNING),
+    case(2, zero=3, model=RUNNING),
+    case(4, pp=2, tp=2, model=RUNNING),
+    case(4, micro=1, model=ASKED),
+    case(4, pp=2, micro=2, model=ASKED),
+    case(4, pp=2, tp=2, model=ASKED),
+    case(4, pp=2, ep=2, model=ASKED),
+    case(4, tp=2, ep=4, zero=2, model=ASKED),
+    case(4, pp=4, model=ASKED_QUERIES),
+    case(4, pp=2, tp=2, ep=2, recompute="block", model=ASKED_QUERIES),
+    case(4, tp=4, model=ASKED_QUERIES),
+    case(8, pp=2, tp=2, ep=2, model=ASKED),
     # eight: all at once
     case(8, micro=2),
     case(8, pp=2, tp=2),

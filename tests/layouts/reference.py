@@ -13,8 +13,8 @@ from torch import Tensor
 from model.init import initialise
 from model.network import TimeSeriesTransformer
 from trainer.config import Settings
-from trainer.data import Dataset, Split
-from trainer.engine.optimizer import learning_rate
+from trainer.data import Dataset
+from trainer.engine.schedule import learning_rate
 
 
 @dataclass
@@ -54,12 +54,8 @@ def train_plainly(settings: Settings, steps: int, noise: int | None = None) -> T
     for step in range(1, steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(train, step)
-        batch = dataset.batch(
-            Split.TRAIN,
-            dataset.draw(
-                train.seed, (step - 1) * train.global_batch_size, step * train.global_batch_size
-            ),
-        )
+        last = step * train.global_batch_size
+        batch = dataset.samples(train.seed, last - train.global_batch_size, last, step)
         order = torch.arange(len(batch.target))
         if noise is not None:
             order = torch.randperm(len(order), generator=torch.Generator().manual_seed(noise))
@@ -67,7 +63,8 @@ def train_plainly(settings: Settings, steps: int, noise: int | None = None) -> T
             torch.from_numpy(values)[order]
             for values in (batch.context, batch.target, batch.covariates)
         )
-        output = network(network.inputs(context, covariates, target))
+        asked = None if batch.asked is None else torch.from_numpy(batch.asked)[order]
+        output = network(network.inputs(context, covariates, target, asked))
         loss = network.loss(output, (target, context))
         optimizer.zero_grad()
         loss.backward()

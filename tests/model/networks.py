@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from model.config import ModelConfig, SeriesShape
 from model.init import initialise
 from model.network import TimeSeriesTransformer
+from model.network_config import ModelConfig, SeriesShape
 
 SHAPE = SeriesShape(context_length=40, prediction_length=12, channels=3, covariates=2)
 CONFIG = {

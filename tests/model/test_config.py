@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model.config import ModelConfig
+from model.network_config import ModelConfig
 
 
 def test_settings_without_effect_are_listed() -> None:

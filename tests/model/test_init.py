@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig, SeriesShape
 from model.counter_generator import normal, random_bits
 from model.init import Init, Shard, fill, initialise, seed_of
 from model.network import TimeSeriesTransformer
+from model.network_config import ModelConfig, SeriesShape
 
 SHAPE = SeriesShape(context_length=32, prediction_length=8, channels=2, covariates=1)
 

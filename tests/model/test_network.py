@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from model.config import SeriesShape
+from model.network_config import SeriesShape
 from tests.model.networks import SHAPE, inputs, network
 
 
@@ -145,3 +146,91 @@ def test_the_sequence_length_is_that_of_the_tensor_between_layers(
         state = layer.run(state)
         lengths.add(state[0].shape[1])
     assert lengths == {net.sequence_length}
+
+
+ASKED = {"architecture": "encoder", "head": "token", "position": "rotary", "use_moe": False}
+
+
+@pytest.mark.parametrize("changes", [ASKED, {"architecture": "encoder_decoder"}])
+@pytest.mark.parametrize("position", ["sinusoidal", "rotary", "learned"])
+@pytest.mark.parametrize("channels", ["independent", "mixed"])
+def test_a_shorter_context_is_one_whose_first_points_are_missing(
+    changes: dict[str, object], position: str, channels: str
+) -> None:
+    changes = {**changes, "position": position, "channels": channels, "use_moe": False}
+    net = network(**changes, periods=2, arcsinh=True, loss_units="window")
+    context, covariates = inputs()
+    for length in (3, 24, 37):
+        padded, known = context.clone(), covariates.clone()
+        padded[:, :-length], known[:, : 40 - length] = float("nan"), 0.0
+        short = context[:, -length:]
+        whole = net.forecast(net((padded, known)), padded)
+        alone = net.forecast(net((short, covariates[:, -length - 12 :])), short)
+        torch.testing.assert_close(alone, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("output_patch_length", [None, 3, 5, 12, 16])
+def test_points_that_are_not_asked_for_change_nothing(output_patch_length: int | None) -> None:
+    """A forecast of fewer points is that of a network that knows no more of them."""
+    changes = {**ASKED, "output_patch_length": output_patch_length, "periods": 1}
+    net, context = network(**changes), torch.randn(4, 40, 3)
+    covariates, asked = torch.randn(4, 52, 2), torch.zeros(4, 12)
+    asked[:, :6] = 1.0
+    covariates[:, 46:] = 0.0
+    forecast = net(net.inputs(context, covariates, context, asked))
+    shorter = network(SeriesShape(40, 6, 3, 2), **changes)
+    shorter.load_state_dict(net.state_dict())
+    alone = shorter(shorter.inputs(context, covariates[:, :46], context))
+    torch.testing.assert_close(forecast[:, :6], alone, rtol=1e-5, atol=1e-5)
+    whole = net(net.inputs(context, covariates, context))
+    assert not torch.allclose(whole[:, :6], alone)
+
+
+@pytest.mark.parametrize("loss", ["mse", "quantile", "student_t"])
+@pytest.mark.parametrize("changes", [{}, ASKED, ASKED | {"periods": 1}])
+@pytest.mark.parametrize(("scale", "level"), [(1e-6, 0.0), (1e6, -3e6), (2.0**-20, 0.0)])
+def test_series_that_differ_in_scale_have_equal_losses_and_gradients(
+    loss: str, changes: dict[str, object], scale: float, level: float
+) -> None:
+    shape = replace(SHAPE, many_series=True)
+    net = network(shape, loss=loss, **{"use_moe": False, **changes})
+    context, covariates = inputs(shape)
+    target = torch.randn(4, 12, 3) * 3 + 5
+    found = []
+    for a, b in ((1.0, 0.0), (scale, level)):
+        net.zero_grad()
+        own = a * context + b
+        raw = net(net.inputs(own, covariates, own))
+        net.loss(raw, (a * target + b, own)).backward()
+        gradients = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+        found.append((net.loss(raw, (a * target + b, own)), gradients))
+        forecast = net.forecast(raw, own)
+        found[-1] += ((forecast - b) / a,)
+    for plain, scaled in zip(*found, strict=True):
+        torch.testing.assert_close(scaled, plain, rtol=1e-3, atol=1e-4)
+
+
+def test_losses_are_in_units_of_the_window_where_there_are_many_series() -> None:
+    context = torch.full((1, 8, 1), 0.0)
+    context[:, ::2] = 20.0  # a deviation of 10 around 10
+    raw, target = torch.zeros(1, 4, 1, 1), torch.full((1, 4, 1), 40.0)
+    for many, units, expected in (
+        (False, None, 900.0),
+        (True, None, 9.0),
+        (True, "data", 900.0),
+        (False, "window", 9.0),
+    ):
+        net = network(SeriesShape(8, 4, 1, 0, many_series=many), loss_units=units)
+        assert net.loss(raw, (target, context)).item() == pytest.approx(expected, rel=1e-5)
+    squashed = network(SeriesShape(8, 4, 1, 0), loss_units="window", arcsinh=True)
+    expected = math.asinh(3.0) ** 2
+    assert squashed.loss(raw, (target, context)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_with_a_period_an_untrained_network_is_near_seasonal_naive() -> None:
+    net = network(SeriesShape(40, 12, 1, 0), **ASKED, periods=1)
+    with torch.no_grad():
+        net.head.weight.zero_()
+    context = (torch.arange(40) % 5 * 1.0).view(1, 40, 1)
+    forecast = net.forecast(net(net.inputs(context, torch.zeros(1, 52, 0), context)), context)
+    torch.testing.assert_close(forecast[0, :, 0], (torch.arange(40, 52) % 5 * 1.0))

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
-from model.config import ModelConfig
+from model.network_config import ModelConfig
 from model.outputs import PointOutput, QuantileOutput, StudentTOutput, make_output
+from model.window_scale import WindowScale
 
 
-def statistics() -> tuple[Tensor, Tensor]:
+def window_scale() -> WindowScale:
     """Return a mean and a deviation, [2, 1, 3] each."""
-    return torch.randn(2, 1, 3), torch.rand(2, 1, 3) + 0.5
+    return WindowScale(torch.randn(2, 1, 3), torch.rand(2, 1, 3) + 0.5)
 
 
 @pytest.mark.parametrize("loss", ["mse", "mae", "huber"])
 def test_point_losses(loss: str) -> None:
     output = PointOutput(loss, delta=0.7)
     raw, target = torch.randn(2, 5, 3, 1), torch.randn(2, 5, 3)
-    mean, deviation = statistics()
-    scaled = output.scaled(raw, mean, deviation)
-    forecast = raw[..., 0] * deviation + mean
+    scale = window_scale()
+    scaled = output.scaled(output.shaped(raw), scale)
+    forecast = raw[..., 0] * scale.deviation + scale.mean
     torch.testing.assert_close(output.point(scaled), forecast)
     error = (forecast - target).abs()
     expected = {
@@ -36,7 +36,7 @@ def test_quantiles_never_cross_and_have_the_pinball_loss() -> None:
     levels = [0.1, 0.4, 0.5, 0.9]
     output = QuantileOutput(levels)
     raw, target = torch.randn(2, 5, 3, 4) * 3, torch.randn(2, 5, 3)
-    scaled = output.scaled(raw, *statistics())
+    scaled = output.scaled(output.shaped(raw), window_scale())
     assert (scaled.diff(dim=-1) > 0).all()
     torch.testing.assert_close(output.point(scaled), scaled[..., 2])
     expected = torch.zeros_like(target)
@@ -57,13 +57,13 @@ def test_the_pinball_loss_is_least_at_the_quantile() -> None:
 def test_student_t_is_that_of_torch() -> None:
     output = StudentTOutput()
     raw, target = torch.randn(2, 5, 3, 3), torch.randn(2, 5, 3)
-    mean, deviation = statistics()
-    scaled = output.scaled(raw, mean, deviation)
-    location, scale, freedom = scaled.unbind(-1)
-    assert (freedom > 2).all() and (scale > 0).all()
-    reference = torch.distributions.StudentT(freedom, location, scale).log_prob(target)
+    scale = window_scale()
+    scaled = output.scaled(output.shaped(raw), scale)
+    location, width, freedom = scaled.unbind(-1)
+    assert (freedom > 2).all() and (width > 0).all()
+    reference = torch.distributions.StudentT(freedom, location, width).log_prob(target)
     torch.testing.assert_close(output.loss(scaled, target), -reference)
-    torch.testing.assert_close(output.point(scaled), raw[..., 0] * deviation + mean)
+    torch.testing.assert_close(output.point(scaled), raw[..., 0] * scale.deviation + scale.mean)
 
 
 def test_the_loss_decides_the_output() -> None:
@@ -73,3 +73,13 @@ def test_the_loss_decides_the_output() -> None:
         ModelConfig(quantiles=[0.5, 0.1])
     with pytest.raises(ValueError, match=r"lack 0\.5"):
         ModelConfig(quantiles=[0.1, 0.9])
+
+
+@pytest.mark.parametrize("loss", ["mse", "quantile", "student_t"])
+def test_a_level_moves_the_whole_forecast(loss: str) -> None:
+    output = make_output(ModelConfig(loss=loss))
+    raw, level = torch.randn(2, 5, 3, output.size), torch.randn(2, 5, 3)
+    plain, moved = output.shaped(raw), output.shaped(raw, level)
+    torch.testing.assert_close(output.point(moved), output.point(plain) + level)
+    target = torch.randn(2, 5, 3)
+    torch.testing.assert_close(output.loss(moved, target + level), output.loss(plain, target))

@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
-from model.config import ModelConfig, SeriesShape
 from model.network import TimeSeriesTransformer
+from model.network_config import ModelConfig, SeriesShape
 from model.size import active_parameters, network_parameters
 
 
@@ -44,6 +44,10 @@ def random_configuration(seed: int) -> tuple[ModelConfig, SeriesShape]:
         balance_rate=draw.choice([0.0, 0.1]),
         architecture=architecture,
         patch_length=draw.randint(1, 7),
+        head=draw.choice(["flatten", "token"]),
+        loss_positions=draw.choice(["future", "all"]),
+        output_patch_length=draw.choice([None, 3, 8]),
+        periods=draw.choice([0, 0, 2]) if architecture != "decoder" else 0,
         channels=channels,
         channel_embedding=channels == "independent" and draw.random() < 0.5,
         loss=draw.choice(["mse", "mae", "huber", "quantile", "student_t"]),

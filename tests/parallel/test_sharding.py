@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from model.config import ModelConfig, SeriesShape
 from model.init import initialise
 from model.network import TimeSeriesTransformer
+from model.network_config import ModelConfig, SeriesShape
 from parallel.layout import Layout
 from parallel.pipeline_parallel import keep_only, split_layers, tied_modules
 from parallel.sharding import shard_parameters, sharding

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from model.config import CALENDAR_SIZES, LARGEST_INT, PositiveInt, Section
+from model.config import LARGEST_INT, PositiveInt, Section
+from model.network_config import CALENDAR_SIZES
 from model.sentences import shortened
 from trainer.config.table_settings import TableConfig
 
@@ -113,8 +114,15 @@ class DataConfig(TableConfig):
     context_length: PositiveInt = 336
     """Points that a forecast is made from. Shorter series are padded on the left with missing
     values."""
+    context_lengths: Annotated[list[PositiveInt], Field(min_length=1)] | None = None
+    """Context lengths in training, ascending up to context_length: all samples of a step have one
+    of them, and a series is drawn with those up to the first that holds all of it. Default:
+    context_length alone."""
     prediction_length: PositiveInt = 48
     """Points that are forecast."""
+    min_prediction_length: PositiveInt | None = None
+    """Points that a sample of training forecasts at least: how many, up to prediction_length, is
+    drawn by sample, and series that have fewer are trained on too. Default: prediction_length."""
     split: Split = [0.7, 0.1, 0.2]
     """Training, validation and test part of each series in time order: fractions that add to 1,
     or numbers of rows. A validation or test window's context may reach into the part before."""
@@ -165,6 +173,28 @@ class DataConfig(TableConfig):
         """How tables are read."""
         return TableConfig(**{name: getattr(self, name) for name in TableConfig.model_fields})
 
+    @property
+    def least_horizon(self) -> int:
+        """Points that a sample of training forecasts at least."""
+        return self.min_prediction_length or self.prediction_length
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> DataConfig:
+        lengths = self.context_lengths
+        if lengths is not None and (
+            lengths != sorted(set(lengths)) or lengths[-1] != self.context_length
+        ):
+            raise ValueError(
+                f"context_lengths: {lengths} must ascend up to context_length="
+                f"{self.context_length}, without repetition"
+            )
+        if self.least_horizon > self.prediction_length:
+            raise ValueError(
+                f"min_prediction_length: {self.least_horizon} is more than prediction_length="
+                f"{self.prediction_length}"
+            )
+        return self
+
     @model_validator(mode="after")
     def _calendar_can_be_embedded(self) -> DataConfig:
         odd = [name for name in self.calendar if name not in CALENDAR_SIZES]
@@ -214,8 +244,10 @@ class DataConfig(TableConfig):
     @model_validator(mode="after")
     def _order_has_no_weights(self) -> DataConfig:
         weighted = not isinstance(self.source, str) and len({one.weight for one in self.source}) > 1
-        if self.order == "epoch" and (weighted or self.length_exponent != 1.0):
+        is_bucketed = len(self.context_lengths or []) > 1
+        if self.order == "epoch" and (weighted or is_bucketed or self.length_exponent != 1.0):
             raise ValueError(
-                "order: an epoch sees each window once; weights and length_exponent go with draw"
+                "order: an epoch sees each window once; weights, length_exponent and "
+                "context_lengths go with draw"
             )
         return self

@@ -78,6 +78,16 @@ def load(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Config
     return Configuration(settings, file, lines, overridden)
 
 
+def changed(settings: Settings, overrides: Mapping[str, Any]) -> Settings:
+    """Return settings with overrides by dotted key. Raises UserError for one that is wrong."""
+    content = settings.model_dump()
+    keys = frozenset(_set(content, key, value) for key, value in overrides.items())
+    try:
+        return Settings.model_validate(content)
+    except ValidationError as error:
+        raise _mistake(Configuration(settings, Path(), {}, keys), error) from None
+
+
 def _way_out(file: Path) -> str:
     """Return what the user may have meant by a path that is no configuration."""
     inside = file / "config.yaml"

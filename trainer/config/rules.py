@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from math import gcd
 
-from model.config import ModelConfig
 from model.errors import UserError
+from model.network_config import ModelConfig
 from parallel.layout import Layout
 from trainer.config.deepspeed_config import check_deepspeed
 from trainer.config.load import Configuration
@@ -90,6 +90,21 @@ def _check_lengths(configuration: Configuration) -> None:
             "model.patch_length", f"{patch} is longer than data.context_length={context}"
         )
     data = settings.data
+    model = settings.model
+    ahead, horizon = model.future_patch_length, data.prediction_length
+    if model.scores_all_positions and ahead < horizon:
+        raise configuration.error(
+            "model.output_patch_length",
+            f"{ahead} points are forecast after each position, fewer than data.prediction_length="
+            f"{horizon}; use at least {horizon}",
+        )
+    is_flat = model.architecture == "encoder" and not model.has_token_head
+    if is_flat and len(data.context_lengths or []) > 1:
+        raise configuration.error(
+            "data.context_lengths",
+            "a flatten head forecasts from a context of one length; set model.head=token, or "
+            "leave it out",
+        )
     is_future_known = bool(data.covariates or data.calendar)
     tokens = settings.model.sequence_length(context, data.prediction_length, is_future_known)
     if tokens > settings.model.max_seq_len:

@@ -1,6 +1,7 @@
 """The sections of a configuration, every key documented where it is declared.
 
-Those of `model` are in model/config.py, but for init_from, and those of `data` in data_settings.py.
+Those of `model` are in model/network_config.py, but for init_from, and those of `data` in
+data_settings.py.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from model.config import LARGEST_INT, ModelConfig, PositiveInt, Section
+from model.config import LARGEST_INT, PositiveInt, Section
+from model.network_config import ModelConfig
 from trainer.config.data_settings import DataConfig
 
 NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST_INT)]
@@ -59,10 +61,15 @@ class TrainConfig(Section):
     """Windows that a rank computes at once; the rest is gradient accumulation."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """AdamW's peak learning rate."""
+    schedule: Literal["cosine", "linear", "wsd"] = "cosine"
+    """Schedule of the learning rate after the warm-up: down to the end by half a cosine or a line,
+    or wsd, warm-up-stable-decay, constant and only at the end down."""
+    decay_share: Fraction = 0.2
+    """Share of the steps in which schedule: wsd comes down."""
     final_learning_rate: Fraction = 0.0
-    """Learning rate at the cosine's end, as a share of learning_rate."""
+    """Learning rate at the schedule's end, as a share of learning_rate."""
     warmup_steps: NonNegativeInt = 100
-    """Steps of linear warm-up before the cosine."""
+    """Steps of linear warm-up before the schedule."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay of matrices; norms and biases have none."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9

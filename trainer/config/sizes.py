@@ -5,7 +5,7 @@ What this machine cannot hold is refused where a rank starts: launch/capacity.py
 
 from __future__ import annotations
 
-from model.config import ModelConfig, SeriesShape
+from model.network_config import ModelConfig, SeriesShape
 from model.size import network_parameters
 from parallel.layout import Layout
 from trainer.config.load import Configuration

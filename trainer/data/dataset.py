@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from model.config import CALENDAR_SIZES, SeriesShape
 from model.errors import UserError
+from model.network_config import CALENDAR_SIZES, SeriesShape
 from trainer.config.data_settings import DataConfig, SourceConfig
 from trainer.data.arrays import Doubles, Floats, Indices
 from trainer.data.augmentation import augmented
 from trainer.data.cache import default_cache
 from trainer.data.frequency import Frequency
+from trainer.data.order import TrainingOrder
 from trainer.data.part import Part
 from trainer.data.prepared import open_set
-from trainer.data.sampling import Drawn, Sampler
 from trainer.data.series_facts import SeriesFacts, SourceFacts
 from trainer.data.series_source import SeriesSource
 from trainer.data.synthetic.synthetic_set import SyntheticSet
@@ -56,12 +56,7 @@ class Dataset:
         for source, part in zip(sources, self.parts, strict=True):
             if not len(part.windows[Split.TRAIN]):
                 raise UserError(f"data.source: {source.name}: {part.why_no_windows()}")
-        self._sampler = Sampler(
-            [part.windows[Split.TRAIN].counts for part in self.parts],
-            None if config.order == "epoch" else [source.weight for source in sources],
-            exponent=config.length_exponent,
-            order=config.order,
-        )
+        self.order = TrainingOrder(self.parts, config)
         self.season_lengths = self._season_lengths()
         self.notes = self._notes()
         first = self.parts[0]
@@ -73,6 +68,7 @@ class Dataset:
             first.covariates - len(embedded),
             tuple(CALENDAR_SIZES[name] for name in embedded),
             missing=config.augment.missing > 0 or any(part.has_missing for part in self.parts),
+            many_series=self.items > 1,
         )
 
     def _common_channels(self) -> list[str]:
@@ -207,33 +203,23 @@ class Dataset:
         """Return the numbers of the windows of `split` that are scored, on whatever layout."""
         return np.arange(0, self.windows(split), self.score_every(split))
 
-    def draw(self, seed: int, start: int, stop: int) -> Indices:
+    def draw(self, seed: int, start: int, stop: int, step: int = 1) -> Indices:
         """Return the numbers of the training windows that are the run's samples start..stop-1.
 
-        Sample i is a pure function of (seed, i), so the order depends neither on the world nor on
-        the batch size, and to resume takes one integer.
+        These are among the samples of `step`, which only matters with data.context_lengths.
         """
-        return self._numbers(self._sampler.draw(seed, start, stop))
+        return self.order.samples(seed, start, stop, step).windows
 
-    def samples(self, seed: int, start: int, stop: int) -> WindowBatch:
-        """Return the run's samples start..stop-1, augmented."""
-        drawn = self._sampler.draw(seed, start, stop)
-        batch = self.batch(Split.TRAIN, self._numbers(drawn))
-        if not self.config.augment.any:
-            return batch
-        context = self.config.context_length
-        values = np.concatenate([batch.context, batch.target], axis=1)
-        values = augmented(values, context, drawn.random, self.config.augment)
-        return replace(batch, context=values[:, :context], target=values[:, context:])
-
-    def _numbers(self, drawn: Drawn) -> Indices:
-        """Return the numbers of windows that were drawn."""
-        numbers = np.empty(len(drawn.source), np.int64)
-        for source, part in enumerate(self.parts):
-            rows = np.flatnonzero(drawn.source == source)
-            own = part.windows[Split.TRAIN].number(drawn.item[rows], drawn.offset[rows])
-            numbers[rows] = own + self._before(Split.TRAIN, source)
-        return numbers
+    def samples(self, seed: int, start: int, stop: int, step: int = 1) -> WindowBatch:
+        """Return the run's samples start..stop-1, which are among those of `step`, augmented."""
+        samples = self.order.samples(seed, start, stop, step)
+        context = samples.context_length
+        batch = self.batch(Split.TRAIN, samples.windows, context_length=context)
+        if self.config.augment.any:
+            values = np.concatenate([batch.context, batch.target], axis=1)
+            values = augmented(values, context, samples.random, self.config.augment)
+            batch = replace(batch, context=values[:, :context], target=values[:, context:])
+        return batch if samples.horizons is None else _up_to(batch, samples.horizons)
 
     def _before(self, split: Split, source: int) -> int:
         """Return the number of windows of all sources before one."""
@@ -256,27 +242,37 @@ class Dataset:
             items[rows] += self._first_items[source]
         return items
 
-    def batch(self, split: Split, index: Indices, size: int | None = None) -> WindowBatch:
-        """Return the windows numbered `index`, padded to `size` with a window of weight 0."""
+    def batch(
+        self,
+        split: Split,
+        index: Indices,
+        size: int | None = None,
+        *,
+        context_length: int | None = None,
+    ) -> WindowBatch:
+        """Return the windows numbered `index`, padded to `size` with a window of weight 0.
+
+        Their contexts have the last `context_length` points, by default all.
+        """
         real = len(index)
         size = size or real
         if real < size:
             index = np.concatenate([index, np.zeros(size - real, np.int64)])
-        values, covariates = self._contents(split, index)
-        context = self.config.context_length
+        context = context_length or self.config.context_length
+        values, covariates = self._contents(split, index, context)
         weight = (np.arange(size) < real).astype(np.float32)
         return WindowBatch(values[:, :context], values[:, context:], covariates, weight)
 
-    def _contents(self, split: Split, index: Indices) -> tuple[Floats, Floats]:
-        """Return windows' values [B, L + H, C] and covariates [B, L + H, F]."""
+    def _contents(self, split: Split, index: Indices, context: int) -> tuple[Floats, Floats]:
+        """Return windows' values [B, L + H, C] and covariates [B, L + H, F], L = `context`."""
         if len(self.parts) == 1:
-            return self.parts[0].batch(split, index)
-        length = self.config.context_length + self.config.prediction_length
+            return self.parts[0].batch(split, index, context)
+        length = context + self.config.prediction_length
         values = np.empty((len(index), length, len(self.channels)), np.float32)
         width = self.shape.covariates + len(self.shape.calendar)
         covariates = np.empty((len(index), length, width), np.float32)
         for source, rows, own in self._by_source(split, index):
-            values[rows], covariates[rows] = self.parts[source].batch(split, own)
+            values[rows], covariates[rows] = self.parts[source].batch(split, own, context)
         return values, covariates
 
     def window_times(self, split: Split, index: int) -> pd.DatetimeIndex | None:
@@ -284,13 +280,14 @@ class Dataset:
         ((source, _, own),) = self._by_source(split, np.array([index]))
         return self.parts[source].window_times(split, int(own[0]))
 
-    def scale_of(self, split: Split, index: int) -> tuple[Doubles, Doubles]:
-        """Return the mean and the deviation [C] that a window's channels are standardised by."""
-        ((source, _, own),) = self._by_source(split, np.array([index]))
-        part = self.parts[source]
-        mean, deviation = part.scaling.of(part.windows[split].locate(own)[0])
-        channels = len(self.channels)
-        return mean[0, :channels], deviation[0, :channels]
+    def scales(self, items: Indices) -> tuple[Doubles, Doubles]:
+        """Return the means and the deviations [I, C] that items' channels are standardised by."""
+        mean, deviation = np.empty((2, len(items), len(self.channels)))
+        for row, item in enumerate(items):
+            source, within = self._source_of(int(item))
+            own = self.parts[source].scaling.of(np.array([within]))
+            mean[row], deviation[row] = (of[0, : len(self.channels)] for of in own)
+        return mean, deviation
 
     def seasons(self, items: Indices) -> Indices:
         """Return each item's own season in points: the first of data.season_lengths, or 1."""
@@ -315,6 +312,16 @@ class Dataset:
             )
         ]
         return np.array(scales).reshape(len(items), len(self.channels))
+
+
+def _up_to(batch: WindowBatch, horizons: Indices) -> WindowBatch:
+    """Return windows of which the future is asked for up to their horizons alone."""
+    asked = np.arange(batch.target.shape[1]) < horizons[:, None]
+    context = batch.context.shape[1]
+    covariates = batch.covariates.copy()
+    covariates[:, context:] *= asked[:, :, None]
+    target = np.where(asked[:, :, None], batch.target, np.float32(np.nan))
+    return replace(batch, target=target, covariates=covariates, asked=asked.astype(np.float32))
 
 
 def _opened(source: SourceConfig, config: DataConfig, cache: Path) -> SeriesSource:

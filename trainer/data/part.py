@@ -57,9 +57,13 @@ class Part:
         }[split]
         is_in = parts.is_held_out == (split is Split.HELD_OUT)
         end = np.where(is_in, end, begin)
-        return Windows.between(
-            begin, end, self.config.context_length, self.config.prediction_length
-        )
+        horizon = self._least_horizon(split)
+        return Windows.between(begin, end, self.config.context_length, horizon)
+
+    def _least_horizon(self, split: Split) -> int:
+        """Return the points of a window's future that lie in the split, at least."""
+        is_training = split is Split.TRAIN
+        return self.config.least_horizon if is_training else self.config.prediction_length
 
     @property
     def covariates(self) -> int:
@@ -75,19 +79,35 @@ class Part:
 
     @property
     def has_missing(self) -> bool:
-        """Whether some value of a window may be missing: in an item, or before its beginning."""
+        """Whether some value of a window may be missing: in an item, or outside of it."""
         channels = len(self.series.columns.target)
         if (self.series.present < self.series.lengths * channels).any():
             return True
-        return any(
-            bool((windows.first[windows.counts > 0] < 0).any()) for windows in self.windows.values()
-        )
+        if self.config.least_horizon < self.config.prediction_length:
+            return True
+        return any(_begins_early(windows) for windows in self.windows.values())
 
-    def batch(self, split: Split, index: Indices) -> tuple[Floats, Floats]:
-        """Return windows' standardised values [B, L + H, C] and covariates [B, L + H, F]."""
-        length = self.config.context_length + self.config.prediction_length
+    @property
+    def is_padded(self) -> bool:
+        """Whether some training window begins before its item."""
+        return _begins_early(self.windows[Split.TRAIN])
+
+    def batch(
+        self, split: Split, index: Indices, context_length: int | None = None
+    ) -> tuple[Floats, Floats]:
+        """Return windows' standardised values [B, L + H, C] and covariates [B, L + H, F].
+
+        L is `context_length`, by default data.context_length: the last points of the context.
+        """
+        context = context_length or self.config.context_length
+        length = context + self.config.prediction_length
         items, first = self.windows[split].locate(index)
+        first = first + (self.config.context_length - context)
         values = self.series.windows(items, first, length)
+        if self._least_horizon(split) < self.config.prediction_length:
+            # What comes after the training part is another part's.
+            ends = (self.parts.train[items] - first)[:, None, None]
+            values = np.where(np.arange(length) < ends, values, np.nan)
         values = self._scaled(values, items, slice(0, self._channels))
         covariates = self._covariates(items, first, length)
         return np.ascontiguousarray(values.transpose(0, 2, 1), np.float32), covariates
@@ -235,3 +255,8 @@ class Part:
             name = self.series.item_id(int(lost[0]))
             more = f" and {len(lost) - 1:,} more" if len(lost) > 1 else ""
             yield f"{name}{more}: fp32 loses much of its variation; use data.scaling=train"
+
+
+def _begins_early(windows: Windows) -> bool:
+    """Return whether the context of some window begins before its item."""
+    return bool((windows.first[windows.counts > 0] < 0).any())

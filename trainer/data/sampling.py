@@ -103,6 +103,10 @@ class Sampler:
         (word,) = _words(seed, BUCKETS, step, step + 1)[:, 0]
         return int(_weighted(np.cumsum(self._joint.sum(1)), np.array([word]))[0])
 
+    def word(self, seed: int, step: int) -> int:
+        """Return a random word for what else is drawn by step."""
+        return int(_words(seed, BUCKETS, step, step + 1)[0, 1])
+
     def draw(self, seed: int, start: int, stop: int, bucket: int = 0) -> Drawn:
         """Return the windows that are samples start..stop-1 of the run, all of one bucket."""
         words = _words(seed, SAMPLES, start, stop)

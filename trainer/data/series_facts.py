@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, TypeAdapter
 
-from model.config import SeriesShape
+from model.network_config import SeriesShape
 
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 
@@ -56,6 +56,18 @@ class SeriesFacts:
                 raise ValueError(
                     f"{name}: expected {self.shape.covariates}, one for each covariate"
                 )
+
+    def trained_on(self, other: SeriesFacts) -> list[str]:
+        """Return a sentence about each source of `other` that was trained on, as far as known."""
+        if not self.sources:
+            return ["it is not known what was trained on: the weights are of an older version"]
+        ours = {source.digest: source for source in self.sources}
+        return [
+            f"{source.name} was trained on: {ours[source.digest].windows:,} windows of it, all but "
+            f"{ours[source.digest].held_out:,} of its series"
+            for source in other.sources
+            if source.digest in ours
+        ]
 
     def content(self) -> dict[str, Any]:
         """Return the facts for a JSON file."""

@@ -31,6 +31,8 @@ class WindowBatch:
     """Covariates [B, L + H, F] of past and future."""
     weight: Floats
     """Weights [B]: 1, or 0 for padding."""
+    asked: Floats | None = None
+    """1 where a point of the future is to be forecast, else 0 [B, H]; None where all are."""
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model import rollout
-from model.config import SeriesShape
-from model.flops import forward_flops
 from model.init import seed_of
-from model.network import Inputs, TimeSeriesTransformer
+from model.network import TimeSeriesTransformer
+from model.network_config import SeriesShape
 from model.router import RouterStatistics
+from model.tokens import Inputs
 from parallel.collectives import sum_over_ranks
 from parallel.consistency import agree
 from parallel.deepspeed_adapter import own_device
@@ -40,9 +40,10 @@ from trainer.config.deepspeed_config import deepspeed_config, keeps_flat_gradien
 from trainer.config.settings import Settings
 from trainer.data.windows import WindowBatch
 from trainer.engine import routing, zero_state
-from trainer.engine.optimizer import learning_rate, make_optimizer
+from trainer.engine.optimizer import make_optimizer
 from trainer.engine.routing import LayerRouting
-from trainer.logs.utilisation import StepWork
+from trainer.engine.schedule import learning_rate
+from trainer.engine.work import Works
 
 MicroBatch = tuple[Inputs, tuple[Tensor, Tensor]]
 """The network's inputs, and its labels: target and context."""
@@ -89,7 +90,8 @@ class Engine:
         self.accumulation = train.accumulation(layout.data)
         with torch.device("meta"):
             self.network = TimeSeriesTransformer(settings.model, shape)
-        self.work = _work_of_a_step(self.network, shape, train.global_batch_size)
+        self.work = Works(settings, shape)
+        self._longest = self._context_length = shape.context_length
         self.shapes = zero_state.shapes(self.network)
         """Shapes of all tensors that the ranks' states hold between them, by key."""
         self._mixtures = list(self.network.mixtures())
@@ -121,13 +123,20 @@ class Engine:
     # Training
 
     def train_step(
-        self, step: int, batches: Iterable[WindowBatch], limit: float = math.inf
+        self,
+        step: int,
+        batches: Iterable[WindowBatch],
+        limit: float = math.inf,
+        *,
+        context_length: int | None = None,
     ) -> StepResult:
         """Make optimizer step number `step`, from 1, over this replica's micro-batches of it.
 
-        The weights stay as they are where the gradient's norm is above `limit` or no number.
+        Their contexts have `context_length` points, by default the longest. The weights stay as
+        they are where the gradient's norm is above `limit` or no number.
         """
         self._optimizer.limit = limit
+        self._expect(context_length or self._longest)
         rate = learning_rate(self.settings.train, step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -150,6 +159,12 @@ class Engine:
             applied,
             routing.describe(statistics),
         )
+
+    def _expect(self, context_length: int) -> None:
+        """Have the stages exchange tensors of contexts of this length."""
+        if context_length != self._context_length and self.mesh.layout.pipeline > 1:
+            self._engine.reset_activation_shape()
+        self._context_length = context_length
 
     def _pipeline_step(self, micro_batches: Iterator[MicroBatch]) -> float:
         return float(self._engine.train_batch(micro_batches))
@@ -186,15 +201,19 @@ class Engine:
 
     @torch.no_grad()
     def predict(self, batches: Iterable[WindowBatch]) -> Iterator[tuple[WindowBatch, Tensor]]:
-        """Yield batches with their forecasts [B, H, C], in standardised units and on the CPU.
+        """Yield batches with their forecasts, in standardised units and on the CPU.
+
+        They are points and quantiles [B, H, C, 1 + levels].
 
         They come where `mesh.sees_output`, and nothing elsewhere. All replicas must bring equally
         many batches, each of the training micro-batch's shape.
         """
         self._engine.eval()
+        self._expect(self._longest)
         batches = iter(batches)
         while chunk := list(islice(batches, CHUNK)):
-            windows = [self._tensors(batch)[:2] for batch in chunk]
+            tensors = [self._tensors(batch) for batch in chunk]
+            windows = [(context, covariates) for context, covariates, *_ in tensors]
             forecasts = rollout.forecast(self.network, windows, self._outputs, self._share)
             for batch, predicted in zip(chunk, forecasts, strict=False):
                 yield batch, predicted.cpu()
@@ -221,21 +240,24 @@ class Engine:
         )
         return outputs if outputs is not None else []
 
-    def _tensors(self, batch: WindowBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return context, covariates and target on this rank's device."""
-        arrays = (batch.context, batch.covariates, batch.target)
-        context, covariates, target = (torch.from_numpy(array) for array in arrays)
+    def _tensors(self, batch: WindowBatch) -> list[Tensor]:
+        """Return context, covariates, target, and what is asked for, on this rank's device.
+
+        The last is left out where all is asked for.
+        """
+        arrays = [batch.context, batch.covariates, batch.target]
+        arrays += [] if batch.asked is None else [batch.asked]
+        tensors = [torch.from_numpy(array) for array in arrays]
         if self.mesh.device.type != "cuda":
-            return context, covariates, target
+            return tensors
         # From pinned memory the host waits neither for the copy nor for what is computed before.
-        pinned = (tensor.pin_memory() for tensor in (context, covariates, target))
-        context, covariates, target = (t.to(self.mesh.device, non_blocking=True) for t in pinned)
-        return context, covariates, target
+        return [t.pin_memory().to(self.mesh.device, non_blocking=True) for t in tensors]
 
     def _micro_batch(self, batch: WindowBatch) -> MicroBatch:
         """Return inputs and labels of training, where a decoder may look back at all the future."""
-        context, covariates, target = self._tensors(batch)
-        return self.network.inputs(context, covariates, target), (target, context)
+        context, covariates, target, *asked = self._tensors(batch)
+        inputs = self.network.inputs(context, covariates, target, *asked)
+        return inputs, (target, context)
 
     # State
 
@@ -291,13 +313,6 @@ class Engine:
                 self.mesh.coordinates.data,
             )
         )
-
-
-def _work_of_a_step(network: TimeSeriesTransformer, shape: SeriesShape, windows: int) -> StepWork:
-    """Return what a step of so many windows is; a product costs two in the backward pass."""
-    forward = sum(forward_flops(network, layer) for layer in network.layers())
-    points = (shape.context_length + shape.prediction_length) * shape.channels
-    return StepWork(windows * network.tokens_per_sample, windows * points, 3 * windows * forward)
 
 
 def import_deepspeed(device: torch.device) -> Any:

@@ -1,4 +1,4 @@
-"""AdamW's parameter groups and its learning rate."""
+"""AdamW and its parameter groups."""
 
 from __future__ import annotations
 
@@ -92,14 +92,3 @@ def make_optimizer(
         eps=train.epsilon,
         fused=True,
     )
-
-
-def learning_rate(train: TrainConfig, step: int) -> float:
-    """Return the rate of optimizer step `step`, from 1: linear warm-up, then half a cosine."""
-    if step <= train.warmup_steps:
-        return train.learning_rate * step / train.warmup_steps
-    # The cosine would end one step after the last, so that the last one still moves the weights.
-    progress = (step - train.warmup_steps) / (train.steps - train.warmup_steps + 1)
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    floor = train.final_learning_rate
-    return train.learning_rate * (floor + (1 - floor) * cosine)

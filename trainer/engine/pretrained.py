@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from model.config import SeriesShape
 from model.errors import UserError
 from model.network import TimeSeriesTransformer
+from model.network_config import SeriesShape
 from model.sentences import shortened
 from parallel.collectives import join_records
 from parallel.mesh import Mesh

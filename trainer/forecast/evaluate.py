@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,18 +16,16 @@ from parallel.mesh import Mesh
 from trainer.data.arrays import Floats, Indices
 from trainer.data.dataset import Dataset
 from trainer.data.windows import Split, WindowBatch
+from trainer.forecast.quantile_scores import QuantileSums, Sums
 
 Predict = Callable[[Iterable[WindowBatch]], Iterable[tuple[WindowBatch, Tensor]]]
-"""A function from batches to the batches with their forecasts [B, H, C], in standardised units.
+"""A function from batches to the batches with their forecasts, in standardised units.
 
-It yields nothing on ranks that see no output.
+These are points and quantiles [B, H, C, 1 + levels]. It yields nothing on ranks that see no output.
 """
 
 MODEL = "Forescale"
 """Name of the network among the forecasters."""
-
-
-Sums = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -55,16 +52,19 @@ class Evaluation:
     """Number of valid target points of each item and channel [I, C]."""
     seasonal_scale: Sums
     """MASE's divisor for each item and channel [I, C], NaN where it is undefined."""
+    quantiles: QuantileSums
+    """Scores of the network's quantiles."""
     forecasts: dict[int, Floats] = field(default_factory=dict)
     """Window -> the network's forecast [H, C], of the windows to keep."""
 
     def scores(self) -> dict[str, dict[str, float]]:
-        """Return forecaster -> MSE and MAE over all points, and MASE.
+        """Return forecaster -> MSE and MAE over all points, and MASE; WQL where it is defined.
 
         MASE is the mean over the items and channels that have any point and a divisor; NaN is none.
+        WQL, the weighted quantile loss, is in the source's units; a point is all of its quantiles.
         """
         total = max(1.0, self.points.sum())
-        return {
+        answer = {
             name: {
                 "mse": float(self.squared[name].sum() / total),
                 "mae": float(self.absolute[name].sum() / total),
@@ -72,6 +72,11 @@ class Evaluation:
             }
             for name in self.squared
         }
+        if self.quantiles.levels:
+            for name, scores in answer.items():
+                is_model = name == MODEL
+                scores["wql"] = self.quantiles.weighted(None if is_model else self.absolute[name])
+        return answer
 
     def _mase(self, name: str) -> Sums:
         """Return a forecaster's MASE of each item and channel, NaN where it is undefined."""
@@ -130,6 +135,7 @@ class Evaluation:
             "items": len(self.items),
             "over_items": self.over_items(),
             "mase_undefined": self.undefined,
+            **self.quantiles.summary(),
         }
 
 
@@ -152,13 +158,15 @@ def evaluate(
     predict: Predict,
     *,
     batch_size: int,
+    levels: Sequence[float] = (),
     mesh: Mesh | None = None,
     keep: Sequence[int] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Score the windows `dataset.scored(split)`, on the ranks of `mesh` or in this process alone.
 
-    `keep` are those of them whose forecasts are kept; `progress` is called with the number of
+    `levels` are those of the quantiles that come with forecasts. `keep` are those of the windows
+    whose point forecasts are kept; `progress` is called with the number of
     windows that are done, and of all, after each batch. All replicas compute equally many batches
     of equal shape; padding has weight 0. Sums are reduced over ranks, never means.
     """
@@ -168,7 +176,10 @@ def evaluate(
     names = [MODEL, *baseline_names(dataset)]
     channels = len(dataset.channels)
     items = np.unique(dataset.items_of(split, scored))
-    sums = np.zeros((2 * len(names) + 1, len(items), channels))
+    quantiles = QuantileSums.zero(levels, *dataset.scales(items))
+    rows = 2 * len(names) + 1
+    sums = np.zeros((rows + len(quantiles.sums), len(items), channels))
+    quantiles = replace(quantiles, sums=sums[rows:])
     kept = np.zeros((len(keep), dataset.shape.prediction_length, channels))
 
     def contents() -> Iterator[WindowBatch]:
@@ -179,17 +190,23 @@ def evaluate(
     for index, (window, prediction) in zip(batches, predict(contents()), strict=False):
         of_item = np.searchsorted(items, dataset.items_of(split, index))
         seasons = dataset.seasons(items[of_item])
-        forecasts = [prediction.numpy(), *baselines(window.context, dataset, seasons)]
+        points = prediction[..., 0].numpy()
+        forecasts = [points, *baselines(window.context, dataset, seasons)]
         valid = ~np.isnan(window.target) & (window.weight[:, None, None] > 0)
         for row, forecast in enumerate(forecasts):
             error = np.where(valid, forecast - np.nan_to_num(window.target), 0.0)
             error = error.astype(np.float64)[: len(index)]
             np.add.at(sums[2 * row], of_item, np.square(error).sum(1))
             np.add.at(sums[2 * row + 1], of_item, np.abs(error).sum(1))
-        np.add.at(sums[-1], of_item, valid[: len(index)].sum(1))
+        np.add.at(sums[rows - 1], of_item, valid[: len(index)].sum(1))
+        quantiles.add(
+            of_item,
+            prediction[: len(index), ..., 1:].double().numpy(),
+            np.where(valid, window.target, np.nan)[: len(index)].astype(np.float64),
+        )
         for slot, wanted in enumerate(keep):
             if wanted in index:
-                kept[slot] = prediction[int(np.flatnonzero(index == wanted)[0])]
+                kept[slot] = points[int(np.flatnonzero(index == wanted)[0])]
     progress(len(scored), len(scored))
     if mesh is not None:
         seen = float(mesh.sees_output)
@@ -206,8 +223,9 @@ def evaluate(
         [dataset.item_id(int(item)) for item in items],
         {name: sums[2 * row] for row, name in enumerate(names)},
         {name: sums[2 * row + 1] for row, name in enumerate(names)},
-        sums[-1],
+        sums[rows - 1],
         dataset.seasonal_scale(items),
+        replace(quantiles, sums=sums[rows:]),
         {wanted: kept[slot].astype(np.float32) for slot, wanted in enumerate(keep)},
     )
 

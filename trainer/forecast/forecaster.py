@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from model import rollout
 from model.errors import UserError
 from model.init import postponed
-from model.network import Inputs, TimeSeriesTransformer
+from model.network import TimeSeriesTransformer
 from model.sentences import first_line
+from model.tokens import Inputs
 from trainer.checkpoint.keys import state_of
 from trainer.checkpoint.tensor_files import check_shapes
 from trainer.config import Settings
+from trainer.config.load import changed
 from trainer.data import Dataset
 from trainer.data.series_facts import SeriesFacts
 from trainer.data.windows import WindowBatch
@@ -66,15 +72,58 @@ class Forecaster:
         """The series that the configuration names. Raises UserError where they are not here."""
         return Dataset(self.settings.data)
 
+    def dataset_of(self, overrides: Mapping[str, Any]) -> Dataset:
+        """Return the series that the configuration names with changed settings of `data`.
+
+        Raises UserError where they are not here, or the network does not take their windows.
+        """
+        if not overrides:
+            return self.dataset
+        data = Dataset(changed(self.settings, overrides).data)
+        given, taken = data.shape, self.facts.shape
+        for what, here, there in (
+            ("channels", given.channels, taken.channels),
+            ("covariates", given.covariates, taken.covariates),
+            ("embedded calendar features", given.calendar, taken.calendar),
+        ):
+            if here != there:
+                raise UserError(f"data.source: it has {here} {what}, and the network takes {there}")
+        for key in ("context_length", "prediction_length"):
+            if getattr(given, key) > getattr(taken, key):
+                raise UserError(
+                    f"data.{key}: {getattr(given, key)} is more than the {getattr(taken, key)} "
+                    "that the network was trained for"
+                )
+        return data
+
     @torch.no_grad()
     def predict(self, batches: Iterable[WindowBatch]) -> Iterator[tuple[WindowBatch, Tensor]]:
-        """Yield batches with their forecasts [B, H, C], in standardised units and on the CPU."""
+        """Yield batches with their forecasts, in standardised units and on the CPU.
+
+        They are points and quantiles [B, H, C, 1 + levels].
+        """
         device = next(self.network.parameters()).device
         for batch in batches:
-            context = torch.from_numpy(batch.context).to(device)
-            covariates = torch.from_numpy(batch.covariates).to(device)
+            horizon = batch.target.shape[1]
+            window = self._window(
+                torch.from_numpy(batch.context), torch.from_numpy(batch.covariates)
+            )
+            context, covariates = (tensor.to(device) for tensor in window)
             (predicted,) = rollout.forecast(self.network, [(context, covariates)], self._outputs)
-            yield batch, predicted.cpu()
+            yield batch, predicted[:, :horizon].cpu()
+
+    def _window(self, context: Tensor, covariates: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a window of the network's lengths: before it nothing is known, nor after it."""
+        shape = self.facts.shape
+        early = shape.context_length - context.shape[1]
+        late = shape.prediction_length - (covariates.shape[1] - context.shape[1])
+        if early:
+            # Points before a context are missing: its network masks them.
+            self.network.shape = replace(self.network.shape, missing=True)
+        return (
+            F.pad(context, (0, 0, early, 0), value=math.nan),
+            F.pad(covariates, (0, 0, early, late)),
+        )
 
     def _outputs(self, inputs: Sequence[Inputs]) -> list[Tensor]:
         return [self.network(one) for one in inputs]
@@ -113,7 +162,7 @@ class Forecaster:
             np.ones(rows, np.float32),
         )
         [(_, forecast)] = self.predict([batch])
-        return np.asarray(forecast.double().numpy() * deviation + mean)
+        return np.asarray(forecast[..., 0].double().numpy() * deviation + mean)
 
     def _scale(
         self, context: npt.NDArray[np.float64]

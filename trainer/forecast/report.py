@@ -15,7 +15,9 @@ from trainer.forecast.evaluate import MODEL, Evaluation, baseline_names, baselin
 def print_table(evaluation: Evaluation) -> None:
     """Print the scores of each forecaster."""
     table = Table()
-    columns = ["forecast", "MSE", "MAE", "MASE"]
+    keys = ["mse", "mae", "mase"]
+    keys += ["wql"] if evaluation.quantiles.levels else []
+    columns = ["forecast", *(key.upper() for key in keys)]
     several = len(evaluation.items) > 1
     if several:
         columns += ["MASE of the series: quartiles"]
@@ -23,7 +25,7 @@ def print_table(evaluation: Evaluation) -> None:
         table.add_column(column, justify="left" if column == "forecast" else "right")
     over_items = evaluation.over_items()
     for name, scores in evaluation.scores().items():
-        numbers = [f"{scores[key]:.4f}" for key in ("mse", "mae", "mase")]
+        numbers = [f"{scores[key]:.4f}" for key in keys]
         if several:
             numbers.append("  ".join(f"{q:.4f}" for q in over_items[name]["mase"].values()))
         table.add_row(name, *numbers, style="bold" if name == MODEL else None)
@@ -35,6 +37,11 @@ def print_table(evaluation: Evaluation) -> None:
     of_items = f" of {len(evaluation.items):,} series" if several else ""
     console.print(f"\n{windows}{of_items}, errors in {evaluation.units}")
     console.print(table)
+    coverage = evaluation.quantiles.coverage()
+    if coverage is not None:
+        console.print(
+            f"The interval that should hold {coverage[0]:.0%} of the points holds {coverage[1]:.1%}"
+        )
     if evaluation.undefined:
         console.print(
             f"MASE leaves out {evaluation.undefined:,} series or channels whose season repeats "
@@ -73,9 +80,9 @@ def draw(dataset: Dataset, evaluation: Evaluation, path: Path) -> None:
         if times is not None and times.tz is not None:
             times = times.tz_convert(dataset.config.timezone or times.tz).tz_localize(None)
         at = np.arange(length + horizon) if times is None else times.to_numpy()
-        seasons = dataset.seasons(dataset.items_of(evaluation.split, np.array([window])))
-        naive = next(baselines(batch.context, dataset, seasons))
-        mean, deviation = dataset.scale_of(evaluation.split, window)
+        items = dataset.items_of(evaluation.split, np.array([window]))
+        mean, deviation = (of[0] for of in dataset.scales(items))
+        naive = next(baselines(batch.context, dataset, dataset.seasons(items)))
         lines = (
             ("truth", batch.target[0], {"color": "#444", "lw": 1.2}),
             (naive_name, naive[0], {"color": "#e0a030", "lw": 1.2, "ls": ":"}),

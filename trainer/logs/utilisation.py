@@ -51,24 +51,23 @@ class StepWork:
 class Utilisation:
     """Computes what a step's row says of its speed and of the main rank's hardware."""
 
-    def __init__(self, work: StepWork, ranks: int, device: torch.device) -> None:
-        """Take the work that `ranks` ranks divide among them."""
-        self._work, self._ranks, self._device = work, ranks, device
+    def __init__(self, ranks: int, device: torch.device) -> None:
+        self._ranks, self._device = ranks, device
         self._peak: float | None = None
         if device.type == "cuda":
             self._peak = peak_tflops(torch.cuda.get_device_name(device))
 
-    def row(self, seconds: float) -> Row:
-        """Return the numbers of a step that took `seconds`.
+    def row(self, work: StepWork, seconds: float) -> Row:
+        """Return the numbers of a step whose work the ranks have divided, and that took `seconds`.
 
         mfu is the operations' share of the card's peak (Chowdhery et al. 2022, appendix B). Memory
         is in GiB: the device's peak in this step, the host's since the start.
         """
-        rate = self._work.flops / self._ranks / seconds / 1e12
+        rate = work.flops / self._ranks / seconds / 1e12
         row: Row = {
             "step_seconds": seconds,
-            "tokens_per_second": self._work.tokens / seconds,
-            "points_per_second": self._work.points / seconds,
+            "tokens_per_second": work.tokens / seconds,
+            "points_per_second": work.points / seconds,
             "tflops_per_rank": rate,
             "host_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB,
         }

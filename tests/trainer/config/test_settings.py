@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from model.config import ModelConfig
+from model.network_config import ModelConfig
 from tests.trainer.data.tables import config
 from trainer.config.settings import Settings
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from model.config import SeriesShape
 from model.errors import UserError
+from model.network_config import SeriesShape
 from parallel.layout import Layout
 from tests.settings import TINY, tiny
 from trainer.config import load

@@ -81,9 +81,9 @@ class CountedData(Dataset):
 
     made = 0
 
-    def samples(self, seed: int, start: int, stop: int) -> WindowBatch:
+    def samples(self, seed: int, start: int, stop: int, step: int = 1) -> WindowBatch:
         self.made += 1
-        return super().samples(seed, start, stop)
+        return super().samples(seed, start, stop, step)
 
 
 def _made_on(rank: int, world: int, run: Path, changes: dict[str, Any]) -> int:

@@ -18,7 +18,7 @@ from trainer.forecast.evaluate import evaluate
 def zeros(batches: Iterable[WindowBatch], *shape: int) -> Iterator[tuple[WindowBatch, Tensor]]:
     """Yield batches with forecasts of nothing but 0, [horizon, channels]."""
     for batch in batches:
-        yield batch, torch.zeros(len(batch.context), *shape)
+        yield batch, torch.zeros(len(batch.context), *shape, 1)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_scores_are_their_definitions(dataset: Dataset) -> None:
     result = evaluate(
         dataset,
         Split.TEST,
-        lambda batches: ((b, forecast.expand(len(b.context), 7, 2)) for b in batches),
+        lambda batches: ((b, forecast.expand(len(b.context), 7, 2).unsqueeze(-1)) for b in batches),
         batch_size=8,
         keep=[3],
     )
@@ -67,7 +67,7 @@ def test_naive_forecasts_use_the_context_alone(dataset: Dataset) -> None:
     result = evaluate(
         dataset,
         Split.TEST,
-        lambda batches: ((b, torch.zeros(len(b.context), 7, 2)) for b in batches),
+        lambda batches: ((b, torch.zeros(len(b.context), 7, 2, 1)) for b in batches),
         batch_size=8,
     )
     everything = dataset.batch(Split.TEST, np.arange(dataset.windows(Split.TEST)))
@@ -168,7 +168,7 @@ def test_windows_that_are_left_out_are_told(
         result = evaluate(
             dataset,
             Split.TEST,
-            lambda batches: ((b, torch.zeros(len(b.context), 24, 1)) for b in batches),
+            lambda batches: ((b, torch.zeros(len(b.context), 24, 1, 1)) for b in batches),
             batch_size=16,
             progress=scoring,
         )

@@ -7,9 +7,9 @@ import resource
 import pytest
 import torch
 
-from model.config import ModelConfig, SeriesShape
 from model.flops import forward_flops
 from model.network import TimeSeriesTransformer
+from model.network_config import ModelConfig, SeriesShape
 from tests.settings import tiny
 from trainer.logs.utilisation import StepWork, Utilisation, peak_tflops
 
@@ -34,7 +34,7 @@ def test_a_card_s_peak_is_known_by_its_name(card: str, peak: float | None) -> No
 
 def test_a_row_counts_operations_by_rank_and_time() -> None:
     work = StepWork(tokens=100, points=1000, flops=8e12)
-    row = Utilisation(work, ranks=4, device=torch.device("cpu")).row(0.5)
+    row = Utilisation(ranks=4, device=torch.device("cpu")).row(work, 0.5)
     assert (row["step_seconds"], row["tokens_per_second"], row["points_per_second"]) == (
         0.5,
         200.0,

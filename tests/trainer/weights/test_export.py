@@ -73,12 +73,12 @@ def test_forecasts_are_in_the_series_own_units(run: Path) -> None:
     dataset = forecaster.dataset
     batch = dataset.batch(Split.TEST, np.arange(4))
     [(_, standardised)] = forecaster.predict([batch])
-    mean, deviation = dataset.scale_of(Split.TEST, 0)
+    mean, deviation = (of[0] for of in dataset.scales(np.zeros(1, np.int64)))
     context = batch.context * deviation + mean
     facts = forecaster.facts
     known = batch.covariates * np.array(facts.covariate_deviation) + np.array(facts.covariate_mean)
     made = forecaster.forecast(context, known)
-    expected = standardised.double().numpy() * deviation + mean
+    expected = standardised[..., 0].double().numpy() * deviation + mean
     np.testing.assert_allclose(made, expected, rtol=1e-5)
     with pytest.raises(UserError, match=r"context: expected \[B, 96, 2\], got \[4, 95, 2\]"):
         forecaster.forecast(context[:, 1:], batch.covariates)
