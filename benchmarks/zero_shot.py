@@ -39,7 +39,7 @@ def corpus(data: Path, folder: Path) -> Path:
         table = pq.read_table(data / "corpus.parquet")
         table = table.filter(pc.invert(pc.starts_with(table["source"], "m4")))
         folder.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table.drop_columns(["source"]), folder / "corpus-without-m4.parquet")
+        pq.write_table(table, folder / "corpus-without-m4.parquet")
         forescale("prepare", str(folder / "corpus-without-m4.parquet"), str(out))
     return out
 

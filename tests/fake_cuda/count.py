@@ -32,8 +32,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from model import constants, experts, feedforward, fused_attention, rotary  # noqa: E402
-from model.config import SeriesShape  # noqa: E402
 from model.network import TimeSeriesTransformer  # noqa: E402
+from model.network_config import SeriesShape  # noqa: E402
 from model.recompute import is_recomputing  # noqa: E402
 from parallel.expert_parallel import apply_expert_parallel  # noqa: E402
 from parallel.layout import Layout  # noqa: E402

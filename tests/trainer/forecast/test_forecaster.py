@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,42 @@ def inputs(forecaster: Forecaster) -> tuple[np.ndarray[Any, Any], np.ndarray[Any
     context = np.random.default_rng(0).normal(size=(2, shape.context_length, shape.channels))
     length, columns = shape.context_length + shape.prediction_length, shape.covariates
     return context * deviation + mean, np.zeros((2, length, columns + len(shape.calendar)))
+
+
+MODELS: list[dict[str, Any]] = [
+    {},
+    {"architecture": "encoder", "head": "token", "periods": 1, "arcsinh": True},
+    {"architecture": "decoder", "loss_positions": "all", "output_patch_length": 32},
+]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=["query decoder", "token head", "decoder"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("loss", ["mse", "quantile"])
+def test_forecasts_of_many_series_follow_scale_and_level(
+    model: dict[str, Any], precision: str, loss: str
+) -> None:
+    """forecast(a x + b) is a forecast(x) + b, to 1e-4 of the deviation."""
+    changes = {f"model__{key}": value for key, value in model.items()}
+    settings = tiny(data__rows=800, model__loss=loss, **changes).settings
+    facts = Dataset(settings.data).facts
+    shape = replace(facts.shape, many_series=True)
+    facts = replace(facts, shape=shape, scaling="item", mean=(0.0, 0.0), deviation=(1.0, 1.0))
+    network = TimeSeriesTransformer(settings.model, shape)
+    network = network.bfloat16() if precision == "bf16" else network
+    many = Forecaster(network, settings, facts, 0)
+    context = np.random.default_rng(0).normal(size=(8, shape.context_length, 2)).cumsum(1)
+    context[0, 5:9] = np.nan
+    length, columns = shape.context_length + shape.prediction_length, shape.covariates
+    known = np.random.default_rng(1).normal(size=(8, length, columns + len(shape.calendar)))
+    plain = many.forecast(context, known)
+    deviation = np.nanstd(context, axis=1, keepdims=True)
+    assert np.abs(plain - context[:, -1:]).max() > 0.1
+    for a in (1e-6, 0.37, 1.0, 3e3, 1e6):
+        for b in (0.0, 50.0 * a, -1e4 * a * float(deviation.max())):
+            moved = many.forecast(a * context + b, known)
+            off = np.abs((moved - b) / a - plain) / deviation
+            assert off.max() < 1e-4, (a, b)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "meta:x", "nothing"])
