@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -133,6 +134,42 @@ def _start_and_memory(folder: Path, pipe: Connection) -> None:
     pipe.send((opened, float(np.median(took)), own / 2**20, resident / 2**20))
 
 
+def shared(folder: Path, processes: int) -> tuple[float, float]:
+    """Return MiB of a set, and those of it that processes hold together that all have read it.
+
+    A page of several processes counts as a share in each (Pss_File of the kernel).
+    """
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(processes)
+    pipes = [multiprocessing.Pipe(duplex=False) for _ in range(processes)]
+    readers = [
+        context.Process(target=_read_all, args=(folder, barrier, there)) for _, there in pipes
+    ]
+    for reader in readers:
+        reader.start()
+    held = sum(here.recv() for here, _ in pipes)
+    for reader in readers:
+        reader.join()
+    return sum(file.bytes for file in SeriesSet(folder).info.shards) / 2**20, held
+
+
+def _read_all(folder: Path, barrier: Any, pipe: Connection) -> None:
+    series = SeriesSet(folder)
+    barrier.wait()
+    base = _mapped_mib()
+    barrier.wait()
+    total = sum(float(series.target(item).sum()) for item in range(len(series)))
+    barrier.wait()
+    pipe.send(_mapped_mib() - base + 0 * total)
+    barrier.wait()
+
+
+def _mapped_mib() -> float:
+    """Return this process's share of files' pages, in MiB."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("Pss_File")) / 1024
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser("benchmarks.data", description=__doc__)
@@ -167,6 +204,8 @@ def main() -> None:
             )
         head = ["series x points", "ms to open", "ms for 64 windows", "MiB of its own", "resident"]
         print_table(head, rows)
+        whole, held = shared(corpus, 8)
+        print(f"\n8 processes that have read a set of {whole:.0f} MiB hold {held:.0f} MiB of it")
 
 
 if __name__ == "__main__":

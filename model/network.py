@@ -23,6 +23,7 @@ from model.losses import sample_mean
 from model.moe import MixtureOfExperts
 from model.network_config import ModelConfig, SeriesShape
 from model.outputs import make_output
+from model.projection import make_projection
 from model.recompute import Recompute
 from model.running_scale import following, running_scale, whole_patches
 from model.sequential import Layer, LayerState
@@ -43,7 +44,7 @@ class TimeSeriesTransformer(TokenNetwork):
         is_flat = config.architecture == "encoder" and not config.has_token_head
         inputs = config.d_model * (self.memory_patches if is_flat else 1)
         points = shape.prediction_length if is_flat else config.future_patch_length
-        self.head = nn.Linear(inputs, points * self.row_channels * self.output.size)
+        self.head = make_projection(config, inputs, points * self.row_channels * self.output.size)
         for mixture in self.mixtures().values():
             mixture.attached_scale = 1.0
         self.recompute: Recompute = "none"

@@ -40,6 +40,9 @@ class ModelConfig(TransformerConfig):
     Chronos-2)."""
     output_patch_length: PositiveInt | None = None
     """Number of points that a token of the future forecasts. Default: patch_length."""
+    patch_projection: Literal["linear", "residual"] = "linear"
+    """Projection of a patch's numbers to a token, and of a token to what it forecasts: linear, or
+    with a hidden layer added to that (Das et al. 2024, TimesFM)."""
     channels: Literal["independent", "mixed"] = "independent"
     """Treatment of a series' channels: independent forecasts each by itself with the same weights,
     mixed puts all channels of a patch into one token."""

@@ -25,11 +25,11 @@ def network_parameters(config: ModelConfig, shape: SeriesShape) -> int:
         queries = config.future_patch_length * asked
         total += stack_parameters(config, queries, decoder_layer(config), config.decoder_layers)
     if config.has_token_head:
-        total += (config.future_patch_length * asked + 1) * config.d_model
+        total += projection(config, config.future_patch_length * asked, config.d_model)
     at_once = config.architecture == "encoder" and not config.has_token_head
     inputs = config.d_model * (memory if at_once else 1)
     points = shape.prediction_length if at_once else config.future_patch_length
-    total += (inputs + 1) * points * channels * output_size(config)
+    total += projection(config, inputs, points * channels * output_size(config))
     total += shape.channels * config.d_model if config.channel_embedding else 0
     return total + sum(shape.calendar) * config.d_model
 
@@ -43,6 +43,15 @@ def active_parameters(config: ModelConfig, shape: SeriesShape) -> int:
     return network_parameters(chosen, shape) + routers
 
 
+def projection(config: TransformerConfig, inputs: int, outputs: int) -> int:
+    """Return the parameters of a projection between patches and tokens."""
+    linear = (inputs + 1) * outputs
+    if not isinstance(config, ModelConfig) or config.patch_projection == "linear":
+        return linear
+    hidden = 2 * config.d_model
+    return linear + (inputs + 1) * hidden + (hidden + 1) * outputs
+
+
 def stack_parameters(
     config: TransformerConfig, input_size: int, layer: int, layers: int | None = None
 ) -> int:
@@ -53,7 +62,8 @@ def stack_parameters(
     count = 1 if config.share_layers else layers or config.num_layers
     positions = config.max_seq_len * config.d_model if config.position == "learned" else 0
     final = norm(config) if config.use_final_norm else 0
-    return (input_size + 1) * config.d_model + positions + count * layer + final
+    first = projection(config, input_size, config.d_model)
+    return first + positions + count * layer + final
 
 
 def encoder_layer(config: TransformerConfig, att_type: AttentionType) -> int:

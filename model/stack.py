@@ -29,10 +29,12 @@ def make_layers(
 class Stack(nn.Module):
     """Input projection, positions, layers and final norm of an encoder or decoder."""
 
-    def __init__(self, input_size: int, config: TransformerConfig, layers: nn.ModuleList) -> None:
+    def __init__(
+        self, input_projection: nn.Module, config: TransformerConfig, layers: nn.ModuleList
+    ) -> None:
         super().__init__()
         self.config = config
-        self.input_projection = nn.Linear(input_size, config.d_model)
+        self.input_projection = input_projection
         self.positions = Positions(config)
         self.layers = layers
         self.final_norm = make_norm(config) if config.use_final_norm else nn.Identity()

@@ -22,7 +22,8 @@ class StandaloneStack(Stack):
     def __init__(
         self, input_size: int, config: TransformerConfig, layers: nn.ModuleList, recompute: bool
     ) -> None:
-        super().__init__(input_size, config, layers)
+        super().__init__(nn.Linear(input_size, config.d_model), config, layers)
+        self.input_size = input_size
         self.recompute: Recompute = "block" if recompute else "none"
         self._auxiliary = LossHolder()
         self._has_warned = False

@@ -13,6 +13,7 @@ from model.embedding import CalendarEmbedding, ChannelEmbedding
 from model.layers import DecoderLayer, EncoderLayer
 from model.network_config import ModelConfig, SeriesShape
 from model.patches import Align
+from model.projection import make_projection
 from model.running_scale import following, running_scale, whole_patches
 from model.sequential import LayerState
 from model.stack import Stack, make_layers
@@ -40,15 +41,15 @@ class TokenNetwork(nn.Module):
         self.decoder: Stack | None = None
         if config.architecture != "decoder":
             layers = make_layers(config, config.num_layers, lambda: EncoderLayer(config))
-            self.encoder = Stack(self.features.size, config, layers)
+            self.encoder = Stack(self._projection(self.features.size), config, layers)
         if config.architecture == "decoder":
             layers = make_layers(config, config.num_layers, self._causal_layer)
-            self.decoder = Stack(self.features.size, config, layers)
+            self.decoder = Stack(self._projection(self.features.size), config, layers)
         if config.architecture == "encoder_decoder":
             layers = make_layers(config, config.decoder_layers, self._query_layer)
-            self.decoder = Stack(self.features.query_size, config, layers)
+            self.decoder = Stack(self._projection(self.features.query_size), config, layers)
         self.query_projection = (
-            nn.Linear(self.features.query_size, config.d_model) if config.has_token_head else None
+            self._projection(self.features.query_size) if config.has_token_head else None
         )
         self.channel_embedding = (
             ChannelEmbedding(shape.channels, config.d_model) if config.channel_embedding else None
@@ -56,6 +57,9 @@ class TokenNetwork(nn.Module):
         self.calendar_embedding = (
             CalendarEmbedding(shape.calendar, config.d_model) if shape.calendar else None
         )
+
+    def _projection(self, numbers: int) -> nn.Module:
+        return make_projection(self.config, numbers, self.config.d_model)
 
     def _causal_layer(self) -> EncoderLayer:
         return EncoderLayer(self.config, self.config.att_type_of_decoder, is_causal=True)
@@ -70,11 +74,12 @@ class TokenNetwork(nn.Module):
         features: Tensor,
         start: int,
         calendar: Tensor | None,
-        projection: nn.Linear | None = None,
+        projection: nn.Module | None = None,
     ) -> Tensor:
         """Project features and add positions from `start` on, calendar and channel."""
         projection = projection or stack.input_projection
-        tokens = stack.positions(projection(features.to(projection.weight.dtype)), start)
+        dtype = next(projection.parameters()).dtype
+        tokens = stack.positions(projection(features.to(dtype)), start)
         if calendar is not None:
             tokens = tokens + calendar
         if self.channel_embedding is not None:

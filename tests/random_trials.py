@@ -66,6 +66,7 @@ MODEL: dict[str, list[Any]] = {
     "head": ["flatten", "token"],
     "output_patch_length": [None, 8, 32],
     "periods": [0, 0, 2],
+    "patch_projection": ["linear", "residual"],
     "loss_positions": ["future", "all"],
     "use_final_norm": [True, False],
 }

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,7 @@ import pandas as pd
 import pytest
 
 from launch.cli import main
+from tests.conftest import ROOT
 from tests.trainer.data.sets import csv, hourly
 
 
@@ -34,6 +39,39 @@ def test_prepare_and_show(tmp_path: Path, table: Path, capsys: pytest.CaptureFix
     assert (tmp_path / "corpus.png").read_bytes().startswith(b"\x89PNG")
     main(["show", str(out)])
     assert "by its files' sizes" in capsys.readouterr().out
+
+
+def test_without_space_nothing_is_lost(tmp_path: Path, table: Path) -> None:
+    """It is said in one line, and the same command goes on once there is space."""
+    big = csv(
+        tmp_path, pd.concat([hourly(3000).assign(store=f"s{n}") for n in range(40)]), "big.csv"
+    )
+    settings = ["data.id_column=store"]
+
+    def prepare(out: Path, limit: int | None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "launch", "prepare", str(big), str(out), *settings],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            preexec_fn=None if limit is None else partial(_limit_files, limit),
+        )
+
+    stopped = prepare(tmp_path / "set", 200_000)
+    assert stopped.returncode == 2, stopped.stderr
+    (line,) = [one for one in stopped.stderr.splitlines() if one.startswith("forescale: ")]
+    assert "File too large" in line and "the same command goes on from there" in line
+    assert not (tmp_path / "set" / "set.json").exists()
+    assert prepare(tmp_path / "set", None).returncode == 0
+    assert prepare(tmp_path / "whole", None).returncode == 0
+    for file in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "set" / file.name).read_bytes() == file.read_bytes()
+
+
+def _limit_files(size: int) -> None:
+    """Have this process write no file of more bytes, as if a disk were full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 @pytest.mark.parametrize("damage", ["shard", "index", "gone", "text"])

@@ -43,6 +43,7 @@ ASKED = {
     "loss_units": "window",
     "arcsinh": True,
     "periods": 2,
+    "patch_projection": "residual",
 }
 """As models of many series are pre-trained; its contexts and horizons vary."""
 ASKED_QUERIES = ASKED | {"architecture": "encoder_decoder", "position": "sinusoidal"}

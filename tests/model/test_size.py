@@ -45,6 +45,7 @@ def random_configuration(seed: int) -> tuple[ModelConfig, SeriesShape]:
         architecture=architecture,
         patch_length=draw.randint(1, 7),
         head=draw.choice(["flatten", "token"]),
+        patch_projection=draw.choice(["linear", "residual"]),
         loss_positions=draw.choice(["future", "all"]),
         output_patch_length=draw.choice([None, 3, 8]),
         periods=draw.choice([0, 0, 2]) if architecture != "decoder" else 0,

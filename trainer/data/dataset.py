@@ -20,7 +20,7 @@ from trainer.data.augmentation import augmented
 from trainer.data.cache import default_cache
 from trainer.data.frequency import Frequency
 from trainer.data.order import TrainingOrder
-from trainer.data.part import Part
+from trainer.data.part import Part, refuse_twice
 from trainer.data.prepared import open_set
 from trainer.data.series_facts import SeriesFacts, SourceFacts
 from trainer.data.series_source import SeriesSource
@@ -48,6 +48,7 @@ class Dataset:
         self.parts = [
             Part(_opened(source, config, folder), config, _split(source)) for source in sources
         ]
+        refuse_twice(self.parts)
         self._first_items = np.cumsum([0, *(len(part.series) for part in self.parts)])
         self.channels = self._common_channels()
         self._windows = {split: self._windows_of(split) for split in Split}
@@ -219,7 +220,7 @@ class Dataset:
             values = np.concatenate([batch.context, batch.target], axis=1)
             values = augmented(values, context, samples.random, self.config.augment)
             batch = replace(batch, context=values[:, :context], target=values[:, context:])
-        return batch if samples.horizons is None else _up_to(batch, samples.horizons)
+        return batch if samples.horizons is None else batch.up_to(samples.horizons)
 
     def _before(self, split: Split, source: int) -> int:
         """Return the number of windows of all sources before one."""
@@ -312,16 +313,6 @@ class Dataset:
             )
         ]
         return np.array(scales).reshape(len(items), len(self.channels))
-
-
-def _up_to(batch: WindowBatch, horizons: Indices) -> WindowBatch:
-    """Return windows of which the future is asked for up to their horizons alone."""
-    asked = np.arange(batch.target.shape[1]) < horizons[:, None]
-    context = batch.context.shape[1]
-    covariates = batch.covariates.copy()
-    covariates[:, context:] *= asked[:, :, None]
-    target = np.where(asked[:, :, None], batch.target, np.float32(np.nan))
-    return replace(batch, target=target, covariates=covariates, asked=asked.astype(np.float32))
 
 
 def _opened(source: SourceConfig, config: DataConfig, cache: Path) -> SeriesSource:

@@ -260,3 +260,16 @@ class Part:
 def _begins_early(windows: Windows) -> bool:
     """Return whether the context of some window begins before its item."""
     return bool((windows.first[windows.counts > 0] < 0).any())
+
+
+def refuse_twice(parts: Sequence[Part]) -> None:
+    """Raise UserError where two sources hold the same series."""
+    names: dict[str, str] = {}
+    for part in parts:
+        digest = part.series.digest
+        if digest in names:
+            raise UserError(
+                f"data.source: {names[digest]} and {part.name} hold the same; name one of them, "
+                "with the weight of both"
+            )
+        names[digest] = part.name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -33,6 +33,14 @@ class WindowBatch:
     """Weights [B]: 1, or 0 for padding."""
     asked: Floats | None = None
     """1 where a point of the future is to be forecast, else 0 [B, H]; None where all are."""
+
+    def up_to(self, horizons: Indices) -> WindowBatch:
+        """Return the windows, of whose futures only the points before `horizons` [B] are asked."""
+        asked = np.arange(self.target.shape[1]) < horizons[:, None]
+        covariates = self.covariates.copy()
+        covariates[:, self.context.shape[1] :] *= asked[:, :, None]
+        target = np.where(asked[:, :, None], self.target, np.float32(np.nan))
+        return replace(self, target=target, covariates=covariates, asked=asked.astype(np.float32))
 
 
 @dataclass(frozen=True)

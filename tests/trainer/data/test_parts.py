@@ -236,3 +236,16 @@ def test_sources_have_one_number_of_channels(tmp_path: Path) -> None:
     sources = [SourceConfig(path=str(tmp_path / f"{name}.parquet")) for name in "ab"]
     with pytest.raises(UserError, match=r"1 channels and 0 covariates, and .* 2 and 0"):
         Dataset(DataConfig(source=sources, context_length=LENGTH, prediction_length=HORIZON))
+
+
+def test_sources_that_hold_the_same_are_refused(tmp_path: Path) -> None:
+    frame = series("a", 300)
+    first, copy = (tmp_path / name for name in ("first.csv", "copy.csv"))
+    for file in (first, copy):
+        frame.to_csv(file, index=False)
+    made = {"synthetic": {"kind": "structured", "items": 10, "length": 200}}
+    for pair in ([{"path": str(first)}, {"path": str(copy)}], [made, made]):
+        with pytest.raises(UserError, match=r"data\.source: .* hold the same; name one of them"):
+            Dataset(DataConfig(source=pair, context_length=20, prediction_length=5))
+    other = {"synthetic": {**made["synthetic"], "seed": 1}}
+    Dataset(DataConfig(source=[made, other], context_length=20, prediction_length=5))
