@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from enum import StrEnum
 
 import torch
@@ -20,19 +20,21 @@ from trainer.data import Split
 from trainer.data.feeding import Feeder
 from trainer.data.order import samples_of_replica
 from trainer.data.windows import WindowBatch
-from trainer.engine.engine import CHUNK, Engine
+from trainer.engine.engine import Engine
 from trainer.faults.device_memory import explained, held_on
 from trainer.faults.signals import StopRequest
 from trainer.faults.skipped_steps import SkippedSteps
 from trainer.faults.stragglers import AttentionClock, Stragglers
 from trainer.faults.watchdog import Watchdog
 from trainer.files import replace
-from trainer.forecast.evaluate import Evaluation, evaluate
+from trainer.forecast.evaluate import Evaluation
 from trainer.forecast.report import draw, pictured_windows, print_table
+from trainer.forecast.scoring import Scoring, StoppedError
 from trainer.logs.board import show_command
 from trainer.logs.log import Warnings, log
 from trainer.logs.metrics import MetricsLog, Row
-from trainer.logs.progress import ScoringProgress, TrainingProgress
+from trainer.logs.names import has_validation
+from trainer.logs.progress import TrainingProgress
 from trainer.logs.sink import RunDescription
 from trainer.logs.sinks import Sinks
 from trainer.logs.step_profile import DATA
@@ -49,10 +51,6 @@ class Outcome(StrEnum):
     """All steps were made and the test windows scored."""
     SAVED = SAVED_MARKER
     """Stopped by a signal after a checkpoint, to be resumed."""
-
-
-class _StoppedError(Exception):
-    """Some rank was asked to stop while windows were evaluated; raised on all of them."""
 
 
 class Trainer:
@@ -86,6 +84,13 @@ class Trainer:
             self.settings.train.steps,
             ahead=engine.accumulation * self.settings.data.prefetch_steps,
             waiting=lambda: record_function(DATA),
+        )
+        self.scoring = Scoring(
+            engine.predict,
+            engine.network.output.levels,
+            batch_size=self.settings.train.micro_batch_size,
+            mesh=mesh,
+            is_stopped=lambda: bool(self.stop),
         )
         # How far it is
         self.steps_done, self.skipped_steps = steps_done, skipped_steps
@@ -137,10 +142,10 @@ class Trainer:
     def _catch_up(self, metrics: MetricsLog | None) -> Outcome:
         """Validate where a signal kept the last attempt from it."""
         row = dict(metrics.last) if metrics is not None and metrics.last is not None else {}
-        if not any_rank(self.mesh, bool(row) and "validation_mse" not in row):
+        if not any_rank(self.mesh, bool(row) and not has_validation(row)):
             return Outcome.DONE
         self._validate(row)
-        if metrics is not None and "validation_mse" in row:
+        if metrics is not None and has_validation(row):
             metrics.complete(row)
         return Outcome.SAVED if any_rank(self.mesh, bool(self.stop)) else Outcome.DONE
 
@@ -182,8 +187,9 @@ class Trainer:
         if not self.dataset.windows(Split.TEST):
             return Outcome.DONE
         try:
-            evaluation = self._evaluate(Split.TEST, pictured=True)
-        except _StoppedError:
+            pictured = pictured_windows(self.dataset, Split.TEST)
+            evaluation = self.scoring.scores(self.dataset, Split.TEST, keep=pictured)
+        except StoppedError:
             return Outcome.SAVED
         self._requests()  # has another attempt taken the folder over?
         if self.mesh.is_main:
@@ -318,32 +324,7 @@ class Trainer:
     # Scores
 
     def _validate(self, row: Row) -> None:
-        """Add the validation score of the steps done, where one is due and no signal comes."""
+        """Add the scores of the steps done, where they are due and no signal comes."""
         every = self.settings.logging.validate_every
-        if not every or self.steps_done % every or not self.dataset.windows(Split.VALIDATION):
-            return
-        with suppress(_StoppedError):
-            scores = self._evaluate(Split.VALIDATION).scores()
-            row["validation_mse"] = next(iter(scores.values()))["mse"]
-
-    def _evaluate(self, split: Split, *, pictured: bool = False) -> Evaluation:
-        """Raise _StoppedError where a signal comes."""
-        is_main, while_training = self.mesh.is_main, split is Split.VALIDATION
-        with ScoringProgress(split, shown=is_main, with_bar=not while_training) as progress:
-            return evaluate(
-                self.dataset,
-                split,
-                lambda batches: self.engine.predict(self._until_stopped(batches)),
-                batch_size=self.settings.train.micro_batch_size,
-                levels=self.engine.network.output.levels,
-                mesh=self.mesh,
-                keep=pictured_windows(self.dataset, split) if pictured else (),
-                progress=progress,
-            )
-
-    def _until_stopped(self, batches: Iterable[WindowBatch]) -> Iterator[WindowBatch]:
-        """Yield batches; all ranks ask for equally many, and so look for a signal together."""
-        for number, batch in enumerate(batches):
-            if number % CHUNK == 0 and any_rank(self.mesh, bool(self.stop)):
-                raise _StoppedError
-            yield batch
+        if every and self.steps_done % every == 0:
+            row |= self.scoring.validation(self.dataset, self.plan.zero_shot)

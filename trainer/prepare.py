@@ -12,6 +12,7 @@ from trainer.config.rules import check
 from trainer.config.sizes import check_sizes
 from trainer.data import Dataset
 from trainer.data.cache import default_cache
+from trainer.data.zero_shot import zero_shot_sets
 from trainer.files import check_reachable
 from trainer.resume import Start, choose
 from trainer.run.folder import RunFolder
@@ -24,6 +25,8 @@ class Plan:
     configuration: Configuration
     layout: Layout
     dataset: Dataset
+    zero_shot: dict[str, Dataset]
+    """Series that are scored in training, by name, and not trained on."""
     run: RunFolder
     start: Start
 
@@ -55,12 +58,15 @@ def prepare(
     default = file.parent if _is_runs_own(file) else Path("runs") / configuration.name
     run = RunFolder(run_dir or default)
     check_reachable(run.path, "--run-dir: ")
+    data, cache = configuration.settings.data, default_cache(run.path.parent)
     try:
-        dataset = Dataset(configuration.settings.data, default_cache(run.path.parent))
+        dataset = Dataset(data, cache)
+        zero_shot = zero_shot_sets(data, dataset, cache)
     except UserError as error:
         raise configuration.locate(error) from None
     check_sizes(configuration, layout, dataset.shape)
-    return Plan(configuration, layout, dataset, run, choose(configuration, run, dataset, resume))
+    start = choose(configuration, run, dataset, resume)
+    return Plan(configuration, layout, dataset, zero_shot, run, start)
 
 
 def _is_runs_own(file: Path) -> bool:

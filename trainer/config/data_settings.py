@@ -145,6 +145,10 @@ class DataConfig(TableConfig):
     length_exponent: Annotated[float, Field(ge=0, le=1)] = 1.0
     """A series of a source is drawn by (its number of windows) ** length_exponent: with 1 all
     windows are as likely, with 0 all series."""
+    validate_on: list[str] = []
+    """Series that are not trained on, named as sources are, whose last prediction_length points are
+    forecast every logging.validate_every steps: MASE and the weighted quantile loss, beside
+    seasonal naive."""
     augment: AugmentConfig = AugmentConfig()
     """Changes of training windows."""
     prefetch_steps: NonNegative = 2

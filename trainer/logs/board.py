@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.logs.log import log
+from trainer.logs.names import ZERO_SHOT
 from trainer.logs.sink import scalars
 
 GROUPS = {
@@ -26,6 +27,10 @@ CHARTS = {
         "loss": ["loss/loss", "loss/validation_mse"],
         "gradient norm": ["optimizer/grad_norm"],
         "learning rate": ["optimizer/learning_rate"],
+    },
+    "zero-shot": {
+        "MASE": [f"{ZERO_SHOT}.+/(naive_)?mase"],
+        "weighted quantile loss": [f"{ZERO_SHOT}.+/wql"],
     },
     "speed": {
         "tokens per second": ["speed/tokens_per_second"],
@@ -87,6 +92,8 @@ class Board:
 
 def _tag(name: str) -> str:
     """Return the group and name of a metric; a list's numbers have names such as `name/0`."""
+    if name.startswith(ZERO_SHOT):
+        return name
     metric, _, number = name.rpartition("/")
     whole = metric if number.isdigit() else name
     group = next((group for group, names in GROUPS.items() if whole in names), None)

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from trainer.logs.log import log
 from trainer.logs.metrics import Row
+from trainer.logs.names import ZERO_SHOT, has_validation
 
 SCORING_SECONDS = 10.0
 """Seconds between lines of a log while windows are scored: where that is quick there is none."""
@@ -61,10 +62,13 @@ class TrainingProgress:
         )
         if "validation_mse" in row:
             numbers += f"  validation MSE {row['validation_mse']:.4f}"
+        for name, score in row.items():
+            if name.startswith(ZERO_SHOT) and name.endswith("/mase"):
+                numbers += f"  MASE of {name.split('/')[1]} {score:.4f}"
         if self._bar is not None:
             self._bar.update(self._task, completed=int(row["step"]), numbers=numbers)
         elif self._shown and (
-            row["step"] % self._every == 0 or row["step"] == self._steps or "validation_mse" in row
+            row["step"] % self._every == 0 or row["step"] == self._steps or has_validation(row)
         ):
             log.info("step %s/%s  %s", row["step"], self._steps, numbers)
 

@@ -27,6 +27,7 @@ FREE_TO_CHANGE = (
     "faults.",
     "data.prefetch_steps",
     "data.score_every",
+    "data.validate_on",
     "train.device",
     "train.micro_batch_size",
     "train.steps",

@@ -58,7 +58,9 @@ def test_each_chart_has_a_line(tmp_path: Path) -> None:
     folder = tmp_path / "demo" / "tensorboard"
     folder.parent.mkdir()
     with MetricsLog(tmp_path / "demo" / "metrics.jsonl", 0, tensorboard=folder) as metrics:
-        metrics.write({**row(1), "validation_mse": 0.7})
+        scores = {"mase": 0.9, "naive_mase": 1.2, "wql": 0.03}
+        zero_shot = {f"zero_shot/m4/{name}": score for name, score in scores.items()}
+        metrics.write({**row(1), "validation_mse": 0.7, **zero_shot})
     board = written(folder)
     tags = board.Runs()["demo"]["scalars"]
     for chart in (chart for charts in CHARTS.values() for chart in charts.values()):
