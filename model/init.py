@@ -63,7 +63,7 @@ class Initialised(Protocol):
 
 def _rules(module: nn.Module) -> Mapping[str, Init]:
     """Return how the module's own parameters start, by their local names."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and not hasattr(module, "initial"):
         return {"weight": Init(std=module.in_features**-0.5), "bias": Init()}
     if isinstance(module, nn.LayerNorm):
         return {"weight": Init(mean=1.0), "bias": Init()}

@@ -70,6 +70,9 @@ class ModelConfig(TransformerConfig):
     scale; or data, those of the training part. Default: window for many series, data for one."""
     huber_delta: Positive = 1.0
     """Error at which the Huber loss changes from quadratic to linear."""
+    quantile_order: Literal["cumulative", "sorted"] = "cumulative"
+    """How quantiles are kept from crossing: cumulative adds positive steps to the median, sorted
+    sorts the numbers of the head, which may be as close as they like from the start."""
     quantiles: QuantileLevels = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
     """Quantile levels for loss: quantile, ascending; 0.5 is the point forecast."""
 
@@ -184,7 +187,7 @@ class ModelConfig(TransformerConfig):
                 "a patch of the future for each of its tokens",
                 ("output_patch_length",),
             ),
-            (self.loss != "quantile", loss, ("quantiles",)),
+            (self.loss != "quantile", loss, ("quantiles", "quantile_order")),
             (self.loss != "huber", loss, ("huber_delta",)),
         )
 

@@ -78,15 +78,19 @@ class PointOutput:
 class QuantileOutput:
     """Quantiles that cannot cross, scored by the pinball loss (Koenker & Bassett 1978).
 
-    The quantile nearest the median is free; each further one adds a positive step.
+    The quantile nearest the median is free; each further one adds a positive step. Or they are the
+    head's numbers, sorted (Chernozhukov et al. 2010).
     """
 
-    def __init__(self, levels: Sequence[float]) -> None:
-        self.levels = tuple(levels)
+    def __init__(self, levels: Sequence[float], *, are_sorted: bool = False) -> None:
+        self.levels, self._are_sorted = tuple(levels), are_sorted
         self.size = len(self.levels)
         self.middle = min(range(self.size), key=lambda i: abs(self.levels[i] - 0.5))
 
     def shaped(self, raw: Tensor, level: Tensor | None = None) -> Tensor:
+        if self._are_sorted:
+            numbers = raw if level is None else raw + level.unsqueeze(-1)
+            return numbers.sort(-1).values
         steps = F.softplus(raw)
         middle = raw[..., self.middle : self.middle + 1]
         if level is not None:
@@ -152,7 +156,7 @@ class StudentTOutput:
 def make_output(config: ModelConfig) -> Output:
     """Return the output that the loss of `config` scores."""
     if config.loss == "quantile":
-        return QuantileOutput(config.quantiles)
+        return QuantileOutput(config.quantiles, are_sorted=config.quantile_order == "sorted")
     if config.loss == "student_t":
         return StudentTOutput()
     return PointOutput(config.loss, config.huber_delta)

@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.init import Init
 from model.network_config import ModelConfig
 
 
 class ResidualProjection(nn.Module):
     """A linear map, to which a network of one hidden layer is added (Das et al. 2024, TimesFM)."""
 
-    def __init__(self, inputs: int, outputs: int, hidden: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, hidden: int, last: type[nn.Linear] = nn.Linear
+    ) -> None:
         super().__init__()
-        self.skip = nn.Linear(inputs, outputs)
+        self.skip = last(inputs, outputs)
         self.hidden = nn.Linear(inputs, hidden)
-        self.output = nn.Linear(hidden, outputs)
+        self.output = last(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., outputs] of x [..., inputs]."""
         return self.skip(x) + self.output(F.silu(self.hidden(x)))
 
 
-def make_projection(config: ModelConfig, inputs: int, outputs: int) -> nn.Module:
-    """Return the projection that `config.patch_projection` names; its hidden width is 2 d_model."""
+class ZeroLinear(nn.Linear):
+    """A linear map that starts as zero."""
+
+    def initial(self) -> Mapping[str, Init]:
+        """Return how the module's own parameters start, by name."""
+        return {"weight": Init(), "bias": Init()}
+
+
+def make_projection(
+    config: ModelConfig, inputs: int, outputs: int, *, is_zero: bool = False
+) -> nn.Module:
+    """Return the projection that `config.patch_projection` names; its hidden width is 2 d_model.
+
+    With `is_zero` it starts as zero.
+    """
+    linear = ZeroLinear if is_zero else nn.Linear
     if config.patch_projection == "residual":
-        return ResidualProjection(inputs, outputs, 2 * config.d_model)
-    return nn.Linear(inputs, outputs)
+        return ResidualProjection(inputs, outputs, 2 * config.d_model, linear)
+    return linear(inputs, outputs)

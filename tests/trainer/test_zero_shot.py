@@ -11,11 +11,16 @@ import pytest
 
 from model.errors import UserError
 from tests import ranks
-from tests.settings import planned, train_rank
+from tests.settings import TINY, planned, train_plan, train_rank
 from tests.trainer.data.sets import csv
+from trainer.config import load
 from trainer.data import Split
 from trainer.forecast.evaluate import MODEL, evaluate
 from trainer.forecast.forecaster import Forecaster
+from trainer.logs.metrics import Row, read_metrics
+from trainer.prepare import prepare
+
+RECIPE = TINY.parent / "pretrain_small.yaml"
 
 
 def table(folder: Path, name: str, seed: int, items: int = 3) -> Path:
@@ -85,10 +90,34 @@ def test_what_is_trained_on_is_not_zero_shot(tmp_path: Path) -> None:
     others = settings(tmp_path)["data.validate_on"][0]
     for named, sentence in (
         ([trained], "trained.csv is trained on; name others"),
-        ([str(short)], "no series is long enough"),
+        ([str(short)], "has no series of data.prediction_length points and one before"),
         ([str(csv(tmp_path, wide, "wide.csv"))], "another number of channels"),
         ([others, others], "has the name others, which another has"),
         ([str(tmp_path / "gone.csv")], "gone.csv"),
     ):
         with pytest.raises(UserError, match=sentence):
             planned(tmp_path / "run", settings(tmp_path, **{"data.validate_on": named}))
+
+
+def test_the_recipe_trains(tmp_path: Path) -> None:
+    """On made series and one's own, with contexts and horizons that vary."""
+    made = {"synthetic": {"kind": "structured", "items": 50, "length": 700}, "weight": 1.0}
+    own = {"path": settings(tmp_path)["data.source"], "weight": 1.0}
+    changes = {
+        "data.source": [made, own],
+        "data.validate_on": settings(tmp_path)["data.validate_on"],
+        "data.id_column": "item",
+        "train.steps": 4,
+        "train.global_batch_size": 8,
+        "train.micro_batch_size": 4,
+        "logging.validate_every": 4,
+    }
+    rows = ranks.run(_train_recipe, 1, tmp_path / "run", changes)[0]
+    assert len({row["context_length"] for row in rows}) > 1
+    assert all(np.isfinite(row["loss"]) and 0 <= row["padding"] < 1 for row in rows)
+    assert rows[-1]["zero_shot/others/wql"] > 0
+
+
+def _train_recipe(rank: int, world: int, run: Path, changes: dict[str, Any]) -> list[Row]:
+    train_plan(prepare(load(RECIPE, changes), run_dir=run, world=world), rank)
+    return read_metrics(run / "metrics.jsonl")

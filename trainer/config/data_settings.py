@@ -178,6 +178,11 @@ class DataConfig(TableConfig):
         return TableConfig(**{name: getattr(self, name) for name in TableConfig.model_fields})
 
     @property
+    def shortest_context(self) -> int:
+        """Points of the shortest context that training has."""
+        return (self.context_lengths or [self.context_length])[0]
+
+    @property
     def least_horizon(self) -> int:
         """Points that a sample of training forecasts at least."""
         return self.min_prediction_length or self.prediction_length

@@ -37,10 +37,13 @@ class Dataset:
     Items and windows are numbered through all sources.
     """
 
-    def __init__(self, config: DataConfig, cache: Path | None = None) -> None:
+    def __init__(
+        self, config: DataConfig, cache: Path | None = None, *, is_trained_on: bool = True
+    ) -> None:
         """Open the sources; tables are prepared into the folder `cache`, by default runs/.data.
 
-        Raises UserError where a source cannot be read, or no series is long enough.
+        Raises UserError where a source cannot be read, or no series is long enough to be trained on
+        where it is to be.
         """
         self.config = config
         folder = cache or default_cache()
@@ -52,12 +55,8 @@ class Dataset:
         self._first_items = np.cumsum([0, *(len(part.series) for part in self.parts)])
         self.channels = self._common_channels()
         self._windows = {split: self._windows_of(split) for split in Split}
-        if not any(part.has_full_windows for part in self.parts):
-            raise UserError(self._too_short())
-        for source, part in zip(sources, self.parts, strict=True):
-            if not len(part.windows[Split.TRAIN]):
-                raise UserError(f"data.source: {source.name}: {part.why_no_windows()}")
-        self.order = TrainingOrder(self.parts, config)
+        if is_trained_on:
+            self._check_lengths()
         self.season_lengths = self._season_lengths()
         self.notes = self._notes()
         first = self.parts[0]
@@ -71,6 +70,19 @@ class Dataset:
             missing=config.augment.missing > 0 or any(part.has_missing for part in self.parts),
             many_series=self.items > 1,
         )
+
+    @cached_property
+    def order(self) -> TrainingOrder:
+        """The order in which a run sees the training windows."""
+        return TrainingOrder(self.parts, self.config)
+
+    def _check_lengths(self) -> None:
+        """Raise UserError where series are too short to be trained on."""
+        if not any(part.has_full_windows for part in self.parts):
+            raise UserError(self._too_short())
+        for source, part in zip(self.config.sources, self.parts, strict=True):
+            if not len(part.windows[Split.TRAIN]):
+                raise UserError(f"data.source: {source.name}: {part.why_no_windows()}")
 
     def _common_channels(self) -> list[str]:
         """Return the channels of all sources. Raises UserError where they differ in number."""
@@ -91,7 +103,7 @@ class Dataset:
 
     def _too_short(self) -> str:
         """Return the sentence that no series has a whole training window."""
-        needed = self.config.context_length + self.config.prediction_length
+        needed = self.config.shortest_context + self.config.least_horizon
         longest = max(int(part.parts.train.max()) for part in self.parts)
         return (
             f"data.context_length: no series is long enough: a window takes context_length + "

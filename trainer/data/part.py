@@ -73,9 +73,10 @@ class Part:
 
     @property
     def has_full_windows(self) -> bool:
-        """Whether some item is trained on with a whole context."""
+        """Whether some item is trained on with a whole context, if only the shortest one."""
         windows = self.windows[Split.TRAIN]
-        return bool(((windows.counts > 0) & (windows.first >= 0)).any())
+        first = windows.first + self.config.context_length - self.config.shortest_context
+        return bool(((windows.counts > 0) & (first >= 0)).any())
 
     @property
     def has_missing(self) -> bool:

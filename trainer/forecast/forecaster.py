@@ -79,7 +79,7 @@ class Forecaster:
         """
         if not overrides:
             return self.dataset
-        data = Dataset(changed(self.settings, overrides).data)
+        data = Dataset(changed(self.settings, overrides).data, is_trained_on=False)
         given, taken = data.shape, self.facts.shape
         for what, here, there in (
             ("channels", given.channels, taken.channels),
