@@ -45,8 +45,8 @@ class TimeSeriesTransformer(TokenNetwork):
         inputs = config.d_model * (self.memory_patches if is_flat else 1)
         points = shape.prediction_length if is_flat else config.future_patch_length
         numbers = points * self.row_channels * self.output.size
-        # With periods a forecast is what is added to seasonal naive, and starts as that.
-        self.head = make_projection(config, inputs, numbers, is_zero=config.periods > 0)
+        # With periods a forecast is what is added to seasonal naive, and starts near that.
+        self.head = make_projection(config, inputs, numbers, is_small=config.periods > 0)
         for mixture in self.mixtures().values():
             mixture.attached_scale = 1.0
         self.recompute: Recompute = "none"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Protocol
 
 import torch
@@ -18,6 +19,9 @@ from torch.nn import functional as F
 from model.constants import constant
 from model.network_config import ModelConfig
 from model.window_scale import WindowScale
+
+APART = 0.25
+"""Deviation, in the network's units, of the normal distribution that sorted quantiles start as."""
 
 
 class Output(Protocol):
@@ -84,13 +88,16 @@ class QuantileOutput:
 
     def __init__(self, levels: Sequence[float], *, are_sorted: bool = False) -> None:
         self.levels, self._are_sorted = tuple(levels), are_sorted
+        self._apart = tuple(APART * NormalDist().inv_cdf(level) for level in levels)
         self.size = len(self.levels)
         self.middle = min(range(self.size), key=lambda i: abs(self.levels[i] - 0.5))
 
     def shaped(self, raw: Tensor, level: Tensor | None = None) -> Tensor:
         if self._are_sorted:
-            numbers = raw if level is None else raw + level.unsqueeze(-1)
-            return numbers.sort(-1).values
+            # Apart from the start: which of equal numbers gets which gradient would be chance.
+            numbers = raw + constant(self._apart, raw.dtype, raw)
+            numbers = numbers if level is None else numbers + level.unsqueeze(-1)
+            return numbers.sort(stable=True, dim=-1).values
         steps = F.softplus(raw)
         middle = raw[..., self.middle : self.middle + 1]
         if level is not None:

@@ -27,22 +27,25 @@ class ResidualProjection(nn.Module):
         return self.skip(x) + self.output(F.silu(self.hidden(x)))
 
 
-class ZeroLinear(nn.Linear):
-    """A linear map that starts as zero."""
+class SmallLinear(nn.Linear):
+    """A linear map that starts a tenth as large as others.
+
+    From zero the layers before it would have no gradient in the first step.
+    """
 
     def initial(self) -> Mapping[str, Init]:
         """Return how the module's own parameters start, by name."""
-        return {"weight": Init(), "bias": Init()}
+        return {"weight": Init(std=0.1 * self.in_features**-0.5), "bias": Init()}
 
 
 def make_projection(
-    config: ModelConfig, inputs: int, outputs: int, *, is_zero: bool = False
+    config: ModelConfig, inputs: int, outputs: int, *, is_small: bool = False
 ) -> nn.Module:
     """Return the projection that `config.patch_projection` names; its hidden width is 2 d_model.
 
-    With `is_zero` it starts as zero.
+    With `is_small` it starts a tenth as large.
     """
-    linear = ZeroLinear if is_zero else nn.Linear
+    linear = SmallLinear if is_small else nn.Linear
     if config.patch_projection == "residual":
         return ResidualProjection(inputs, outputs, 2 * config.d_model, linear)
     return linear(inputs, outputs)

@@ -68,6 +68,7 @@ MODEL: dict[str, list[Any]] = {
     "periods": [0, 0, 2],
     "patch_projection": ["linear", "residual"],
     "loss_positions": ["future", "all"],
+    "quantile_order": ["cumulative", "sorted"],
     "use_final_norm": [True, False],
 }
 LAYOUT: dict[str, list[Any]] = {

@@ -44,6 +44,7 @@ ASKED = {
     "arcsinh": True,
     "periods": 2,
     "patch_projection": "residual",
+    "quantile_order": "sorted",
 }
 """As models of many series are pre-trained; its contexts and horizons vary."""
 ASKED_QUERIES = ASKED | {"architecture": "encoder_decoder", "position": "sinusoidal"}
@@ -55,7 +56,11 @@ RUNNING = {
     "loss": "quantile",
 }
 """As causal models of many series are pre-trained."""
-VARIED = {"data.context_lengths": [48, 80, 96], "data.min_prediction_length": 5}
+VARIED = {
+    "train.gradient_clipping": 0.05,
+    "data.context_lengths": [48, 80, 96],
+    "data.min_prediction_length": 5,
+}
 """Contexts that differ by step, and horizons that differ by sample."""
 
 

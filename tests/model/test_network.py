@@ -230,7 +230,20 @@ def test_losses_are_in_units_of_the_window_where_there_are_many_series() -> None
 def test_with_a_period_an_untrained_network_is_near_seasonal_naive() -> None:
     net = network(SeriesShape(40, 12, 1, 0), **ASKED, periods=1)
     with torch.no_grad():
-        net.head.weight.zero_()
+        for parameter in net.head.parameters():
+            parameter.zero_()
     context = (torch.arange(40) % 5 * 1.0).view(1, 40, 1)
     forecast = net.forecast(net(net.inputs(context, torch.zeros(1, 52, 0), context)), context)
     torch.testing.assert_close(forecast[0, :, 0], (torch.arange(40, 52) % 5 * 1.0))
+
+
+@pytest.mark.parametrize("order", ["cumulative", "sorted"])
+def test_a_network_with_periods_starts_near_seasonal_naive(order: str) -> None:
+    net = network(**ASKED, periods=1, loss="quantile", quantile_order=order)
+    context, covariates = inputs()
+    scale = net.features.scale(context)
+    level = net.features.level(context, scale)
+    assert level is not None
+    naive = scale.left(level.unsqueeze(-1)).squeeze(-1)
+    off = (net.forecast(net((context, covariates)), context) - naive) / scale.deviation
+    assert 0.0 < off.abs().mean() < 0.2

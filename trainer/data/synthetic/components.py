@@ -21,8 +21,7 @@ def structured(rng: np.random.Generator, length: int) -> Doubles:
     base = trend(rng, length)
     is_sum = rng.random() < 0.5
     series = base + seasons if is_sum else base * (1 + 0.5 * np.tanh(seasons))
-    # From hardly any noise, as load curves have, to as much as there is structure.
-    series = series + noise(rng, length) * 10 ** rng.uniform(-3, 0) * (series.std() + 0.1)
+    series = series + noise(rng, length) * 10 ** rng.uniform(-2, 0)
     if rng.random() < 0.3:
         series = with_outliers(series, rng)
     scale = 10 ** rng.uniform(-2, 4)
@@ -53,8 +52,7 @@ def season(rng: np.random.Generator, length: int) -> Doubles:
     time = np.arange(length)
     total = np.zeros(length)
     fitting = [period for period in PERIODS if 2 * period <= length] or [max(2, length // 2)]
-    count = rng.integers(1, 4) * (rng.random() < 0.85)
-    for period in rng.choice(fitting, size=count):
+    for period in rng.choice(fitting, size=rng.integers(0, 4)):
         harmonics = np.arange(1, 1 + rng.integers(1, 7))
         weight = rng.normal(size=(2, len(harmonics))) / harmonics
         phase = 2 * np.pi * np.outer(time, harmonics) / period
