@@ -1,7 +1,7 @@
 # Each target works alone on a fresh machine and is fast when nothing changed.
 PYTHON ?= python3
 WORKERS ?= 3
-SLOW_WORKERS ?= 4
+SLOW_WORKERS ?= 3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 

@@ -48,8 +48,6 @@ LISTED = {
     r"deepspeed --launcher openmpi .*": "needs an MPI: tests/launch/test_mpi.py",
     r"forescale prepare Hourly-train\.csv .*": "needs M4's files: tests/trainer/data",
     r"WANDB_MODE=offline .*": "needs W&B and MLflow: tests/trainer/logs/test_sinks.py",
-    r"forescale (train configs|evaluate runs)/pretrain_small.*": "takes minutes: "
-    "tests/trainer/test_zero_shot.py trains it for some steps",
     r"forescale train configs/large\.yaml --ranks 8 .*": "needs 8 GPUs",
     r"torchrun --nnodes 8 .*": "needs several machines: tests/slurm/test_launchers.py",
 }

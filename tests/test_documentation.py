@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,12 +34,19 @@ from tests.documentation import (
     why_not,
 )
 
-SMALLER = {
-    "model": {"d_model": 16, "nhead": 2, "num_layers": 1, "dim_feedforward": 32},
-    "data": {"rows": 2000},
-    "train": {"global_batch_size": 8, "micro_batch_size": 4},
+TINY = {"d_model": 16, "nhead": 2, "num_layers": 1, "dim_feedforward": 32}
+SMALLER: dict[str, dict[str, dict[str, Any]]] = {
+    "demo": {
+        "model": TINY,
+        "data": {"rows": 2000},
+        "train": {"global_batch_size": 8, "micro_batch_size": 4},
+    },
+    "pretrain_small": {
+        "model": TINY,
+        "train": {"steps": 20, "warmup_steps": 5, "global_batch_size": 8, "micro_batch_size": 8},
+    },
 }
-"""Changes to configs/demo.yaml in the copy."""
+"""Changes to configurations in the copy."""
 
 BLOCKS = [block for file in FILES for block in blocks(file)]
 COMMANDS = [
@@ -89,16 +97,21 @@ def copy_checkout(folder: Path) -> Path:
         (folder / name).symlink_to(ROOT / name)
     (folder / ".venv").symlink_to(Path(sys.prefix))
     shutil.copytree(ROOT / "configs", folder / "configs")
-    demo = yaml.safe_load((folder / "configs" / "demo.yaml").read_text())
-    for section, changes in SMALLER.items():
-        demo[section] |= changes
-    (folder / "configs" / "demo.yaml").write_text(yaml.safe_dump(demo))
+    for name, sections in SMALLER.items():
+        file = folder / "configs" / f"{name}.yaml"
+        config = yaml.safe_load(file.read_text())
+        for section, changes in sections.items():
+            config[section] |= changes
+        file.write_text(yaml.safe_dump(config))
     hours = pd.date_range("2024-01-01", periods=7000, freq="h")
     waves = np.sin(np.arange(7000) * 2 * np.pi / 24)
     table = pd.DataFrame({"date": hours, "load": waves, "price": np.roll(waves, 3)})
     table.head(1500).to_csv(folder / "load.csv", index=False)
     table.head(1500).to_parquet(folder / "load.parquet")
     table.to_parquet(folder / "series.parquet")
+    series = [waves[:length] + n for n, length in enumerate((700, 300, 900))]
+    corpus = {"item_id": list("abc"), "freq": "h", "target": series}
+    pd.DataFrame(corpus).to_parquet(folder / "corpus.parquet")
     return folder
 
 

@@ -195,8 +195,8 @@ def test_100_kills_lose_nothing(tmp_path: Path, record_property: Callable[..., N
         assert rows == list(range(1, len(rows) + 1)) and len(rows) >= newest
         committed = newest
         kills.append(Kill(rank, len(rows), phase, saving, committed))
-    finished = ranks.run(train_rank, WORLD, run, dict(SETTINGS), timeout=300)[0]
-    straight = ranks.run(train_rank, WORLD, tmp_path / "straight", dict(SETTINGS), timeout=300)[0]
+    finished = ranks.run(train_rank, WORLD, run, dict(SETTINGS), timeout=600)[0]
+    straight = ranks.run(train_rank, WORLD, tmp_path / "straight", dict(SETTINGS), timeout=600)[0]
     assert without_machine(finished) == without_machine(straight) and len(straight) == STEPS
     assert state(run) == state(tmp_path / "straight")
     assert not list((run / "checkpoints").glob(".*")) and (run / "done").exists()
