@@ -41,7 +41,7 @@ class TimeSeriesTransformer(TokenNetwork):
         self.sequence_length = config.sequence_length(*lengths, shape.is_future_known)
         """Tokens that each row holds between two layers, where the context is the longest."""
         self.output = make_output(config)
-        is_flat = config.architecture == "encoder" and not config.has_token_head
+        is_flat = config.has_flatten_head
         inputs = config.d_model * (self.memory_patches if is_flat else 1)
         points = shape.prediction_length if is_flat else config.future_patch_length
         numbers = points * self.row_channels * self.output.size

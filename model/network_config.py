@@ -140,6 +140,16 @@ class ModelConfig(TransformerConfig):
         return self.architecture == "encoder" and self.head == "token"
 
     @property
+    def has_flatten_head(self) -> bool:
+        """Whether an encoder forecasts from all tokens of its context at once."""
+        return self.architecture == "encoder" and self.head == "flatten"
+
+    @property
+    def known_patch_length(self) -> int:
+        """Number of points that a token of the context holds what is known in advance of."""
+        return self.future_patch_length if self.scores_all_positions else self.patch_length
+
+    @property
     def scores_all_positions(self) -> bool:
         """Whether every token of a decoder's context is scored."""
         return self.architecture == "decoder" and self.loss_positions == "all"

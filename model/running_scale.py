@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.window_scale import RESOLUTION, WindowScale
+from model.window_scale import RESOLUTION, WindowScale, from_first_valid
 
 
 def whole_patches(x: Tensor, patch_length: int) -> Tensor:
@@ -28,10 +28,8 @@ def running_scale(
     point [B, M, 1, C], bool.
     """
     padded = whole_patches(context, patch_length)
-    valid = ~padded.isnan()
-    # Relative to the first valid point, in fp64: sums over a large level would lose small changes.
-    level = padded.gather(1, valid.to(torch.uint8).argmax(1, keepdim=True)).nan_to_num()
-    known = (padded - level).nan_to_num().double()
+    valid, level, known = from_first_valid(padded)
+    known = known.double()  # the variance is a difference of sums
     ends = slice(patch_length - 1, None, patch_length)
     count = valid.cumsum(1)[:, ends]
     shift = known.cumsum(1)[:, ends] / count.clamp(min=1)

@@ -11,8 +11,7 @@ def network_parameters(config: ModelConfig, shape: SeriesShape) -> int:
     memory, _ = config.patches(shape.context_length, shape.prediction_length)
     channels = 1 if config.channels == "independent" else shape.channels
     values = (2 + config.periods) * config.patch_length * channels
-    ahead = config.future_patch_length if config.scores_all_positions else config.patch_length
-    known = ahead * shape.covariates
+    known = config.known_patch_length * shape.covariates
     asked = 1 + config.periods * channels + shape.covariates
     causal = config.att_type_of_decoder
     total = 0
@@ -26,7 +25,7 @@ def network_parameters(config: ModelConfig, shape: SeriesShape) -> int:
         total += stack_parameters(config, queries, decoder_layer(config), config.decoder_layers)
     if config.has_token_head:
         total += projection(config, config.future_patch_length * asked, config.d_model)
-    at_once = config.architecture == "encoder" and not config.has_token_head
+    at_once = config.has_flatten_head
     inputs = config.d_model * (memory if at_once else 1)
     points = shape.prediction_length if at_once else config.future_patch_length
     total += projection(config, inputs, points * channels * output_size(config))

@@ -27,9 +27,8 @@ class WindowFeatures:
             or (config.loss_units is None and shape.many_series)
         )
         """Whether losses are in units of each window's own deviation."""
-        ahead = config.future_patch_length if config.scores_all_positions else config.patch_length
         own = (2 + config.periods) * self.row_channels
-        self.size = config.patch_length * own + ahead * shape.covariates
+        self.size = config.patch_length * own + config.known_patch_length * shape.covariates
         """Numbers of a patch of the context, with what is known of it or of what it forecasts."""
         asked = 1 + config.periods * self.row_channels + shape.covariates
         self.query_size = config.future_patch_length * asked
@@ -71,9 +70,11 @@ class WindowFeatures:
 
         units [B, L, C] of the context -> [R, M, P * c * periods], [R, N, P * c * periods].
         """
-        before = self._one_period_ago(units).flatten(2)  # [B, L + H, C * periods]
+        before = self._one_period_ago(units)
         if self.rows_per_sample > 1:
-            before = before.unflatten(2, (-1, self._config.periods)).transpose(1, 2).flatten(0, 1)
+            before = before.transpose(1, 2).flatten(0, 1)  # [R, L + H, periods]
+        else:
+            before = before.flatten(2)
         length = units.shape[1]
         past = to_patches(before[:, :length], self._patch_length("end"), align="end")
         return past, to_patches(before[:, length:], self._patch_length("start"), align="start")

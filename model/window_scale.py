@@ -39,6 +39,16 @@ RESOLUTION = 2.0**-22
 """Deviation, as a share of the largest value, that may be nothing but rounding in fp32."""
 
 
+def from_first_valid(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return which points of x [B, T, C] are valid, the first of them, and all less that.
+
+    Sums over a large level would lose small changes. Missing points are 0.
+    """
+    valid = ~x.isnan()
+    level = x.gather(1, valid.to(torch.uint8).argmax(1, keepdim=True)).nan_to_num()
+    return valid, level, (x - level).nan_to_num()
+
+
 def instance_statistics(context: Tensor, *, is_relative: bool = False) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of each window's context [B, L, C], [B, 1, C] each.
 
@@ -46,11 +56,8 @@ def instance_statistics(context: Tensor, *, is_relative: bool = False) -> tuple[
     its level and a deviation of 1e-3. With `is_relative` the deviation has no floor, so that it
     follows the window's scale wherever that is, and a constant window's is 1.
     """
-    valid = ~context.isnan()
+    valid, level, known = from_first_valid(context)
     count = valid.sum(1, keepdim=True)
-    # Relative to the first valid point: a sum over a large level would lose the small changes.
-    level = context.gather(1, valid.to(torch.uint8).argmax(1, keepdim=True)).nan_to_num()
-    known = (context - level).nan_to_num()
     shift = known.sum(1, keepdim=True) / count.clamp(min=1)
     variance = ((known - shift).square() * valid).sum(1, keepdim=True) / count.clamp(min=1)
     mean = level + shift

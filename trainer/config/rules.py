@@ -98,8 +98,7 @@ def _check_lengths(configuration: Configuration) -> None:
             f"{ahead} points are forecast after each position, fewer than data.prediction_length="
             f"{horizon}; use at least {horizon}",
         )
-    is_flat = model.architecture == "encoder" and not model.has_token_head
-    if is_flat and len(data.context_lengths or []) > 1:
+    if model.has_flatten_head and len(data.context_lengths or []) > 1:
         raise configuration.error(
             "data.context_lengths",
             "a flatten head forecasts from a context of one length; set model.head=token, or "

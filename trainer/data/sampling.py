@@ -11,10 +11,9 @@ from itertools import accumulate
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from model.errors import UserError
-from trainer.data.arrays import Doubles, Indices
+from trainer.data.arrays import Doubles, Indices, Words
 from trainer.data.permutation import permuted
 
 SAMPLES, BUCKETS, EPOCHS = 0, 1, 2
@@ -31,7 +30,7 @@ class Drawn:
     """Item of the source [n]."""
     offset: Indices
     """Number of the window within its item [n]."""
-    random: npt.NDArray[np.uint64]
+    random: Words
     """A random word [n] for what else is drawn by sample."""
 
 
@@ -120,7 +119,7 @@ class Sampler:
                 item[rows], offset[rows] = table.draw(bucket, words[rows])
         return Drawn(source, item, offset, words[:, 3])
 
-    def _in_epochs(self, seed: int, samples: Indices, random: npt.NDArray[np.uint64]) -> Drawn:
+    def _in_epochs(self, seed: int, samples: Indices, random: Words) -> Drawn:
         """Return the windows of samples where each window comes once an epoch."""
         window = np.empty(len(samples), np.int64)
         epochs, positions = np.divmod(samples, self.windows)
@@ -157,7 +156,7 @@ class _Table:
         begin, end = (self.edges[min(edge, last)] for edge in (bucket, bucket + 1))
         return float((self.weights[end] - self.weights[begin]) / self.weights[-1])
 
-    def draw(self, bucket: int, words: npt.NDArray[np.uint64]) -> tuple[Indices, Indices]:
+    def draw(self, bucket: int, words: Words) -> tuple[Indices, Indices]:
         """Return an item of a bucket and a window of that for each row of random words."""
         begin, end = self.edges[bucket], self.edges[bucket + 1]
         if self.exponent == 1.0:  # all windows are as likely: exact, in whole numbers
@@ -189,11 +188,11 @@ def _table(counts: Indices, exponent: float, buckets: Indices) -> _Table:
     )
 
 
-def _modulo(words: npt.NDArray[np.uint64], counts: Indices | np.int64) -> Indices:
+def _modulo(words: Words, counts: Indices | np.int64) -> Indices:
     return np.asarray(words % np.asarray(counts, np.uint64), np.int64)
 
 
-def _shares(words: npt.NDArray[np.uint64]) -> Doubles:
+def _shares(words: Words) -> Doubles:
     """Return each word as a number from 0 to less than 1."""
     return np.asarray((words >> np.uint64(11)) * 2.0**-53, np.float64)
 
@@ -202,7 +201,7 @@ def _normalised(weights: Doubles) -> Doubles:
     return weights / weights.sum()
 
 
-def _words(seed: int, stream: int, start: int, stop: int) -> npt.NDArray[np.uint64]:
+def _words(seed: int, stream: int, start: int, stop: int) -> Words:
     """Return four random words [stop - start, 4] for each number of a stream.
 
     Number i has block i of the counter-based generator Philox4x64-10 (Salmon et al. 2011).
@@ -212,7 +211,7 @@ def _words(seed: int, stream: int, start: int, stop: int) -> npt.NDArray[np.uint
     return blocks.reshape(-1, 4)
 
 
-def _weighted(ends: Doubles, words: npt.NDArray[np.uint64]) -> Indices:
+def _weighted(ends: Doubles, words: Words) -> Indices:
     """Return a number for each word, by weights that `ends` adds up."""
     found = np.searchsorted(ends, _shares(words) * ends[-1], side="right")
     last = int(np.searchsorted(ends, ends[-1]))  # with a weight, where rounding ends behind

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from parallel.collectives import sum_over_ranks
 from parallel.mesh import Mesh
-from trainer.data.arrays import Floats, Indices
+from trainer.data.arrays import Doubles, Floats, Indices
 from trainer.data.dataset import Dataset
 from trainer.data.windows import Split, WindowBatch
-from trainer.forecast.quantile_scores import QuantileSums, Sums
+from trainer.forecast.quantile_scores import QuantileSums
 
 Predict = Callable[[Iterable[WindowBatch]], Iterable[tuple[WindowBatch, Tensor]]]
 """A function from batches to the batches with their forecasts, in standardised units.
@@ -44,13 +44,13 @@ class Evaluation:
     """The units that errors are measured in."""
     items: list[str]
     """Names of the I items that windows are of."""
-    squared: dict[str, Sums]
+    squared: dict[str, Doubles]
     """Forecaster -> sum of squared errors of each item and channel [I, C]."""
-    absolute: dict[str, Sums]
+    absolute: dict[str, Doubles]
     """Forecaster -> sum of absolute errors of each item and channel [I, C]."""
-    points: Sums
+    points: Doubles
     """Number of valid target points of each item and channel [I, C]."""
-    seasonal_scale: Sums
+    seasonal_scale: Doubles
     """MASE's divisor for each item and channel [I, C], NaN where it is undefined."""
     quantiles: QuantileSums
     """Scores of the network's quantiles."""
@@ -78,11 +78,11 @@ class Evaluation:
                 scores["wql"] = self.quantiles.weighted(None if is_model else self.absolute[name])
         return answer
 
-    def _mase(self, name: str) -> Sums:
+    def _mase(self, name: str) -> Doubles:
         """Return a forecaster's MASE of each item and channel, NaN where it is undefined."""
         return self._per_point(self.absolute[name]) / self.seasonal_scale
 
-    def _per_point(self, sums: Sums) -> Sums:
+    def _per_point(self, sums: Doubles) -> Doubles:
         return np.where(self.points > 0, sums / np.maximum(1.0, self.points), np.nan)
 
     def over_items(self) -> dict[str, dict[str, dict[str, float]]]:
@@ -139,12 +139,12 @@ class Evaluation:
         }
 
 
-def _mean(values: Sums) -> float:
+def _mean(values: Doubles) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else 0.0
 
 
-def _quartiles(values: Sums) -> dict[str, float]:
+def _quartiles(values: Doubles) -> dict[str, float]:
     known = values[~np.isnan(values)]
     if not known.size:
         return {}

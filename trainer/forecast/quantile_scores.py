@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Sums = npt.NDArray[np.float64]
+from trainer.data.arrays import Doubles, Indices
 
 
 @dataclass(frozen=True)
@@ -18,20 +17,20 @@ class QuantileSums:
 
     levels: tuple[float, ...]
     """Levels of the Q quantiles; () where there are none."""
-    mean: Sums
+    mean: Doubles
     """What the items' channels are standardised by [I, C]."""
-    deviation: Sums
-    sums: Sums
+    deviation: Doubles
+    sums: Doubles
     """Pinball losses by level, points below by level, and absolute targets and points [2 Q + 2, I,
     C]; losses in standardised units, targets in the source's."""
 
     @classmethod
-    def zero(cls, levels: Sequence[float], mean: Sums, deviation: Sums) -> QuantileSums:
+    def zero(cls, levels: Sequence[float], mean: Doubles, deviation: Doubles) -> QuantileSums:
         """Return sums over no window; there are none at all without levels."""
         rows = 2 * len(levels) + 2 if levels else 0
         return cls(tuple(levels), mean, deviation, np.zeros((rows, *mean.shape)))
 
-    def add(self, items: npt.NDArray[np.int64], quantiles: Sums, target: Sums) -> None:
+    def add(self, items: Indices, quantiles: Doubles, target: Doubles) -> None:
         """Add windows of items: quantiles [B, H, C, Q], target [B, H, C], NaN where missing."""
         if not self.levels:
             return
@@ -44,7 +43,7 @@ class QuantileSums:
         np.add.at(self.sums[-2], items, np.nansum(np.abs(target * deviation + mean), axis=1))
         np.add.at(self.sums[-1], items, (~np.isnan(target)).sum(1))
 
-    def weighted(self, absolute: Sums | None = None) -> float:
+    def weighted(self, absolute: Doubles | None = None) -> float:
         """Return the weighted quantile loss: twice the mean pinball loss over the mean magnitude.
 
         It is that of the quantiles, or of a forecast whose quantiles all are its point, by the sums

@@ -10,7 +10,7 @@ from trainer.data import Dataset, Split
 from trainer.data.windows import WindowBatch
 from trainer.forecast.evaluate import MODEL, Evaluation, Predict, baseline_names, evaluate
 from trainer.logs.metrics import Row
-from trainer.logs.names import ZERO_SHOT
+from trainer.logs.names import VALIDATION, ZERO_SHOT
 from trainer.logs.progress import ScoringProgress
 
 LOOK_EVERY = 32
@@ -47,7 +47,7 @@ class Scoring:
         try:
             if trained.windows(Split.VALIDATION):
                 scores = self.scores(trained, Split.VALIDATION, with_bar=False).scores()
-                row["validation_mse"] = scores[MODEL]["mse"]
+                row[VALIDATION] = scores[MODEL]["mse"]
             for name, series in others.items():
                 scores = self.scores(series, Split.TEST, with_bar=False).scores()
                 row[f"{ZERO_SHOT}{name}/mase"] = scores[MODEL]["mase"]

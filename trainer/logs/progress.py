@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from trainer.logs.log import log
 from trainer.logs.metrics import Row
-from trainer.logs.names import ZERO_SHOT, has_validation
+from trainer.logs.names import VALIDATION, ZERO_SHOT, has_validation
 
 SCORING_SECONDS = 10.0
 """Seconds between lines of a log while windows are scored: where that is quick there is none."""
@@ -60,8 +60,8 @@ class TrainingProgress:
             f"loss {row['loss']:.4f}  grad norm {row['grad_norm']:.3f}  "
             f"{row['tokens_per_second']:,.0f} tokens/s"
         )
-        if "validation_mse" in row:
-            numbers += f"  validation MSE {row['validation_mse']:.4f}"
+        if VALIDATION in row:
+            numbers += f"  validation MSE {row[VALIDATION]:.4f}"
         for name, score in row.items():
             if name.startswith(ZERO_SHOT) and name.endswith("/mase"):
                 numbers += f"  MASE of {name.split('/')[1]} {score:.4f}"

@@ -12,7 +12,7 @@ import torch
 from tests.trainer.data.sets import csv
 from trainer.config.data_settings import DataConfig
 from trainer.data import Dataset, Split
-from trainer.forecast.evaluate import MODEL, evaluate
+from trainer.forecast.evaluate import MODEL, Evaluation, evaluate
 from trainer.forecast.report import print_table
 
 LEVELS = (0.1, 0.5, 0.9)
@@ -33,7 +33,7 @@ def dataset(tmp_path: Path) -> Dataset:
     return Dataset(DataConfig(source=str(csv(tmp_path, pd.concat(frames))), **options))
 
 
-def scored(dataset: Dataset, quantiles: torch.Tensor, batch_size: int = 8):  # type: ignore[no-untyped-def]
+def scored(dataset: Dataset, quantiles: torch.Tensor, batch_size: int = 8) -> Evaluation:
     """Return the evaluation of a forecast [H, 3] that is the same for each window."""
     numbers = torch.cat([quantiles[:, 1:2], quantiles], 1).view(1, HORIZON, 1, 4)
     return evaluate(
