@@ -17,6 +17,10 @@ from trainer.logs.log import VARIABLE
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
+COUNT = click.IntRange(1)
+"""Ranks or tasks."""
+COUNT.name = "whole number"
+
 run_dir_option = click.option(
     "--run-dir",
     type=click.Path(path_type=Path),
@@ -65,7 +69,7 @@ def forescale() -> None:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @run_dir_option
 @resume_option
-@click.option("--ranks", type=click.IntRange(1), help="Start this many local ranks.")
+@click.option("--ranks", type=COUNT, help="Start this many local ranks.")
 @click.option("--profile", metavar="FIRST-LAST", help="Trace these steps, and show their time.")
 @click.option("--dry-run", is_flag=True, help="Check all, say what would be done, write nothing.")
 @log_options
@@ -182,8 +186,8 @@ def prepare(arguments: Sequence[str], on_error: str | None, then: Sequence[str])
 @forescale.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--world", type=click.IntRange(1), required=True, help="Ranks.")
-@click.option("--node", type=click.IntRange(1), default=8, show_default=True, help="Ranks a node.")
+@click.option("--world", type=COUNT, required=True, help="Ranks.")
+@click.option("--node", type=COUNT, default=8, show_default=True, help="Ranks a node.")
 @run_dir_option
 @resume_option
 @json_option
@@ -258,7 +262,7 @@ def doctor() -> None:
 
 @forescale.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--tasks", type=click.IntRange(1), default=1, help="Ranks this node will have.")
+@click.option("--tasks", type=COUNT, default=1, help="Ranks this node will have.")
 @json_option
 @explain_option
 def preflight(run: Path, tasks: int, as_json: bool, explain: bool) -> None:

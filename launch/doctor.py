@@ -137,6 +137,8 @@ def _mpi() -> str:
 
 def _first_words(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    if done.returncode:
+        return f"fails: {(done.stderr.splitlines() or ['it says nothing'])[0]}"
     return " ".join((done.stdout + done.stderr).split())
 
 

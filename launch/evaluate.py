@@ -31,7 +31,10 @@ def score(run: Path, split: str, overrides: Sequence[str] = (), *, as_json: bool
         forecaster = Forecaster.load(run)
         dataset = forecaster.dataset_of(changes)
         if not dataset.windows(chosen):
-            raise UserError(f"{run}: data.split leaves no window in the {split} part")
+            raise UserError(
+                f"{run}: data.split leaves no window in the {split} part; choose another with "
+                "--split, or score other series with data.source=FILE"
+            )
         if changes:
             for sentence in forecaster.facts.trained_on(dataset.facts):
                 log.warning(sentence)

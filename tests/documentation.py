@@ -55,9 +55,10 @@ LISTED = {
 
 ELSEWHERE = {
     "/data/series.parquet": "series.parquet",
+    "runs/demo/checkpoints/step-00001000": "runs/demo/checkpoints/step-00000200",
     'device="cuda"': 'device="cpu"',
 }
-"""What a command says of another machine -> what it says here."""
+"""What a command says of another machine, or of the whole demo -> what it says here."""
 
 
 PRELUDES = {

@@ -39,7 +39,12 @@ SMALLER: dict[str, dict[str, dict[str, Any]]] = {
     "demo": {
         "model": TINY,
         "data": {"rows": 2000},
-        "train": {"global_batch_size": 8, "micro_batch_size": 4},
+        "train": {
+            "steps": 200,
+            "warmup_steps": 30,
+            "global_batch_size": 8,
+            "micro_batch_size": 4,
+        },
     },
     "pretrain_small": {
         "model": TINY,

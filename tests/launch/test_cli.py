@@ -74,6 +74,7 @@ OWN_DATA = ["data.targets=null", "data.covariates=[]", "data.rows=null", "data.c
         (["parallel.pipeline=2"], "parallel.pipeline: 1 rank cannot form 2 pipeline stages"),
         (["--run-dir", "/proc/run"], "--run-dir: cannot write in /proc"),
         (["--ranks", "0"], "Invalid value for '--ranks'"),
+        (["--ranks", "two"], "Invalid value for '--ranks': 'two' is not a valid whole number."),
         (["--rank", "2"], "No such option"),
     ],
 )
@@ -230,6 +231,12 @@ def test_show_and_evaluate_tell_what_a_run_holds(
     assert scores["scores"]["Forescale"] == pytest.approx(stored["scores"]["Forescale"], rel=1e-6)
     main(["evaluate", str(run), "--split", "validation"])
     assert "validation windows" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", str(run), "data.split=[0.9,0.1,0.0]"])
+    assert capsys.readouterr().err == (
+        f"forescale: {run}: data.split leaves no window in the test part; choose another with "
+        "--split, or score other series with data.source=FILE\n"
+    )
 
 
 def test_plan_explains_a_layout_without_ranks(capsys: pytest.CaptureFixture[str]) -> None:

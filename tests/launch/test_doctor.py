@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,3 +31,14 @@ def test_the_doctor_reports_every_part(
     assert re.search(r"^torchrun: /", said, re.MULTILINE)
     assert "NCCL_DEBUG: INFO" in said and "hidden" not in said
     assert re.search(r"^lo: ", said, re.MULTILINE)
+
+
+def test_a_program_that_fails_is_told_by_the_first_line_it_says(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    srun = tmp_path / "srun"
+    srun.write_text("#!/bin/sh\necho no cluster here >&2\necho and more >&2\nexit 1\n")
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    main(["doctor"])
+    assert "\nsrun --mpi: fails: no cluster here\n" in capsys.readouterr().out
