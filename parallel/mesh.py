@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from parallel import flight_recorder
 from parallel.layout import Coordinates, Layout
 
 
@@ -55,6 +56,7 @@ def init_mesh(
     A collective that takes longer than `seconds`, or else than the backend's own limit, fails.
     """
     if store is not None:
+        flight_recorder.enable()
         # NCCL's groups meet at the store in their first collective, which one rank may reach long
         # before another; the store's own limit is the short one of the rendezvous.
         store.set_timeout(timedelta(seconds=seconds) if seconds else LATE)

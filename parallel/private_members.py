@@ -116,8 +116,12 @@ TORCH: dict[str, tuple[str, ...]] = {
         "native_layer_norm_backward",
         "silu_backward",
     ),
-    # stacks.py reads arguments of collectives off their frames: tests/faults/test_watchdog.py
+    # flight_recorder.py, and stacks.py, which reads arguments of collectives off their frames:
+    # tests/faults/test_watchdog.py
+    "torch._C._distributed_c10d": ("_dump_fr_trace_json",),
     "torch.distributed.distributed_c10d": (
+        "_world",
+        "pg_names",
         "PrefixStore",
         "Store",
         "group",

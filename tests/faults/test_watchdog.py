@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import signal
@@ -25,7 +26,7 @@ from tests import ranks
 from tests.settings import planned, train_rank
 from trainer.checkpoint.tensor_files import Storage
 from trainer.faults.activity import Activity
-from trainer.faults.watchdog import Report, Watchdog, in_words
+from trainer.faults.watchdog import Watchdog
 from trainer.logs.log import shown
 from trainer.logs.metrics import Row, read_metrics
 
@@ -107,6 +108,33 @@ def test_who_waits_for_whom_is_told(tmp_path: Path, layout: dict[str, Any], word
     assert re.search(r"rank 1 \(.*\): is in step, test_watchdog\.py:\d+; step 12", said), said
     assert "time.sleep(1000)" in (run / "hang" / "rank-00001.txt").read_text()
     assert (run / "hang" / "report.txt").read_text() in said
+
+
+def _hang_asynchronously(rank: int, world: int, run: Path, changes: dict[str, Any]) -> None:
+    """Train; in step 12 rank 0 starts a collective and goes on, as it does with a GPU's."""
+
+    def step(number: int) -> None:
+        if number == 12:
+            if rank == 0:
+                torch.distributed.all_reduce(torch.ones(7), async_op=True)
+            time.sleep(1000)
+
+    train_rank(rank, world, run, changes, on_step=step)
+
+
+def test_an_unfinished_collective_of_a_device_is_told(tmp_path: Path) -> None:
+    """The stack of a host that does not wait for its collectives does not tell them."""
+    run = tmp_path / "run"
+    codes, said = run_until_it_ends(_hang_asynchronously, 2, run, SETTINGS)
+    assert None not in codes, said
+    assert re.search(
+        r"rank 0 \(.*\): is in step, test_watchdog\.py:\d+, unfinished: all_reduce of 7 elements "
+        r"of rank 0-1, waits for rank 1; step 12",
+        said,
+    ), said
+    assert re.search(r"rank 1 \(.*\): is in step, test_watchdog\.py:\d+; step 12", said), said
+    recorded = json.loads((run / "hang" / "rank-00000.json").read_text())
+    assert [[7]] in [e["input_sizes"] for e in recorded["entries"] if not e["retired"]]
 
 
 def _train_held(
@@ -241,30 +269,6 @@ def test_a_stopped_rank_is_named(tmp_path: Path, victims: list[int], writable: b
         assert ("its stacks cannot be written" in said) != writable
         who = ", ".join(map(str, victims))
         assert f"rank {who}: does not answer: stopped, dead or cut off" in said, said
-
-
-def test_words_for_a_pipeline_that_waits_in_a_row() -> None:
-    def report(words: str, awaited: list[int], stage: int) -> Report:
-        return Report(7, stage, f"encoder.layers.{stage}", words, awaited, "n1")
-
-    told = list(
-        in_words(
-            4,
-            {
-                0: report("recv from rank 1 of 64 elements", [1], 0),
-                1: report("all_reduce of 8 elements", [1, 2], 1),
-                2: report("is in read, dataset.py:10", [], 2),
-            },
-        )
-    )
-    assert told == [
-        "rank 0 (n1): recv from rank 1 of 64 elements, waits for rank 1; step 7, stage 0, layer "
-        "encoder.layers.0",
-        "rank 1 (n1): all_reduce of 8 elements of rank 1-2, waits for rank 2; step 7, stage 1, "
-        "layer encoder.layers.1",
-        "rank 2 (n1): is in read, dataset.py:10; step 7, stage 2, layer encoder.layers.2",
-        "rank 3: does not answer: stopped, dead or cut off",
-    ]
 
 
 class SlowDisk(Storage):

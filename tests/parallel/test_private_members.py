@@ -40,6 +40,7 @@ def test_deepspeed_has_what_is_used_of_it(module: str) -> None:
 COMPILED: dict[str, object] = {
     "torch.Tensor": torch.Tensor,
     "torch._C": torch._C,
+    "torch._C._distributed_c10d": torch._C._distributed_c10d,
     "torch.ops.aten": torch.ops.aten,
 }
 """What has no source to read."""

@@ -18,10 +18,10 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,8 +30,11 @@ from torch.distributed.distributed_c10d import Store
 
 from model.layers import BaseTransformerLayer
 from model.sentences import first_line, ranges
+from parallel import flight_recorder
+from parallel.flight_recorder import Record
 from parallel.mesh import Mesh
 from trainer.faults.activity import Activity
+from trainer.faults.hang_report import Report, in_words
 from trainer.faults.stacks import main_thread, thread_state
 from trainer.logs.log import log
 
@@ -42,29 +45,6 @@ CLOSE_SECONDS = 5.0
 """Seconds that closing waits at most for an exchange with the store."""
 
 T = TypeVar("T")
-
-
-@dataclass
-class Report:
-    """The state of a rank in a hang, as it reports it to the others."""
-
-    step: int
-    stage: int
-    layer: str
-    """The transformer layer that it was in last; empty before the first."""
-    words: str
-    """The state of its main thread in words."""
-    awaited: list[int]
-    """Ranks of the collective that it waits in."""
-    host: str
-    loading: str = ""
-    """What it does before its first step, in words; empty afterwards."""
-
-    def where(self) -> str:
-        """Return step, stage and layer in words."""
-        if self.loading:
-            return f"before the first step, {self.loading}, stage {self.stage}"
-        return f"step {self.step}, stage {self.stage}, layer {self.layer or 'none yet'}"
 
 
 class Watchdog:
@@ -238,13 +218,13 @@ class Watchdog:
         os._exit(1)
 
     def _report(self) -> Report:
-        """Write this rank's stacks to a file, and return its state."""
-        now = thread_state(main_thread())
+        """Write this rank's stacks and collectives to files, and return its state."""
+        now, record = thread_state(main_thread()), flight_recorder.read()
         try:
-            within(2 * self._pause, self._write_stacks)
+            within(2 * self._pause, lambda: self._write_stacks(record))
         except (OSError, TimeoutError) as error:  # a disk may be what it hangs on
             log.error(f"rank {self._mesh.rank}: its stacks cannot be written: {error}")
-        return Report(
+        report = Report(
             self.step,
             self._mesh.coordinates.pipeline,
             self.layer,
@@ -252,12 +232,21 @@ class Watchdog:
             list(now.awaited),
             os.uname().nodename,
             self.loading,
+            started=record.started,
         )
+        if record.unfinished is not None and not now.awaited:
+            report.unfinished, report.group = record.unfinished.words, record.unfinished.group
+            report.number = record.unfinished.number
+            report.awaited = list(record.unfinished.awaited)
+        return report
 
-    def _write_stacks(self) -> None:
-        """Write the stacks of all threads to this rank's file."""
+    def _write_stacks(self, record: Record) -> None:
+        """Write the stacks of all threads, and the last collectives, to this rank's files."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with open(self._folder / f"rank-{self._mesh.rank:05d}.txt", "w", encoding="utf-8") as file:
+        mine = self._folder / f"rank-{self._mesh.rank:05d}.txt"
+        if record.text:
+            mine.with_suffix(".json").write_text(record.text, encoding="utf-8")
+        with open(mine, "w", encoding="utf-8") as file:
             traceback.print_stack(main_thread(), file=file)
             file.write("\nall threads:\n")
             file.flush()
@@ -288,35 +277,3 @@ def within(seconds: float, action: Callable[[], T]) -> T:
 
     threading.Thread(target=run, daemon=True).start()
     return result.result(timeout=seconds)
-
-
-def in_words(world: int, reports: dict[int, Report]) -> Iterable[str]:
-    """Yield sentences about which ranks wait for which, ranks of one sentence together."""
-    ranks_of: dict[str, list[int]] = {}
-    for rank, report in sorted(reports.items()):
-        ranks_of.setdefault(_sentence(rank, report, reports), []).append(rank)
-    silent = sorted(set(range(world)) - set(reports))
-    if silent:
-        ranks_of["does not answer: stopped, dead or cut off"] = silent
-    for sentence, ranks in ranks_of.items():
-        host = f" ({reports[ranks[0]].host})" if ranks[0] in reports else ""
-        yield f"rank {ranges(ranks)}{host}: {sentence}"
-
-
-def _sentence(rank: int, report: Report, reports: dict[int, Report]) -> str:
-    """Return a sentence about where a rank is, and for which ranks it waits."""
-    if not report.awaited:
-        return f"{report.words}; {report.where()}"
-    missing = [
-        other
-        for other in report.awaited
-        if other != rank and (other not in reports or not _is_there(reports[other], report))
-    ]
-    waits = f"waits for rank {ranges(missing)}" if missing else "all of its ranks are there"
-    among = f" of rank {ranges(sorted(report.awaited))}" if len(report.awaited) > 1 else ""
-    return f"{report.words}{among}, {waits}; {report.where()}"
-
-
-def _is_there(other: Report, report: Report) -> bool:
-    """Return whether the other rank is in the same collective."""
-    return set(other.awaited) == set(report.awaited) and other.words == report.words

@@ -97,7 +97,7 @@ class RunFolder:
 
     @property
     def hang_folder(self) -> Path:
-        """The watchdog's report about a run that hung, and the stacks of its ranks."""
+        """The report about a run that hung, with the stacks and collectives of its ranks."""
         return self.path / HANG
 
     @property
