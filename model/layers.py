@@ -43,6 +43,15 @@ class BaseTransformerLayer(nn.Module):
             MixtureOfExperts(config) if config.use_moe else make_feed_forward(config)
         )
 
+    @property
+    def ends_with_product(self) -> bool:
+        """Whether the output is the input plus a matrix product, which no backward pass needs.
+
+        Dropout after the product makes a repetition of the layer go on beyond it.
+        """
+        drops = self.training and (self.dropout.p or self.drop_path.probability)
+        return self.pre_norm and not drops and not isinstance(self.feed_forward, MixtureOfExperts)
+
     def residual(self, x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         """Return x + f(norm(x)) with pre-norm, norm(x + f(x)) with post-norm."""
         if self.pre_norm:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -129,10 +129,12 @@ class _Keeping(TorchDispatchMode):
     by which ZeRO 3 gathers a parameter that it has let go of in between.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, last: bool) -> None:
         super().__init__()
+        self._keeps_last = last
         self.results: list[tuple[Any, Any]] = []
-        """Each operator that was kept, and its results."""
+        """Each operator that was kept, and its results; None in place of those of the last one,
+        where they are not wanted."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -142,6 +144,11 @@ class _Keeping(TorchDispatchMode):
             kept = tree_map(lambda one: _VersionWrapper(_detach_helper(one)), results)
             self.results.append((func, kept))
         return results
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        if not self._keeps_last and self.results:
+            self.results[-1] = self.results[-1][0], None
 
 
 class _Returning(TorchDispatchMode):
@@ -160,6 +167,8 @@ class _Returning(TorchDispatchMode):
         if kept is not func:
             raise RuntimeError(f"a block computed {kept} first and {func} when it was repeated")
         self._next += 1
+        if results is None:
+            return func(*args, **(kwargs or {}))
         return tree_map(lambda one: one.get_val(False), results)
 
     def __enter__(self) -> Any:
@@ -173,7 +182,7 @@ def _whole_block() -> tuple[_Pass, _Pass]:
     return _Pass(memory, None, again=False), _Pass(memory, None, again=True)
 
 
-def _selective() -> tuple[_Pass, _Pass]:
+def _selective(*, last: bool) -> tuple[_Pass, _Pass]:
     """Return the contexts of the first pass and of a repetition of cheap operations only."""
     memory = _Memory()
     first: Any
@@ -181,23 +190,28 @@ def _selective() -> tuple[_Pass, _Pass]:
     if torch.compiler.is_compiling():
         first, again = create_selective_checkpoint_contexts(_policy)
     else:
-        first = _Keeping()
+        first = _Keeping(last=last)
         again = _Returning(first)
     return _Pass(memory, first, again=False), _Pass(memory, again, again=True)
 
 
 def recomputed(
-    block: Callable[..., Any], *arguments: Any, selective: bool = False, **options: Any
+    block: Callable[..., Any],
+    *arguments: Any,
+    selective: bool = False,
+    keeps_last: bool = True,
+    **options: Any,
 ) -> Any:
     """Call `block` and keep only its inputs for the backward pass (Chen et al. 2016).
 
     With `selective` the results of matrix products and attention are kept too (Korthikanti et al.
-    2022).
+    2022); not that of the last product where `keeps_last` is unset, as the backward pass of a block
+    that only adds to it does not need it.
     """
     return checkpoint(
         block,
         *arguments,
         use_reentrant=False,
-        context_fn=_selective if selective else _whole_block,
+        context_fn=partial(_selective, last=keeps_last) if selective else _whole_block,
         **options,
     )

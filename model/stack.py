@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.config import TransformerConfig
 from model.embedding import Positions
+from model.layers import BaseTransformerLayer
 from model.norm import make_norm
 from model.recompute import Recompute, recomputed
 
@@ -44,4 +45,7 @@ def run_layer(layer: nn.Module, *arguments: Any, recompute: Recompute, **options
     """Run one layer, part of which the backward pass repeats as `recompute` says."""
     if recompute == "none" or not torch.is_grad_enabled():
         return layer(*arguments, **options)
-    return recomputed(layer, *arguments, selective=recompute == "selective", **options)
+    keeps_last = not (isinstance(layer, BaseTransformerLayer) and layer.ends_with_product)
+    return recomputed(
+        layer, *arguments, selective=recompute == "selective", keeps_last=keeps_last, **options
+    )

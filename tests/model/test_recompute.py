@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import attention_kernels, fused_attention
-from model.recompute import KEPT, is_recomputing, recomputed, remembered
+from model.config import TransformerConfig
+from model.layers import EncoderLayer
+from model.recompute import KEPT, Recompute, _is_kept, is_recomputing, recomputed, remembered
+from model.stack import run_layer
+
+RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
 
 PACKAGES = [name for name in KEPT if "::" in name]
 
@@ -137,3 +144,61 @@ def test_a_repetition_that_computes_something_else_is_an_error() -> None:
     output = recomputed(block, x, selective=True).sum()
     with pytest.raises(RuntimeError, match=r"a block computed aten\.mm"):
         output.backward()
+
+
+class Products(TorchDispatchMode):
+    """Counts the operators whose results selective recomputation keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.count += _is_kept(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("norm_strategy", ["pre_norm", "post_norm"])
+@pytest.mark.parametrize("use_moe", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_products_are_kept_that_the_backward_pass_needs(
+    norm_strategy: str, use_moe: bool, dropout: float
+) -> None:
+    """And no others: a dense block with pre-norm ends with one that is only added."""
+    config = TransformerConfig(
+        d_model=16,
+        nhead=2,
+        num_layers=1,
+        dim_feedforward=48,
+        dropout=dropout,
+        norm_strategy=norm_strategy,
+        use_moe=use_moe,
+    )
+    layer = EncoderLayer(config)
+    x = torch.randn(2, 5, 16, requires_grad=True)
+    counts, gradients = {}, {}
+    for recompute in RECOMPUTE:
+        torch.manual_seed(3)
+        with Products() as products:
+            output = run_layer(layer, x, recompute=recompute)
+            (gradients[recompute],) = torch.autograd.grad(output.square().sum(), x)
+        counts[recompute] = products.count
+    assert counts["selective"] == counts["none"] < counts["block"]
+    torch.testing.assert_close(gradients["selective"], gradients["none"], rtol=0, atol=0)
+    assert layer.ends_with_product == (norm_strategy == "pre_norm" and not use_moe and not dropout)
+
+
+def tensors_left(*, keeps_last: bool) -> int:
+    """Return how many tensors of 16 elements a block of two products leaves behind it."""
+    x = torch.randn(4, 4, requires_grad=True)
+    output = recomputed(lambda x: x + (x @ x).exp() @ x, x, selective=True, keeps_last=keeps_last)
+    gc.collect()
+    left = [one for one in gc.get_objects() if type(one) is Tensor and one.numel() == 16]
+    output.sum().backward()
+    return len(left)
+
+
+def test_the_last_product_is_not_kept_where_it_is_only_added() -> None:
+    assert tensors_left(keeps_last=False) == tensors_left(keeps_last=True) - 1
