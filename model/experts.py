@@ -192,8 +192,24 @@ Compute = Callable[[Tensor, Tensor], Tensor]
 their outputs in the same order."""
 
 
-def compute_locally(rows: Tensor, counts_E: Tensor, compute: Compute, complete: bool) -> Tensor:
+Exchange = Callable[[Tensor, Tensor, Compute, bool, Callable[[], None]], Tensor]
+"""Sends sorted rows to the ranks of their experts, and returns outputs.
+
+It takes the rows, the number of rows of each expert, the computation, whether every row is some
+expert's, and what is computed beside the sending. If not every row is, the last ones are of none,
+and the outputs end before them.
+"""
+
+
+def compute_locally(
+    rows: Tensor,
+    counts_E: Tensor,
+    compute: Compute,
+    complete: bool,
+    beside: Callable[[], None],
+) -> Tensor:
     """Compute all rows on this rank: the `Experts.exchange` of a rank that holds all experts."""
+    beside()
     return compute(rows if complete else rows[: int(counts_E.sum())], counts_E)
 
 
@@ -208,11 +224,7 @@ class Experts(nn.Module):
         self.activation = ACTIVATIONS[config.activation or "gelu"]
         self.input = nn.Parameter(torch.empty(self.count, 2 if self.gated else 1, width, d))
         self.output = nn.Parameter(torch.empty(self.count, d, width))
-        self.exchange: Callable[[Tensor, Tensor, Compute, bool], Tensor] = compute_locally
-        """Function that sends sorted rows to the ranks of their experts, and returns outputs.
-
-        It takes the rows, the number of rows of each expert, the computation, and whether every row
-        is some expert's: if not, the last ones are of none, and the outputs end before them."""
+        self.exchange: Exchange = compute_locally
         start_parameters(self)
 
     def initial(self) -> Mapping[str, Init]:
@@ -223,16 +235,21 @@ class Experts(nn.Module):
         }
 
     def forward(
-        self, x_ND: Tensor, chosen_NK: Tensor, gates_NK: Tensor, complete: bool = True
+        self,
+        x_ND: Tensor,
+        chosen_NK: Tensor,
+        gates_NK: Tensor,
+        complete: bool = True,
+        beside: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """Return y_n = sum_k gate_nk * expert_{chosen_nk}(x_n), [N, D].
 
         Expert number `count` stands for a dropped choice, whose output is zero; `complete` says
-        that there is none.
+        that there is none. `beside` is called once, while rows are sent where they are sent.
         """
         permutation = remembered(lambda: Permutation.by_expert(chosen_NK, self.count))
         rows = dispatch(x_ND, permutation)
-        outputs = self.exchange(rows, permutation.counts_E, self.compute, complete)
+        outputs = self.exchange(rows, permutation.counts_E, self.compute, complete, beside)
         if not complete:
             dropped = outputs.new_zeros(len(rows) - len(outputs), outputs.shape[1])
             outputs = torch.cat([outputs, dropped])

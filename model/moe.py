@@ -102,9 +102,16 @@ class MixtureOfExperts(nn.Module):
             gates_NK = gates_NK * kept_NK
             if not is_complete:
                 chosen_NK = chosen_NK.where(kept_NK, self.experts.count)
-        y = self.experts(x.flatten(0, 1), chosen_NK, gates_NK, complete=is_complete).view_as(x)
-        if self.shared is not None:
-            y = y + self.shared(x)
+        shared: list[Tensor] = []
+
+        def compute_shared() -> None:
+            if self.shared is not None:
+                shared.append(self.shared(x))
+
+        rows = x.flatten(0, 1)
+        y = self.experts(rows, chosen_NK, gates_NK, is_complete, compute_shared).view_as(x)
+        for one in shared:
+            y = y + one
         if self.training and torch.is_grad_enabled():
             y = self._with_auxiliary_loss(y, routing, kept, padding)
         return y

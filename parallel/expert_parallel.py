@@ -6,6 +6,7 @@ all-to-all with variable splits each way. A rank that gets no row takes part wit
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,31 +19,85 @@ from model.experts import Compute, Experts
 from model.recompute import remembered
 
 
-class _AllToAll(torch.autograd.Function):
-    """The all-to-all: sent[r] rows go to each rank r of the group, received[r] come from it.
+class _Transfer:
+    """An all-to-all over a group, which the ranks start, and later wait for."""
 
-    Gradients go the other way.
-    """
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group = group
+        self._work: Any = None
+        self._kept: tuple[Tensor, Tensor] | None = None
+        """The rows that are sent, and where the others arrive."""
+
+    def start(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """Send sent[r] rows to each rank r; return where received[r] of each are to arrive."""
+        rows = rows.contiguous()
+        arriving = rows.new_empty(sum(received), rows.shape[1])
+        self._kept = rows, arriving
+        self._work = dist.all_to_all_single(
+            arriving, rows, received, sent, group=self._group, async_op=True
+        )
+        return arriving
+
+    def wait(self) -> Tensor:
+        """Return the rows that have arrived; on a GPU its next computation waits, not the host."""
+        assert self._kept is not None, "nothing is under way"
+        self._work.wait()
+        (_, arrived), self._kept = self._kept, None
+        return arrived
+
+
+class _Start(torch.autograd.Function):
+    """Starts a transfer; its backward pass waits for that of the gradients, the other way."""
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup
+        ctx: Any, rows: Tensor, sent: list[int], received: list[int], transfer: _Transfer
     ) -> Tensor:
-        ctx.sent, ctx.received, ctx.group = sent, received, group
-        return _all_to_all(rows, sent, received, group)
+        ctx.transfer = transfer
+        return transfer.start(rows, sent, received)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return _all_to_all(gradients[0], ctx.received, ctx.sent, ctx.group), None, None, None
+        return ctx.transfer.wait(), None, None, None
 
 
-def _all_to_all(
-    rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup
+class _Arrive(torch.autograd.Function):
+    """Waits for a transfer; its backward pass starts that of the gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, arriving: Tensor, sent: list[int], received: list[int], transfer: _Transfer
+    ) -> Tensor:
+        ctx.sent, ctx.received, ctx.transfer = sent, received, transfer
+        transfer.wait()
+        return arriving.view_as(arriving)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        ctx.transfer.start(gradients[0], ctx.received, ctx.sent)
+        return gradients[0], None, None, None  # in place of what arrives, and of another shape
+
+
+def all_to_all(
+    rows: Tensor,
+    sent: list[int],
+    received: list[int],
+    group: dist.ProcessGroup,
+    beside: Callable[[], None] | None = None,
 ) -> Tensor:
-    result = rows.new_empty(sum(received), rows.shape[1])
-    dist.all_to_all_single(result, rows.contiguous(), received, sent, group=group)
-    return result
+    """Send sent[r] rows to each rank r of the group, and return received[r] from each.
+
+    Gradients go the other way. `beside` computes while the rows are under way, and its backward
+    pass while the gradients are: torch runs what came later in the forward pass first.
+    """
+    transfer = _Transfer(group)
+    underway = _Start.apply(rows, sent, received, transfer)
+    if beside is not None:
+        beside()
+    arrived: Tensor = _Arrive.apply(underway, sent, received, transfer)
+    return arrived
 
 
 class _Reorder(torch.autograd.Function):
@@ -82,14 +137,20 @@ class Exchange:
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group
 
-    def __call__(self, rows: Tensor, counts_E: Tensor, compute: Compute, _: bool) -> Tensor:
+    def __call__(
+        self,
+        rows: Tensor,
+        counts_E: Tensor,
+        compute: Compute,
+        _: bool,
+        beside: Callable[[], None],
+    ) -> Tensor:
         plan = remembered(lambda: self._plan(counts_E))
         kept = rows[: sum(plan.sent)]  # rows of no expert come last, and are not sent
-        arrived = _AllToAll.apply(kept, plan.sent, plan.received, self.group)
+        arrived = all_to_all(kept, plan.sent, plan.received, self.group, beside)
         sorted_rows = _Reorder.apply(arrived, plan.order, plan.inverse)
         outputs = _Reorder.apply(compute(sorted_rows, plan.counts), plan.inverse, plan.order)
-        returned: Tensor = _AllToAll.apply(outputs, plan.received, plan.sent, self.group)
-        return returned
+        return all_to_all(outputs, plan.received, plan.sent, self.group)
 
     def _plan(self, counts_E: Tensor) -> _Plan:
         """Ask the other ranks how many rows they send: a collective."""

@@ -7,7 +7,7 @@ sums its gradients over the ranks, g sums the outputs (Shoeybi et al. 2019, Mega
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -130,7 +130,11 @@ def _scatter_tokens(module: Experts, group: dist.ProcessGroup) -> None:
     forward = module.forward
 
     def scattered(
-        x_ND: Tensor, chosen_NK: Tensor, gates_NK: Tensor, complete: bool = True
+        x_ND: Tensor,
+        chosen_NK: Tensor,
+        gates_NK: Tensor,
+        complete: bool,
+        beside: Callable[[], None],
     ) -> Tensor:
         tokens = len(x_ND)
         missing = -tokens % group.size()
@@ -143,11 +147,12 @@ def _scatter_tokens(module: Experts, group: dist.ProcessGroup) -> None:
             chosen_NK.chunk(group.size())[group.rank()],
             _ScatterToRegion.apply(gates_NK, group),
             complete and not missing,
+            beside,
         )
         whole: Tensor = _GatherFromRegion.apply(rows, group)
         return whole[:tokens]
 
-    module.forward = scattered  # type: ignore[method-assign]
+    module.forward = scattered  # type: ignore[method-assign, assignment]
 
 
 @contextmanager

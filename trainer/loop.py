@@ -249,7 +249,8 @@ class Trainer:
         sizes = {"micro": train.micro_batch_size, "whole": train.global_batch_size}
         replica = self.mesh.coordinates.data
         for samples in samples_of_replica(step, replica, replicas=layout.data, **sizes):
-            yield self.dataset.samples(train.seed, samples.start, samples.stop, step)
+            batch = self.dataset.samples(train.seed, samples.start, samples.stop, step)
+            yield self.engine.pinned(batch)
 
     def _compare_ranks(self) -> Row:
         """Name slow ranks every so many steps; return what the step's row has of it."""

@@ -12,7 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -252,6 +252,16 @@ class Engine:
             return tensors
         # From pinned memory the host waits neither for the copy nor for what is computed before.
         return [t.pin_memory().to(self.mesh.device, non_blocking=True) for t in tensors]
+
+    def pinned(self, batch: WindowBatch) -> WindowBatch:
+        """Return the batch in pinned memory where there is a GPU; in any thread."""
+        if self.mesh.device.type != "cuda":
+            return batch
+        given = {name: array for name, array in vars(batch).items() if array is not None}
+        with torch.cuda.device(self.mesh.device):  # a new thread's is the first one
+            return replace(
+                batch, **{k: torch.from_numpy(a).pin_memory().numpy() for k, a in given.items()}
+            )
 
     def _micro_batch(self, batch: WindowBatch) -> MicroBatch:
         """Return inputs and labels of training, where a decoder may look back at all the future."""
