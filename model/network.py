@@ -29,7 +29,6 @@ from model.running_scale import following, running_scale, whole_patches
 from model.sequential import Layer, LayerState
 from model.stack import Stack, run_layer
 from model.tokens import Inputs, TokenNetwork
-from model.window_scale import WindowScale
 
 
 class TimeSeriesTransformer(TokenNetwork):
@@ -144,11 +143,11 @@ class TimeSeriesTransformer(TokenNetwork):
 
     def scaled(self, raw: Tensor, context: Tensor) -> Tensor:
         """Return what `forward` returned in the units of its context, [B, H, C, output size]."""
-        scale = self.features.scale(context)
-        return self.output.scaled(self._shaped(raw, context, scale), scale)
-
-    def _shaped(self, raw: Tensor, context: Tensor, scale: WindowScale) -> Tensor:
-        return self.output.shaped(raw, self.features.level(context, scale))
+        scale, forecast = self.features.scale(context), self.output.shaped(raw)
+        start = self.features.seasonal_naive(context, scale)
+        if start is not None:
+            forecast = self.output.scaled(forecast, start)
+        return self.output.scaled(forecast, scale)
 
     def forecast(self, raw: Tensor, context: Tensor) -> Tensor:
         """Return the point forecast [B, H, C] in the units of its context."""
@@ -168,12 +167,15 @@ class TimeSeriesTransformer(TokenNetwork):
         target, context = labels
         if raw.ndim == 5:
             return self._loss_at_all_positions(raw, target, context)
-        scale = self.features.scale(context)
-        forecast = self._shaped(raw, context, scale)
-        if self.features.scores_window_units:
-            target = scale.entered(target)
+        if self.features.loss_units == "data":
+            forecast = self.scaled(raw, context)
         else:
-            forecast = self.output.scaled(forecast, scale)
+            scale, forecast = self.features.scale(context), self.output.shaped(raw)
+            start, target = self.features.seasonal_naive(context, scale), scale.entered(target)
+            if start is not None and self.features.loss_units == "season":
+                target = start.entered(target)
+            elif start is not None:
+                forecast = self.output.scaled(forecast, start)
         per_point = self.output.loss(forecast, target.nan_to_num())
         return sample_mean(per_point, ~target.isnan())
 

@@ -20,6 +20,9 @@ from model.config import (
     UnusedRules,
 )
 
+LossUnits = Literal["window", "season", "data"]
+"""Units of losses."""
+
 
 class ModelConfig(TransformerConfig):
     """The section `model`: settings of the network that is trained."""
@@ -65,9 +68,11 @@ class ModelConfig(TransformerConfig):
     """Positions of a decoder that are scored: those that forecast the future, one patch each, or
     all of the context's, each of which forecasts the next output_patch_length points, and knows the
     scale of what came before it alone."""
-    loss_units: Literal["window", "data"] | None = None
+    loss_units: LossUnits | None = None
     """Units of the loss: window, the context's own deviation, in which a series counts whatever its
-    scale; or data, those of the training part. Default: window for many series, data for one."""
+    scale; season, the error of seasonal naive within the context, in which MASE is told and a
+    nearly periodic series counts too; or data, those of the training part. Default: window for many
+    series, data for one."""
     huber_delta: Positive = 1.0
     """Error at which the Huber loss changes from quadratic to linear."""
     quantile_order: Literal["cumulative", "sorted"] = "cumulative"
@@ -85,7 +90,13 @@ class ModelConfig(TransformerConfig):
             )
         if self.architecture == "decoder" and self.att_type_of_decoder == "frequency":
             raise ValueError(f"att_type: {FREQUENCY_SEES_ALL}")
-        if not self.instance_norm and (self.arcsinh or self.loss_units == "window"):
+        if self.loss_units == "season" and not self.periods:
+            raise ValueError(
+                "loss_units: season needs a period of each window; set periods: 1, or use "
+                "loss_units: window"
+            )
+        is_own = self.loss_units in ("window", "season")
+        if not self.instance_norm and (self.arcsinh or is_own):
             key = "arcsinh" if self.arcsinh else "loss_units"
             raise ValueError(f"{key}: there are no window's units with instance_norm: false")
         if self.scores_all_positions and not (self.instance_norm and self.loss_units != "data"):

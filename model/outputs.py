@@ -32,11 +32,11 @@ class Output(Protocol):
     levels: tuple[float, ...]
     """Levels of the quantiles that are forecast; () where none are."""
 
-    def shaped(self, raw: Tensor, level: Tensor | None = None) -> Tensor:
-        """Return a forecast of the head's numbers; `level` [B, H, C] is added to all values."""
+    def shaped(self, raw: Tensor) -> Tensor:
+        """Return a forecast of the head's numbers, in their units."""
 
     def scaled(self, shaped: Tensor, scale: WindowScale) -> Tensor:
-        """Return a forecast in the data's units."""
+        """Return a forecast in other units, as of the data, from which `scale` leads to its own."""
 
     def loss(self, shaped: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each point, [B, H, C]."""
@@ -57,8 +57,8 @@ class PointOutput:
     def __init__(self, loss: str, delta: float) -> None:
         self._loss, self._delta = loss, delta
 
-    def shaped(self, raw: Tensor, level: Tensor | None = None) -> Tensor:
-        return raw if level is None else raw + level.unsqueeze(-1)
+    def shaped(self, raw: Tensor) -> Tensor:
+        return raw
 
     def scaled(self, shaped: Tensor, scale: WindowScale) -> Tensor:
         return scale.left(shaped)
@@ -92,16 +92,13 @@ class QuantileOutput:
         self.size = len(self.levels)
         self.middle = min(range(self.size), key=lambda i: abs(self.levels[i] - 0.5))
 
-    def shaped(self, raw: Tensor, level: Tensor | None = None) -> Tensor:
+    def shaped(self, raw: Tensor) -> Tensor:
         if self._are_sorted:
             # Apart from the start: which of equal numbers gets which gradient would be chance.
             numbers = raw + constant(self._apart, raw.dtype, raw)
-            numbers = numbers if level is None else numbers + level.unsqueeze(-1)
             return numbers.sort(stable=True, dim=-1).values
         steps = F.softplus(raw)
         middle = raw[..., self.middle : self.middle + 1]
-        if level is not None:
-            middle = middle + level.unsqueeze(-1)
         above = middle + steps[..., self.middle + 1 :].cumsum(-1)
         below = middle - steps[..., : self.middle].flip(-1).cumsum(-1).flip(-1)
         return torch.cat([below, middle, above], dim=-1)
@@ -130,10 +127,8 @@ class StudentTOutput:
     size = 3
     levels: tuple[float, ...] = ()
 
-    def shaped(self, raw: Tensor, level: Tensor | None = None) -> Tensor:
+    def shaped(self, raw: Tensor) -> Tensor:
         location, scale, freedom = raw.unbind(-1)
-        if level is not None:
-            location = location + level
         scale, freedom = F.softplus(scale) + 1e-4, F.softplus(freedom) + 2.0
         return torch.stack([location, scale, freedom], dim=-1)
 

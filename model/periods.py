@@ -23,6 +23,9 @@ ALIKE = 0.95
 """Share of the strongest autocorrelation from which a shorter repeat is meant: the multiples of a
 period repeat as well as it does, but for noise."""
 
+LEAST_ERROR = 0.01
+"""Least seasonal error of a row, in the units of its context's deviation."""
+
 STEPS = 10_000
 """Autocorrelations are compared in so many steps: rounding, which differs between kernels, decides
 nothing."""
@@ -111,3 +114,22 @@ def one_period_ago(context: Tensor, periods: Tensor, horizon: int) -> Tensor:
     source = torch.cat([past, future], 1)
     values = filled.gather(1, source.clamp(min=0).flatten(1)).view(source.shape)
     return values.where(source >= 0, 0.0)
+
+
+def has_before(context: Tensor, periods: Tensor) -> Tensor:
+    """Return which points of contexts [R, L] are known and have one of the `periods` [R] before."""
+    valid = ~context.isnan()
+    first = valid.to(torch.uint8).argmax(1, keepdim=True)
+    place = torch.arange(context.shape[1], device=context.device)
+    return valid & (place >= first + periods.unsqueeze(1))
+
+
+def seasonal_error(distance: Tensor, known: Tensor) -> Tensor:
+    """Return the mean absolute error of seasonal naive within contexts, [R, 1].
+
+    It is MASE's scale (Hyndman & Koehler 2006): distance [R, L] of points from those one period
+    ago, over those that are `known`. Where none is, the error is 1.
+    """
+    count = known.sum(1, keepdim=True)
+    total = distance.abs().where(known, 0.0).sum(1, keepdim=True)
+    return (total / count.clamp(min=1)).clamp(min=LEAST_ERROR).where(count > 0, 1.0)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from model.network_config import ModelConfig, SeriesShape
+from model.network_config import LossUnits, ModelConfig, SeriesShape
 from model.patches import Align, to_patches, value_patches
-from model.periods import find_periods, one_period_ago
+from model.periods import find_periods, has_before, one_period_ago, seasonal_error
 from model.window_scale import WindowScale, instance_statistics
 
 
@@ -21,16 +22,17 @@ class WindowFeatures:
         self._config, self._shape = config, shape
         self.row_channels = 1 if config.channels == "independent" else shape.channels
         self.rows_per_sample = shape.channels // self.row_channels
-        self.scores_window_units = config.instance_norm and (
-            config.loss_units == "window"
-            or config.scores_all_positions
-            or (config.loss_units is None and shape.many_series)
-        )
-        """Whether losses are in units of each window's own deviation."""
-        own = (2 + config.periods) * self.row_channels
+        is_window = config.scores_all_positions or (config.loss_units is None and shape.many_series)
+        self.loss_units: LossUnits = "data"
+        """Units of losses."""
+        if config.instance_norm:
+            self.loss_units = config.loss_units or ("window" if is_window else "data")
+        self._seasonal_numbers = config.periods + (2 if self.loss_units == "season" else 0)
+        """Numbers of a point that tell of one period before it."""
+        own = (2 + self._seasonal_numbers) * self.row_channels
         self.size = config.patch_length * own + config.known_patch_length * shape.covariates
         """Numbers of a patch of the context, with what is known of it or of what it forecasts."""
-        asked = 1 + config.periods * self.row_channels + shape.covariates
+        asked = 1 + self._seasonal_numbers * self.row_channels + shape.covariates
         self.query_size = config.future_patch_length * asked
         """Numbers of a patch of the future that is asked for."""
 
@@ -38,7 +40,7 @@ class WindowFeatures:
         """Return how a window with the context [B, L, C] is scaled."""
         config = self._config
         if config.instance_norm:
-            relative = self.scores_window_units
+            relative = self.loss_units != "data"
             statistics = instance_statistics(context, is_relative=relative)
             return WindowScale(*statistics, is_squashed=config.arcsinh)
         return WindowScale(torch.zeros_like(context[:, :1]), torch.ones_like(context[:, :1]))
@@ -68,31 +70,52 @@ class WindowFeatures:
     def one_period_ago(self, units: Tensor) -> tuple[Tensor, Tensor]:
         """Return patches of the values one period before points of context and future.
 
-        units [B, L, C] of the context -> [R, M, P * c * periods], [R, N, P * c * periods].
+        units [B, L, C] of the context -> [R, M, P * c * n], [R, N, P * c * n]: of each point the n
+        numbers are the values one of the periods before. With losses in seasonal units two more are
+        its distance from the first of them in these units, and their logarithm.
         """
-        before = self._one_period_ago(units)
+        length = units.shape[1]
+        before, distance, known, error = self._seasonal(units)
+        if self.loss_units == "season":
+            future = (0, 0, 0, self._shape.prediction_length)
+            distance = F.pad((distance / error).where(known, 0.0).asinh(), future)
+            size = error.log() * F.pad((~units.isnan()).to(error.dtype), future, value=1.0)
+            before = torch.cat([before, distance.unsqueeze(-1), size.unsqueeze(-1)], -1)
         if self.rows_per_sample > 1:
-            before = before.transpose(1, 2).flatten(0, 1)  # [R, L + H, periods]
+            before = before.transpose(1, 2).flatten(0, 1)  # [R, L + H, n]
         else:
             before = before.flatten(2)
-        length = units.shape[1]
         past = to_patches(before[:, :length], self._patch_length("end"), align="end")
         return past, to_patches(before[:, length:], self._patch_length("start"), align="start")
 
-    def level(self, context: Tensor, scale: WindowScale) -> Tensor | None:
-        """Return what a forecast is added to, [B, H, C]: seasonal naive; None without periods."""
+    def seasonal_naive(self, context: Tensor, scale: WindowScale) -> WindowScale | None:
+        """Return what the head's numbers are added to; None without periods.
+
+        That is the seasonal naive forecast [B, H, C]. With losses in seasonal units the numbers are
+        multiples of its error within the context, [B, 1, C].
+        """
         if not self._config.periods:
             return None
-        before = self._one_period_ago(scale.entered(context))
-        return before[:, context.shape[1] :, :, 0]
+        before, _, _, error = self._seasonal(scale.entered(context))
+        if self.loss_units != "season":
+            error = torch.ones_like(error)
+        return WindowScale(before[:, context.shape[1] :, :, 0], error)
 
-    def _one_period_ago(self, units: Tensor) -> Tensor:
-        """Return [B, L + H, C, periods]."""
-        channels = units.shape[2]
+    def _seasonal(self, units: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what is known of one period before each point of units [B, L, C].
+
+        That is the values of then, also before points of the future [B, L + H, C, periods], and of
+        the first period the distance from them and where it is known [B, L, C], and its mean
+        [B, 1, C].
+        """
+        length, channels = units.shape[1:]
         rows = units.transpose(1, 2).flatten(0, 1)
         periods = find_periods(rows, self._config.periods)
         before = one_period_ago(rows, periods, self._shape.prediction_length)
-        return before.unflatten(0, (-1, channels)).transpose(1, 2)
+        distance, known = rows - before[:, :length, 0], has_before(rows, periods[:, 0])
+        each = (before, distance, known, seasonal_error(distance, known))
+        values, far, where, error = (x.unflatten(0, (-1, channels)).transpose(1, 2) for x in each)
+        return values, far, where, error
 
     def _rows(self, x: Tensor) -> Tensor:
         """Return x [B, T, C] as rows [R, T, c]."""

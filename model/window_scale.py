@@ -13,7 +13,7 @@ class WindowScale:
     """How a window's values enter a network, and how its forecasts come out of it."""
 
     mean: Tensor
-    """Level of each window's channels [B, 1, C]."""
+    """Level of each window's channels [B, 1, C], or of each point's [B, T, C]."""
     deviation: Tensor
     """Deviation of each window's channels [B, 1, C]."""
     is_squashed: bool = False

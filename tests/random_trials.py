@@ -62,7 +62,7 @@ MODEL: dict[str, list[Any]] = {
     "patch_length": [8, 16, 32],
     "instance_norm": [True, True, False],
     "arcsinh": [False, False, True],
-    "loss_units": [None, "window", "data"],
+    "loss_units": [None, "window", "season", "data"],
     "head": ["flatten", "token"],
     "output_patch_length": [None, 8, 32],
     "periods": [0, 0, 2],

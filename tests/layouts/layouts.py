@@ -47,7 +47,11 @@ ASKED = {
     "quantile_order": "sorted",
 }
 """As models of many series are pre-trained; its contexts and horizons vary."""
-ASKED_QUERIES = ASKED | {"architecture": "encoder_decoder", "position": "sinusoidal"}
+ASKED_QUERIES = ASKED | {
+    "architecture": "encoder_decoder",
+    "position": "sinusoidal",
+    "loss_units": "season",
+}
 RUNNING = {
     "architecture": "decoder",
     "loss_positions": "all",

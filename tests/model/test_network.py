@@ -154,11 +154,12 @@ ASKED = {"architecture": "encoder", "head": "token", "position": "rotary", "use_
 @pytest.mark.parametrize("changes", [ASKED, {"architecture": "encoder_decoder"}])
 @pytest.mark.parametrize("position", ["sinusoidal", "rotary", "learned"])
 @pytest.mark.parametrize("channels", ["independent", "mixed"])
+@pytest.mark.parametrize("units", ["window", "season"])
 def test_a_shorter_context_is_one_whose_first_points_are_missing(
-    changes: dict[str, object], position: str, channels: str
+    changes: dict[str, object], position: str, channels: str, units: str
 ) -> None:
     changes = {**changes, "position": position, "channels": channels, "use_moe": False}
-    net = network(**changes, periods=2, arcsinh=True, loss_units="window")
+    net = network(**changes, periods=2, arcsinh=True, loss_units=units)
     context, covariates = inputs()
     for length in (3, 24, 37):
         padded, known = context.clone(), covariates.clone()
@@ -187,7 +188,10 @@ def test_points_that_are_not_asked_for_change_nothing(output_patch_length: int |
 
 
 @pytest.mark.parametrize("loss", ["mse", "quantile", "student_t"])
-@pytest.mark.parametrize("changes", [{}, ASKED, ASKED | {"periods": 1}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, ASKED, ASKED | {"periods": 1}, ASKED | {"periods": 2, "loss_units": "season"}],
+)
 @pytest.mark.parametrize(("scale", "level"), [(1e-6, 0.0), (1e6, -3e6), (2.0**-20, 0.0)])
 def test_series_that_differ_in_scale_have_equal_losses_and_gradients(
     loss: str, changes: dict[str, object], scale: float, level: float
@@ -242,8 +246,30 @@ def test_a_network_with_periods_starts_near_seasonal_naive(order: str) -> None:
     net = network(**ASKED, periods=1, loss="quantile", quantile_order=order)
     context, covariates = inputs()
     scale = net.features.scale(context)
-    level = net.features.level(context, scale)
-    assert level is not None
-    naive = scale.left(level.unsqueeze(-1)).squeeze(-1)
+    start = net.features.seasonal_naive(context, scale)
+    assert start is not None
+    naive = scale.left(start.mean.unsqueeze(-1)).squeeze(-1)
     off = (net.forecast(net((context, covariates)), context) - naive) / scale.deviation
     assert 0.0 < off.abs().mean() < 0.2
+
+
+def test_seasonal_units_are_those_of_mase() -> None:
+    """A loss of absolute errors is MASE, whatever the window's scale and deviation."""
+    changes = {**ASKED, "periods": 1, "loss": "mae", "loss_units": "season"}
+    net = network(SeriesShape(120, 12, 2, 0, many_series=True), **changes)
+    noise = torch.randn(3, 132, 2, generator=torch.Generator().manual_seed(1))
+    series = 40 * (torch.arange(132) * 2 * math.pi / 6).sin().view(1, -1, 1) + noise * 5 + 1e4
+    context, target = series[:, :120], series[:, 120:]
+    raw = net(net.inputs(context, torch.zeros(3, 132, 0), context))
+    forecast = net.forecast(raw, context)
+    for sample in range(3):
+        scale = (context[sample, 6:] - context[sample, :-6]).abs().mean(0)
+        mase = ((forecast - target)[sample].abs() / scale).mean()
+        one = slice(sample, sample + 1)
+        loss = net.loss(raw[one], (target[one], context[one]))
+        torch.testing.assert_close(loss, mase, rtol=1e-3, atol=1e-4)
+
+
+def test_seasonal_units_need_a_period() -> None:
+    with pytest.raises(ValueError, match="loss_units: season needs a period"):
+        network(**ASKED, loss_units="season")

@@ -75,21 +75,11 @@ def test_the_loss_decides_the_output() -> None:
         ModelConfig(quantiles=[0.1, 0.9])
 
 
-@pytest.mark.parametrize("loss", ["mse", "quantile", "student_t"])
-def test_a_level_moves_the_whole_forecast(loss: str) -> None:
-    output = make_output(ModelConfig(loss=loss))
-    raw, level = torch.randn(2, 5, 3, output.size), torch.randn(2, 5, 3)
-    plain, moved = output.shaped(raw), output.shaped(raw, level)
-    torch.testing.assert_close(output.point(moved), output.point(plain) + level)
-    target = torch.randn(2, 5, 3)
-    torch.testing.assert_close(output.loss(moved, target + level), output.loss(plain, target))
-
-
 def test_sorted_quantiles_are_the_head_s_numbers_in_order() -> None:
     output = QuantileOutput([0.1, 0.5, 0.9], are_sorted=True)
-    raw, level = torch.randn(2, 5, 3, 3, requires_grad=True), torch.randn(2, 5, 3)
-    shaped = output.shaped(raw, level)
+    raw = torch.randn(2, 5, 3, 3, requires_grad=True)
+    shaped = output.shaped(raw)
     start = 0.25 * torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(output.levels))
-    torch.testing.assert_close(shaped, (raw + start).sort(-1).values + level.unsqueeze(-1))
+    torch.testing.assert_close(shaped, (raw + start).sort(-1).values)
     output.loss(shaped, torch.randn(2, 5, 3)).sum().backward()
     assert raw.grad is not None and (raw.grad != 0).all()

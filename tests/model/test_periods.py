@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.periods import find_periods, one_period_ago
+from model.periods import LEAST_ERROR, find_periods, has_before, one_period_ago, seasonal_error
 
 
 def wave(length: int, period: float, *, noise: float = 0.3, seed: int = 0) -> Tensor:
@@ -87,3 +87,21 @@ def test_the_values_one_period_before_are_those_of_a_loop() -> None:
                 assert found[row, time, k].item() == pytest.approx(expected)
                 if time >= 20:
                     series.append(expected)
+
+
+def test_the_seasonal_error_is_the_mean_of_a_loop() -> None:
+    context = torch.randn(4, 20, generator=torch.Generator().manual_seed(0))
+    context[0, [0, 1, 7, 19]] = float("nan")
+    context[1] = float("nan")
+    context[2] = torch.arange(20) % 4
+    periods = torch.tensor([3, 2, 4, 25])
+    before = one_period_ago(context, periods.unsqueeze(1), 2)[:, :20, 0]
+    known = has_before(context, periods)
+    found = seasonal_error(context - before, known).squeeze(1).tolist()
+    errors = [
+        abs(context[0, time].item() - before[0, time].item())
+        for time in range(5, 20)
+        if not context[0, time].isnan()
+    ]
+    assert found[0] == pytest.approx(sum(errors) / len(errors))
+    assert found[1:] == [1.0, pytest.approx(LEAST_ERROR), 1.0]
