@@ -4,6 +4,8 @@ WORKERS ?= 3
 SLOW_WORKERS ?= 3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# On Python's path, so that a clone called forescale does not hide the package from its own parent.
+EDITABLE := --config-settings editable_mode=compat --editable
 
 # Tests wait for ranks more than they compute: one worker more than there are processors.
 # The processes that tests start keep compiled modules, whatever the environment says.
@@ -31,11 +33,11 @@ setup: .venv/.installed
 
 .venv/.installed: .venv/.created pyproject.toml constraints.txt
 	@echo "installing into .venv (a minute or two)"
-	@$(PIP) --editable '.[test]'
+	@$(PIP) $(EDITABLE) '.[test]'
 	@touch $@
 
 .venv/.checked: .venv/.installed
-	@$(PIP) --editable '.[dev]'
+	@$(PIP) $(EDITABLE) '.[dev]'
 	@touch $@
 
 demo: setup
@@ -51,7 +53,7 @@ test-gpu: setup
 	@OMP_NUM_THREADS=2 $(BIN)/pytest -m gpu --numprocesses 8 --dist loadgroup
 
 bench: setup
-	@$(PIP) --editable '.[bench]'
+	@$(PIP) $(EDITABLE) '.[bench]'
 	@$(BIN)/python -m benchmarks
 
 check: .venv/.checked

@@ -25,6 +25,8 @@ from benchmarks.timing import ROOT, print_header, print_table
 
 CONFIG = ROOT / "configs" / "pretrain_small.yaml"
 
+FILES = ("corpus.parquet", "Hourly-train.csv.gz", "Hourly-test.csv.gz")
+
 
 def forescale(*arguments: str) -> str:
     """Run the command line, and return what it prints on standard output."""
@@ -65,6 +67,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.data is None:
         parser.error("name the folder of the data by --data or FORESCALE_TEST_DATA")
+    for name in FILES:
+        if not (Path(options.data) / name).is_file():
+            parser.error(f"{options.data} has no {name}; {__doc__.split(chr(10) * 2)[2]}")
     sets = ROOT / "runs" / ".zero_shot"
     real, made = 1 - options.synthetic, options.synthetic / 2
     sources = [

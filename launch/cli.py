@@ -71,7 +71,7 @@ def forescale() -> None:
 @resume_option
 @click.option("--ranks", type=COUNT, help="Start this many local ranks.")
 @click.option("--profile", metavar="FIRST-LAST", help="Trace these steps, and show their time.")
-@click.option("--dry-run", is_flag=True, help="Check all, say what would be done, write nothing.")
+@click.option("--dry-run", is_flag=True, help="Check all, say what would be done, write no run.")
 @log_options
 def train(
     config: Path,
@@ -89,10 +89,11 @@ def train(
     from launch.start import start, try_out
 
     options: dict[str, Any] = {"run_dir": run_dir, "resume": resume, "ranks": ranks}
+    options["profile"] = profile
     if dry_run:
         try_out(config, overrides, **options)
     else:
-        sys.exit(start(config, overrides, profile=profile, **options))
+        sys.exit(start(config, overrides, **options))
 
 
 @forescale.command()
@@ -222,18 +223,18 @@ def plan(
 
 
 @forescale.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.argument("arguments", nargs=-1, required=True, metavar="SOURCE [CONFIG] [data.KEY=VALUE]...")
 @log_options
-def init(source: Path, config: Path | None) -> None:
-    """Write a first configuration for a CSV or Parquet file.
+def init(arguments: Sequence[str]) -> None:
+    """Write a first configuration for a CSV or Parquet file, or whatever `prepare` reads or wrote.
 
     It looks at SOURCE for timestamps, series, columns to forecast and their rhythm, and writes
-    CONFIG, by default NAME_OF_SOURCE.yaml, which trains as it is.
+    CONFIG, by default NAME_OF_SOURCE.yaml, which trains as it is. data.KEY=VALUE says how SOURCE is
+    read, as in data.id_column=store.
     """
     from launch.first_config import write_config
 
-    write_config(source, config)
+    write_config(arguments)
 
 
 @forescale.command()

@@ -31,9 +31,11 @@ def score(run: Path, split: str, overrides: Sequence[str] = (), *, as_json: bool
         forecaster = Forecaster.load(run)
         dataset = forecaster.dataset_of(changes)
         if not dataset.windows(chosen):
+            points = dataset.config.prediction_length
             raise UserError(
-                f"{run}: data.split leaves no window in the {split} part; choose another with "
-                "--split, or score other series with data.source=FILE"
+                f"{run}: no window of {points} points lies in the {split} part; change data.split "
+                "or data.split_last, set a smaller data.prediction_length, choose another part "
+                "with --split, or score other series with data.source=FILE"
             )
         if changes:
             for sentence in forecaster.facts.trained_on(dataset.facts):

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from launch.output import showing_log
+from launch.prepare_data import divided, table_config
 from model.errors import UserError
 from trainer.config.data_settings import DataConfig
 from trainer.config.yaml_text import parse_value
@@ -72,17 +74,23 @@ MAX_ROWS = 2048
 """Windows times channels that a micro-batch of a first run has at most."""
 
 
-def write_config(source: Path, file: Path | None) -> None:
-    """Write a configuration for `source` to `file`, by default NAME_OF_SOURCE.yaml here.
+def write_config(arguments: Sequence[str]) -> None:
+    """Write a configuration for a source to a file, by default NAME_OF_SOURCE.yaml here.
 
-    Raises UserError where the table cannot be used, or the file is there already.
+    `arguments` are the source, optionally the file, and settings data.KEY=VALUE of how it is read,
+    which the configuration has, too. Raises UserError where the table cannot be used, or the file
+    is there already.
     """
-    file = file or Path(f"{source.name.split('.')[0]}.yaml")
+    paths, settings = divided(arguments)
+    if len(paths) not in (1, 2):
+        raise UserError("expected SOURCE [CONFIG]: what to look at, and the file to write")
+    source, config = Path(paths[0]), table_config(settings)
+    file = Path(paths[1]) if paths[1:] else Path(f"{source.name.split('.')[0]}.yaml")
     if file.exists():
         raise UserError(f"{file} is there already; name another: forescale init {source} CONFIG")
     _check_folder(file)
-    found = survey(str(source))
-    text = first_config(found, file)
+    found = survey(str(source), config)
+    text = first_config(found, file, config.model_dump(exclude_defaults=True))
     with showing_log():
         content = parse_value(text)
         for note in Dataset(DataConfig.model_validate(content["data"])).notes:
@@ -151,8 +159,10 @@ def span(interval: pd.Timedelta) -> str:
     return unit if count == 1 else f"{count:g} {unit}s"
 
 
-def first_config(found: Survey, file: Path) -> str:
-    """Return the text of a configuration that trains on the table as it is.
+def first_config(found: Survey, file: Path, given: Mapping[str, Any]) -> str:
+    """Return the text of a configuration that trains on the table as it is read.
+
+    `given` are the settings of data that say how.
 
     Raises UserError where its series are too short.
     """
@@ -164,7 +174,9 @@ def first_config(found: Survey, file: Path) -> str:
     head = textwrap.wrap(describe(found), 98)
     lines = [*head, f"  forescale train {file}", "All keys: forescale keys"]
     lines = [f"# {line}" for line in lines]
-    for section, keys in _sections(found).items():
+    sections = _sections(found)
+    sections["data"] |= {key: (value, "as given") for key, value in given.items()}
+    for section, keys in sections.items():
         lines.append(f"{section}:")
         for key, (value, comment) in keys.items():
             lines.append(f"  {key}: {as_yaml(value)}".ljust(34) + f" # {comment}")
@@ -189,6 +201,15 @@ def _sections(found: Survey) -> Sections:
     micro = max(n for n in (1, 2, 4, 8, 16) if n == 1 or n * channels <= MAX_ROWS)
     named = (found.id_column, f"names each of {found.series:,} series")
     id_column = {"id_column": named} if found.id_column else {}
+    columns: dict[str, tuple[Any, str]] = {}
+    if found.has_rows_of_points:
+        columns = {
+            "time_column": (found.time_column or "none", rhythm.words),
+            **id_column,
+            "targets": (found.targets, "what is forecast"),
+            "covariates": ([], "columns known in advance, such as holidays"),
+        }
+    calendar = list(rhythm.calendar) if found.has_times else []
     return {
         "model": {
             "d_model": (size.width, f"width, for {values:,} values"),
@@ -200,12 +221,9 @@ def _sections(found: Survey) -> Sections:
             "loss": ("mae", "or mse, huber, quantile, student_t"),
         },
         "data": {
-            "source": (found.source, "CSV or Parquet"),
-            "time_column": (found.time_column or "none", rhythm.words),
-            **id_column,
-            "targets": (found.targets, "what is forecast"),
-            "covariates": ([], "columns known in advance, such as holidays"),
-            "calendar": (list(rhythm.calendar), "what the network is told of each timestamp"),
+            "source": (found.source, "a file, a folder of files or a prepared set"),
+            **columns,
+            "calendar": (calendar, "what the network is told of each timestamp"),
             "context_length": (context, "points that a forecast is made from"),
             "prediction_length": (horizon, "points that are forecast"),
             "season_lengths": (seasons, "periods of the naive forecasts beside it"),

@@ -53,8 +53,11 @@ class Report:
 def check(run: Path, tasks: int, *, as_json: bool, with_text: bool) -> bool:
     """Examine this node among the others, and print what is found; return whether all are fit.
 
-    The first task prints the report, the others their own errors.
+    The first task prints the report, the others their own errors. Raises UserError where `run` can
+    be no run folder.
     """
+    if run.is_file():
+        raise UserError(f"{run}: expected a run folder, such as runs/{run.stem}, and it is a file")
     here = discover()
     report = examine(run, tasks, here)
     if as_json and here.rank == 0:

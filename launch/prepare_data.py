@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,12 +27,11 @@ def prepare(arguments: Sequence[str], on_error: str | None, then: Sequence[str] 
     `arguments` are sources, the set's folder and data.KEY=VALUE, in this order or mixed; series of
     `then` continue those of the same names.
     """
-    settings = [word for word in arguments if word.startswith("data.") and "=" in word]
-    paths = [word for word in arguments if word not in settings]
+    paths, settings = divided(arguments)
     if len(paths) < 2:
         raise UserError("expected SOURCE... OUT: the files to read, and the folder to write")
     *sources, out = paths
-    config = _config(settings, on_error)
+    config = table_config(settings, on_error)
     with showing_log(), CountingProgress("preparing", "series", "points") as progress:
 
         def count(item: Item) -> None:
@@ -41,9 +41,19 @@ def prepare(arguments: Sequence[str], on_error: str | None, then: Sequence[str] 
     print_rows(rows_of(describe_set(Path(out))))
 
 
-def _config(settings: list[str], on_error: str | None) -> TableConfig:
-    """Return how tables are read, by the settings that were given."""
-    given = {key.removeprefix("data."): v for key, v in parse_overrides(settings).items()}
+def divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the paths and the settings KEY=VALUE among a command's arguments."""
+    settings = [word for word in arguments if re.match(r"[a-z_]+(\.[a-z_]+)+=", word)]
+    return [word for word in arguments if word not in settings], settings
+
+
+def table_config(settings: list[str], on_error: str | None = None) -> TableConfig:
+    """Return how tables are read, by settings data.KEY=VALUE. Raises UserError for others."""
+    given = {}
+    for key, value in parse_overrides(settings).items():
+        if not key.startswith("data."):
+            raise UserError(f"{key}: only settings of data say how tables are read")
+        given[key.removeprefix("data.")] = value
     if on_error is not None:
         given["on_error"] = on_error
     try:

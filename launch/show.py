@@ -6,6 +6,7 @@ Each is described as one object, as `--json` prints it; the text for people is m
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ def show_path(path: Path, *, verify: bool, as_json: bool, picture: Path | None =
     Raises UserError where it holds nothing of Forescale's, or something damaged; what is known of a
     run folder with damaged checkpoints is printed first.
     """
+    if picture is not None:
+        _check_picture(picture)
     with showing_log(as_json=as_json):
         known = _describe(path, verify=verify)
     if picture is not None:
@@ -55,6 +58,16 @@ def show_path(path: Path, *, verify: bool, as_json: bool, picture: Path | None =
     damaged = [Path(c["path"]).name for c in known.get("checkpoints", []) if c["damage"]]
     if damaged:
         raise UserError(f"{path}: damaged: {', '.join(damaged)}")
+
+
+def _check_picture(picture: Path) -> None:
+    """Raise UserError where no picture can be written to a file."""
+    if picture.suffix.lower() != ".png":
+        raise UserError(f"--picture: {picture}: name a file that ends with .png")
+    if not picture.parent.is_dir():
+        raise UserError(f"--picture: {picture}: there is no such folder")
+    if picture.is_dir() or not os.access(picture.parent, os.W_OK):
+        raise UserError(f"--picture: {picture} cannot be written")
 
 
 # What is known

@@ -67,9 +67,15 @@ def start(
 
 
 def try_out(
-    config: Path, overrides: Sequence[str], *, run_dir: Path | None, resume: str, ranks: int | None
+    config: Path,
+    overrides: Sequence[str],
+    *,
+    run_dir: Path | None,
+    resume: str,
+    ranks: int | None,
+    profile: str | None = None,
 ) -> None:
-    """Check everything and print what `start` would do; write nothing and start no rank.
+    """Check everything and print what `start` would do; write no run and start no rank.
 
     Raises UserError where `start` would.
     """
@@ -87,10 +93,12 @@ def try_out(
         return
     with showing_log():
         known = explain(config, overrides, world, node, run_dir, resume)
+        if profile is not None:
+            _profiled(profile, known.plan)
         for warning in known.plan.warnings():
             log.warning(warning)
         print_text(known, Console(width=110))
-        log.info("dry run: nothing was written, and no rank was started")
+        log.info("dry run: no run was written, and no rank was started")
 
 
 def _check_ranks(ranks: int | None, cluster: ClusterEnvironment) -> None:

@@ -169,7 +169,7 @@ def test_ranks_beside_a_launcher_are_refused(
     )
 
 
-def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+def test_a_dry_run_says_what_would_be_done_and_writes_no_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ["--run-dir", str(tmp_path / "runs" / "it"), "--dry-run"]
@@ -178,8 +178,9 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     said = " ".join(capsys.readouterr().out.split())
     assert "on 2 ranks: pipeline 2 x data 1" in said and "it starts anew" in said
     assert "train.warmup_steps=11 is longer than the run" in said
-    assert "dry run: nothing was written, and no rank was started" in said
+    assert "dry run: no run was written, and no rank was started" in said
     assert list(tmp_path.iterdir()) == []
+    assert "the last step, 10, cannot be" in refused([*TRAIN, *where, "--profile", "9-10"], capsys)
     assert "form 2 pipeline stages" in refused([*TRAIN, "parallel.pipeline=2", *where], capsys)
 
 
@@ -234,8 +235,9 @@ def test_show_and_evaluate_tell_what_a_run_holds(
     with pytest.raises(SystemExit, match="2"):
         main(["evaluate", str(run), "data.split=[0.9,0.1,0.0]"])
     assert capsys.readouterr().err == (
-        f"forescale: {run}: data.split leaves no window in the test part; choose another with "
-        "--split, or score other series with data.source=FILE\n"
+        f"forescale: {run}: no window of 32 points lies in the test part; change data.split or "
+        "data.split_last, set a smaller data.prediction_length, choose another part with --split, "
+        "or score other series with data.source=FILE\n"
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -234,3 +236,65 @@ def test_names_are_read_back(value: str) -> None:
 )
 def test_intervals_are_told_in_words(interval: str, words: str) -> None:
     assert span(pd.Timedelta(interval)) == words
+
+
+HOURLY = [np.sin(np.arange(length) / 4.0) for length in (300, 200)]
+RECORDS = pd.DataFrame({"item_id": ["a", "b"], "freq": "h", "target": HOURLY})
+STARTED = RECORDS.assign(start=pd.Timestamp("2024-01-01"))
+DAYS = pd.date_range("2022-01-01", periods=60)
+SERIES_IN_ROWS = pd.DataFrame(
+    values(120).reshape(2, 60), columns=DAYS.strftime("%Y-%m-%d"), index=pd.Index(["a", "b"])
+).reset_index(names="shop")
+
+
+@pytest.mark.parametrize(
+    ("table", "calendar"),
+    [
+        (RECORDS, []),
+        (STARTED, ["time_of_day", "day_of_week"]),
+        (SERIES_IN_ROWS, ["day_of_week", "day_of_year"]),
+    ],
+)
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_what_holds_series_needs_no_columns(
+    tmp_path: Path, table: pd.DataFrame, calendar: list[str], is_prepared: bool
+) -> None:
+    """Lists, a row for each series, and prepared sets."""
+    source, config = tmp_path / "series.parquet", tmp_path / "own.yaml"
+    if table is SERIES_IN_ROWS:
+        source = source.with_suffix(".csv")
+        table.to_csv(source, index=False)
+    else:
+        table.to_parquet(source)
+    if is_prepared:
+        main(["prepare", str(source), str(tmp_path / "set")])
+        source = tmp_path / "set"
+    main(["init", str(source), str(config)])
+    plan = prepare(load(config, {}), run_dir=tmp_path / "run", world=1)
+    assert plan.dataset.items == 2
+    assert plan.configuration.settings.data.calendar == calendar
+
+
+def test_what_it_asks_for_can_be_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A way out that a message names is taken as it is printed, also by a shell."""
+    monkeypatch.chdir(tmp_path)
+    months = times(40, "MS").strftime("%d/%m/%Y")
+    pd.DataFrame({"day": months, "y": values(40)}).to_csv("sales.csv", index=False)
+    with pytest.raises(SystemExit, match="2"):
+        main(["init", "sales.csv"])
+    way_out = re.findall(r"data\.date_format='[^']+'", capsys.readouterr().err)[-1]
+    main(["init", "sales.csv", *shlex.split(way_out)])
+    settings = load(Path("sales.yaml"), {}).settings.data
+    assert settings.date_format == "%d/%m/%Y"
+    assert (
+        prepare(load(Path("sales.yaml"), {}), run_dir=tmp_path / "run", world=1).dataset.items == 1
+    )
+    for wrong, words in (
+        ("train.steps=3", "train.steps: only settings of data say how tables are read"),
+        ("data.id_colum=x", "did you mean data.id_column?"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(["init", "sales.csv", "other.yaml", wrong])
+        assert words in capsys.readouterr().err

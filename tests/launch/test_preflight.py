@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.cli import main
 from launch.cluster_environment import free_port
 from launch.machine import too_low
 from launch.preflight import Finding, judge
@@ -190,3 +191,9 @@ def test_shared_memory_must_do_for_the_ranks_of_a_node(monkeypatch: pytest.Monke
     assert "64 MiB are free in /dev/shm, and NCCL needs 512 for 8 ranks" in str(
         too_low(8, 8, on_gpus=True)
     )
+
+
+def test_a_configuration_is_no_run_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["preflight", "configs/tiny.yaml"])
+    assert "configs/tiny.yaml: expected a run folder, such as runs/tiny" in capsys.readouterr().err

@@ -122,6 +122,24 @@ def test_mistakes(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("picture.xyz", "name a file that ends with .png"),
+        ("nowhere/picture.png", "there is no such folder"),
+        ("folder.png", "cannot be written"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, words: str
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(SystemExit, match="2"):
+        main(["show", str(tmp_path), "--picture", str(tmp_path / name)])
+    said = capsys.readouterr().err
+    assert "--picture" in said and words in said
+
+
 def test_only_sets_have_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["show", str(tmp_path), "--picture", str(tmp_path / "a.png")])

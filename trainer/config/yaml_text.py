@@ -64,7 +64,12 @@ _Loader.add_constructor("tag:forescale/number", _number)
 
 
 def parse_value(text: str) -> Any:
-    """Return the value of a `key=value` argument. Raises UserError where it is not valid YAML."""
+    """Return the value of a `key=value` argument. Raises UserError where it is not valid YAML.
+
+    A format of times such as %d/%m/%Y is a text without quotes, too, which a shell would take off.
+    """
+    if text.startswith("%"):
+        return text
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, RecursionError):

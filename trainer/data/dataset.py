@@ -21,7 +21,7 @@ from trainer.data.cache import default_cache
 from trainer.data.frequency import Frequency
 from trainer.data.order import TrainingOrder
 from trainer.data.part import Part, refuse_twice
-from trainer.data.prepared import open_set
+from trainer.data.prepared import open_set, unused_settings
 from trainer.data.series_facts import SeriesFacts, SourceFacts
 from trainer.data.series_source import SeriesSource
 from trainer.data.synthetic.synthetic_set import SyntheticSet
@@ -93,7 +93,8 @@ class Dataset:
                 raise UserError(
                     f"data.source: {first.name} has {len(ours.target)} channels and "
                     f"{len(ours.known)} covariates, and {part.name} {len(theirs.target)} and "
-                    f"{len(theirs.known)}; a network takes one number of each"
+                    f"{len(theirs.known)}; a network takes one number of each: `forescale prepare` "
+                    "them with data.targets and data.covariates"
                 )
         return list(first.series.columns.target)
 
@@ -116,7 +117,8 @@ class Dataset:
         notes = [note for part in self.parts for note in part.notes()]
         if not self.windows(Split.TEST):
             notes.append("data.split leaves no test window: the run will not be scored")
-        return notes
+        paths = [source.path for source in self.config.sources if source.path is not None]
+        return notes + unused_settings(paths, self.config.table)
 
     @cached_property
     def has_one_interval(self) -> bool:
@@ -184,6 +186,7 @@ class Dataset:
             tuple(mean[channels:].tolist()),
             tuple(deviation[channels:].tolist()),
             scaling="none" if self.config.scaling == "none" else "table" if is_alone else "item",
+            known=tuple(self.parts[0].series.columns.known),
             sources=tuple(
                 SourceFacts(
                     Path(source.name).name,

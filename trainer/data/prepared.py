@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from model.errors import UserError
+from model.sentences import shortened
 from trainer.config.table_settings import TableConfig
 from trainer.data.cache import VARIABLE
 from trainer.data.prepare_set import digest_of, prepare_set
@@ -19,6 +20,9 @@ from trainer.files import check_reachable, file_digest, read_record, replace
 from trainer.logs.progress import CountingProgress
 
 DIGESTS = "digests.json"
+
+COLUMNS = ("targets", "covariates", "past_covariates", "static", "timezone")
+"""Settings of tables that say something of prepared sets, too."""
 
 
 def open_set(source: str, config: TableConfig, cache: Path) -> SeriesSet:
@@ -32,7 +36,9 @@ def open_set(source: str, config: TableConfig, cache: Path) -> SeriesSet:
     path = Path(source).expanduser()
     check_reachable(path, "data.source: ")
     if is_set(path):
-        return SeriesSet(path)
+        series = SeriesSet(path)
+        _check_same(source, series, config)
+        return series
     digests = _Digests(cache)
     digest = digest_of([source], config, digests.of)
     stem = path.name.split(".")[0] or "series"
@@ -42,6 +48,35 @@ def open_set(source: str, config: TableConfig, cache: Path) -> SeriesSet:
             if not is_set(folder):
                 _prepare(source, folder, config, digests)
     return SeriesSet(folder)
+
+
+def _check_same(source: str, series: SeriesSet, config: TableConfig) -> None:
+    """Raise UserError for a setting that says something else of the columns than a set does.
+
+    It was in force when the set was prepared, and would not be now.
+    """
+    static = (*series.columns.static_numbers, *series.columns.static_categories)
+    for key, wanted, held in (
+        ("targets", config.targets, series.columns.target),
+        ("covariates", config.covariates, series.columns.known),
+        ("past_covariates", config.past_covariates, series.columns.past),
+        ("static", sorted(config.static), tuple(sorted(static))),
+    ):
+        if wanted and tuple(wanted) != held:
+            what = f"the set holds {', '.join(held)}" if held else "the set holds none"
+            raise UserError(
+                f"data.{key}: {source} was prepared, and {what}; leave the setting out, or prepare "
+                f"another set with data.{key}={wanted}"
+            )
+
+
+def unused_settings(sources: Sequence[str], config: TableConfig) -> list[str]:
+    """Return a sentence about settings of tables that do nothing, as all sources are sets."""
+    given = config.model_dump(exclude_defaults=True).keys()
+    unused = [f"data.{key}" for key in given if key not in COLUMNS]
+    if not unused or not sources or not all(is_set(Path(one).expanduser()) for one in sources):
+        return []
+    return [f"{shortened(unused)}: not used, for {shortened(sources)} is prepared already"]
 
 
 def _prepare(source: str, folder: Path, config: TableConfig, digests: _Digests) -> None:

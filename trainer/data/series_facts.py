@@ -26,6 +26,11 @@ class SourceFacts:
     held_out: int
     """Items of it that were not trained on."""
 
+    def in_words(self) -> str:
+        """Return what of it was trained on."""
+        which = f"all but {self.held_out:,}" if self.held_out else "all"
+        return f"{self.windows:,} windows of {which} of its series"
+
 
 @dataclass(frozen=True)
 class SeriesFacts:
@@ -44,6 +49,9 @@ class SeriesFacts:
     scaling: Literal["none", "table", "item"] = "table"
     """What `mean` and `deviation` are of: nothing; the only series; or each of many series has its
     own, and a forecast takes those of its context."""
+    known: tuple[str, ...] = ()
+    """Names of the columns known in advance, which are the last of the covariates; () in files of
+    older versions."""
     sources: tuple[SourceFacts, ...] = ()
     """What was trained on; () in files of older versions, which do not say it."""
 
@@ -63,8 +71,7 @@ class SeriesFacts:
             return ["it is not known what was trained on: the weights are of an older version"]
         ours = {source.digest: source for source in self.sources}
         return [
-            f"{source.name} was trained on: {ours[source.digest].windows:,} windows of it, all but "
-            f"{ours[source.digest].held_out:,} of its series"
+            f"{source.name} was trained on: {ours[source.digest].in_words()}"
             for source in other.sources
             if source.digest in ours
         ]

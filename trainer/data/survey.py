@@ -15,6 +15,7 @@ from trainer.data.frequency import Frequency
 from trainer.data.prepared import open_set
 from trainer.data.reading.problems import Problems
 from trainer.data.reading.source import Source, open_source
+from trainer.data.set_format import is_set
 
 MONTH = pd.Timedelta(days=30.4)
 
@@ -24,6 +25,10 @@ class Survey:
     """What was found in a table."""
 
     source: str
+    has_rows_of_points: bool
+    """Whether it is a table with a row for each point, whose columns have roles."""
+    has_times: bool
+    """Whether each series says when it begins."""
     time_column: str | None
     id_column: str | list[str] | None
     targets: list[str]
@@ -37,18 +42,25 @@ class Survey:
     """Interval of most series, where there are times; of months it is an average."""
 
 
-def survey(source: str, cache: Path | None = None) -> Survey:
-    """Look at a table, and prepare it. Raises UserError where it cannot be read."""
-    opened, ids = _opened(source)
-    series = open_set(source, TableConfig(id_column=ids), cache or default_cache())
-    roles = opened.roles
+def survey(source: str, config: TableConfig, cache: Path | None = None) -> Survey:
+    """Look at a source, and prepare it. Raises UserError where it cannot be read.
+
+    `config` has what is known of how it is read.
+    """
+    opened = None
+    if not is_set(Path(source).expanduser()):
+        opened, config = _opened(source, config)
+    series = open_set(source, config, cache or default_cache())
+    roles = None if opened is None else opened.roles
     found = (roles.ids if roles else ()) or ()
     return Survey(
         source,
+        roles is not None,
+        not bool(np.isnat(series.starts).any()),
         None if roles is None or roles.time is None else roles.time.name,
         None if not found else found[0] if len(found) == 1 else list(found),
-        list(opened.columns.target),
-        list(opened.left_out),
+        list(series.columns.target),
+        [] if opened is None else list(opened.left_out),
         series.info.points,
         len(series),
         int(np.median(series.lengths)),
@@ -56,13 +68,14 @@ def survey(source: str, cache: Path | None = None) -> Survey:
     )
 
 
-def _opened(source: str) -> tuple[Source, str | list[str] | None]:
-    """Return a source, with the columns that tell its series apart where they must be named."""
+def _opened(source: str, config: TableConfig) -> tuple[Source, TableConfig]:
+    """Return a source, and how it is read: the columns that tell its series apart are found."""
     try:
-        return open_source(source, TableConfig(), Problems()), None
+        return open_source(source, config, Problems()), config
     except SeveralSeriesError as error:
         ids = error.ids[0] if len(error.ids) == 1 else list(error.ids)
-        return open_source(source, TableConfig(id_column=ids), Problems()), ids
+        config = config.model_copy(update={"id_column": ids})
+        return open_source(source, config, Problems()), config
 
 
 def _interval(freq: str | None) -> pd.Timedelta | None:

@@ -31,7 +31,10 @@ def zero_shot_sets(config: DataConfig, trained: Dataset, cache: Path) -> dict[st
             trained.shape.channels,
             trained.shape.covariates,
         ):
-            problem = "has another number of channels or covariates than data.source"
+            problem = (
+                "has another number of channels or covariates than data.source, which `forescale "
+                "prepare` chooses by data.targets and data.covariates"
+            )
         if problem is not None:
             raise UserError(f"data.validate_on: {path} {problem}; name others, or leave it out")
         found[name] = dataset

@@ -134,35 +134,60 @@ class Forecaster:
         """Return forecasts [B, H, C] from contexts [B, L, C], both in the series' own units.
 
         Missing points of a context are NaN, and each channel of a context has at least one point.
-        `covariates` [B, L + H, F] are known in advance, as a configuration's calendar
-        makes them; all are there. Raises UserError for other shapes and values.
+        L may be less than data.context_length where the network takes contexts of any length.
+        `covariates` [B, L + H, F] are known in advance: calendar features, then the columns
+        `facts.known` in their own units; embedded calendar features come last. All are there.
+        Raises UserError for other shapes and values.
         """
         shape = self.facts.shape
-        length = shape.context_length + shape.prediction_length
-        columns = shape.covariates + len(shape.calendar)
-        values = _array("context", context, (shape.context_length, shape.channels))
-        rows = len(values)
+        values = _array("context", context, self._lengths(), shape.channels)
+        rows, length = values.shape[:2]
         features = _array(
             "covariates",
-            np.zeros((rows, length, 0)) if covariates is None else covariates,
-            (length, columns),
+            np.zeros((rows, length + shape.prediction_length, 0))
+            if covariates is None
+            else covariates,
+            range(length + shape.prediction_length, length + shape.prediction_length + 1),
+            shape.covariates + len(shape.calendar),
         )
         if len(features) != rows:
             raise UserError(f"covariates: of {len(features)} contexts, and there are {rows}")
         _check_values(values, features)
         mean, deviation = self._scale(values)
-        if self.facts.covariate_mean:
-            features, scaled = features.copy(), slice(0, shape.covariates)
-            centred = features[:, :, scaled] - np.asarray(self.facts.covariate_mean)
-            features[:, :, scaled] = centred / np.asarray(self.facts.covariate_deviation)
         batch = WindowBatch(
             ((values - mean) / deviation).astype(np.float32),
             np.full((rows, shape.prediction_length, shape.channels), np.nan, np.float32),
-            features.astype(np.float32),
+            self._scaled_covariates(features, length).astype(np.float32),
             np.ones(rows, np.float32),
         )
         [(_, forecast)] = self.predict([batch])
         return np.asarray(forecast[..., 0].double().numpy() * deviation + mean)
+
+    def _lengths(self) -> range:
+        """Return the lengths of the contexts that the network takes."""
+        longest, model = self.facts.shape.context_length, self.settings.model
+        takes_any = model.has_queries or model.scores_all_positions
+        return range(1 if takes_any else longest, longest + 1)
+
+    def _scaled_covariates(
+        self, covariates: npt.NDArray[np.float64], length: int
+    ) -> npt.NDArray[np.float64]:
+        """Return covariates [B, L + H, F] as the network sees them, L = `length`.
+
+        Where each of many series had scales of its own, a context has its own, too.
+        """
+        facts, numbers = self.facts, slice(0, self.facts.shape.covariates)
+        mean, deviation = np.asarray(facts.covariate_mean), np.asarray(facts.covariate_deviation)
+        if facts.scaling == "item" and facts.known:
+            numbers = slice(facts.shape.covariates - len(facts.known), facts.shape.covariates)
+            mean = covariates[:, :length, numbers].mean(1, keepdims=True)
+            deviation = covariates[:, :length, numbers].std(1, keepdims=True)
+            deviation = np.where(deviation > 0, deviation, 1.0)
+        elif not facts.covariate_mean:
+            return covariates
+        scaled = covariates.copy()
+        scaled[:, :, numbers] = (covariates[:, :, numbers] - mean) / deviation
+        return scaled
 
     def _scale(
         self, context: npt.NDArray[np.float64]
@@ -175,19 +200,24 @@ class Forecaster:
         return mean, np.where(deviation > 0, deviation, 1.0)
 
 
-def _array(name: str, given: npt.ArrayLike, wanted: tuple[int, int]) -> npt.NDArray[np.float64]:
-    """Return what a user gave as an array [B, *wanted]; raise UserError where it is none."""
+def _array(name: str, given: npt.ArrayLike, lengths: range, width: int) -> npt.NDArray[np.float64]:
+    """Return what a user gave as an array [B, one of `lengths`, width].
+
+    Raises UserError where it is none.
+    """
+    longest = lengths[-1]
     if hasattr(given, "columns"):
         raise UserError(
-            f"{name}: a table's columns are not known here; pass an array [B, {wanted[0]}, "
-            f"{wanted[1]}], such as table[[columns]].to_numpy()[None, -{wanted[0]}:]"
+            f"{name}: a table's columns are not known here; pass an array [B, {longest}, {width}], "
+            f"such as table[[columns]].to_numpy()[None, -{longest}:]"
         )
     try:
         values = np.asarray(given, np.float64)
     except (TypeError, ValueError) as error:
         raise UserError(f"{name}: not an array of numbers: {first_line(error)}") from None
-    if values.ndim != 3 or values.shape[1:] != wanted:
-        raise UserError(f"{name}: expected [B, {wanted[0]}, {wanted[1]}], got {list(values.shape)}")
+    if values.ndim != 3 or values.shape[1] not in lengths or values.shape[2] != width:
+        wanted = str(longest) if len(lengths) == 1 else f"{lengths[0]} to {longest}"
+        raise UserError(f"{name}: expected [B, {wanted}, {width}], got {list(values.shape)}")
     return values
 
 

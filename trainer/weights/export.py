@@ -125,7 +125,8 @@ def _config(source: WeightsSource, shapes: Shapes, precision: str) -> dict[str, 
     """Return the content of config.json but for the files."""
     settings = source.settings.model_dump()
     # An export shows no path of the machine that made it.
-    settings["data"]["source"] = Path(settings["data"]["source"]).name
+    settings["data"]["source"] = _without_folders(settings["data"]["source"])
+    settings["data"]["validate_on"] = _without_folders(settings["data"]["validate_on"])
     settings["model"]["init_from"] = None
     return {
         "model_type": MODEL_TYPE,
@@ -140,6 +141,23 @@ def _config(source: WeightsSource, shapes: Shapes, precision: str) -> dict[str, 
     }
 
 
+def _without_folders(source: Any) -> Any:
+    """Return a source, or a list of sources, whose files are told by their names alone."""
+    if isinstance(source, list):
+        return [_without_folders(one) for one in source]
+    if isinstance(source, dict):
+        return source | {"path": _without_folders(source["path"])}
+    return source if source is None else Path(source).name
+
+
+def _known_in_advance(source: WeightsSource) -> list[str]:
+    """Return the names of the covariates, in the order in which they are given."""
+    data, known = source.settings.data, list(source.facts.known)
+    if data.calendar_encoding == "embedding":
+        return [*known, *data.calendar]
+    return [*(f"{name} ({wave})" for name in data.calendar for wave in ("sin", "cos")), *known]
+
+
 def _model_card(source: WeightsSource, shapes: Shapes, title: str) -> str:
     """Return the content of README.md."""
     facts, shape = source.facts, source.facts.shape
@@ -149,7 +167,8 @@ def _model_card(source: WeightsSource, shapes: Shapes, title: str) -> str:
     if columns:
         arguments = "context, covariates"
         length = shape.context_length + shape.prediction_length
-        covariates = f"; what is known in advance is [B, {length}, {columns}]"
+        names = ", ".join(_known_in_advance(source)) or "no names are known"
+        covariates = f"; what is known in advance is [B, {length}, {columns}]: {names}"
     return f"""---
 library_name: {MODEL_TYPE}
 pipeline_tag: time-series-forecasting

@@ -86,4 +86,4 @@ def test_types_of_tables() -> None:
 def test_long_cells_are_cut_in_messages() -> None:
     column = pd.Series(["a", "b" * 500, "c"])
     assert named([1], column) == f"row 2 has '{'b' * 39}..."
-    assert named([0, 2], column) == "row 1 has 'a' and 1 more rows"
+    assert named([0, 2], column) == "row 1 has 'a' (and 1 more row)"

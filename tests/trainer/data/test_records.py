@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.errors import UserError
-from tests.trainer.data.sets import csv, prepared, text_file
+from tests.trainer.data.sets import csv, hourly, prepared, text_file
 from trainer.config.table_settings import TableConfig
 from trainer.data.prepare_set import prepare_set
+from trainer.data.prepared import open_set, unused_settings
 from trainer.data.series_set import SeriesSet
 
 RECORDS = [
@@ -190,3 +191,50 @@ def test_columns_that_are_times(tmp_path: Path, header: str) -> None:
     assert series.freq(0) == ("YS" if header == "years" else "MS") and len(series) == 5
     assert series.lengths.tolist() == [30, 30, 25, 30, 30]
     assert series.starts[2] == times[5].to_numpy()
+
+
+@pytest.mark.parametrize("names", [["north", "south", "west"], ["000", "001", "010"]])
+@pytest.mark.parametrize(
+    ("column", "settings"), [("shop", {}), ("shop", {"id_column": "shop"}), ("item_id", {})]
+)
+def test_series_in_rows_whose_columns_are_days(
+    tmp_path: Path, names: list[str], column: str, settings: dict[str, str]
+) -> None:
+    """Whatever the series are called: names of digits keep their zeros."""
+    days = pd.date_range("2022-01-01", periods=30).strftime("%Y-%m-%d")
+    frame = pd.DataFrame(np.arange(90.0).reshape(3, 30) + 0.5, columns=days)
+    frame.insert(0, column, names)
+    series = prepared(tmp_path, csv(tmp_path, frame), **settings)
+    assert [series.item_id(item) for item in range(3)] == names
+    assert series.lengths.tolist() == [30, 30, 30] and series.freq(0) == "D"
+    assert series.target(1)[0].tolist() == (np.arange(30.0) + 30.5).tolist()
+
+
+def test_weeks_in_rows_and_years_in_columns_are_points(tmp_path: Path) -> None:
+    """Unless the column that names the series is told."""
+    frame = pd.DataFrame({str(year): np.arange(40) * 0.5 + year % 7 for year in range(2015, 2024)})
+    frame.insert(0, "week", np.arange(1, 41))
+    assert len(prepared(tmp_path, csv(tmp_path, frame))) == 1
+    told = prepared(tmp_path, csv(tmp_path, frame), id_column="week")
+    assert len(told) == 40 and told.lengths[0] == 9
+
+
+def test_settings_that_say_something_else_than_a_set_are_refused(tmp_path: Path) -> None:
+    """They were in force when it was prepared."""
+    frame = hourly(60).assign(price=np.arange(60) % 7 + 0.5)
+    out = prepared(tmp_path, csv(tmp_path, frame), targets=["load"], covariates=["price"]).folder
+    for key, wrong, held in (
+        ("targets", ["nonsense"], "the set holds load"),
+        ("targets", ["load", "price"], "the set holds load"),
+        ("covariates", ["load"], "the set holds price"),
+        ("past_covariates", ["price"], "the set holds none"),
+        ("static", ["price"], "the set holds none"),
+    ):
+        with pytest.raises(UserError, match=rf"data\.{key}: .* was prepared, and {held}"):
+            open_set(str(out), TableConfig(**{key: wrong}), tmp_path)
+    same = TableConfig(targets=["load"], covariates=["price"], id_column="nope", timezone="UTC")
+    assert len(open_set(str(out), same, tmp_path)) == 1
+    assert unused_settings([str(out)], same) == [
+        f"data.id_column: not used, for {out} is prepared already"
+    ]
+    assert unused_settings([str(out), "load.csv"], same) == []

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from model.errors import UserError
+from tests import ranks
 from tests.conftest import ROOT
+from tests.settings import UNSCORED, train_rank
 from tests.trainer.weights.conftest import weights
 from trainer.data import Split
 from trainer.forecast.forecaster import Forecaster
@@ -80,8 +83,8 @@ def test_forecasts_are_in_the_series_own_units(run: Path) -> None:
     made = forecaster.forecast(context, known)
     expected = standardised[..., 0].double().numpy() * deviation + mean
     np.testing.assert_allclose(made, expected, rtol=1e-5)
-    with pytest.raises(UserError, match=r"context: expected \[B, 96, 2\], got \[4, 95, 2\]"):
-        forecaster.forecast(context[:, 1:], batch.covariates)
+    with pytest.raises(UserError, match=r"context: expected \[B, 1 to 96, 2\], got \[4, 96, 1\]"):
+        forecaster.forecast(context[:, :, 1:], batch.covariates)
     with pytest.raises(UserError, match=r"covariates: expected \[B, 128, 3\], got \[4, 128, 0\]"):
         forecaster.forecast(context)
 
@@ -101,6 +104,53 @@ def test_nothing_of_this_machine_is_told(run: Path, tmp_path: Path) -> None:
     export(type(source)(source.path, source.step, settings, source.facts), tmp_path / "out")
     text = (tmp_path / "out" / "config.json").read_text()
     assert "load.csv" in text and "secret" not in text
+
+
+def test_a_mixture_is_exported_and_tells_no_folder(tmp_path: Path) -> None:
+    """A network of many series, which takes contexts of any length and any scale of covariates."""
+    days = pd.date_range("2024-01-01", periods=120, freq="D")
+    table = pd.DataFrame(
+        {
+            "id": np.repeat(["a", "b", "c"], 120),
+            "day": np.tile(days, 3),
+            "sales": np.random.default_rng(0).normal(size=360).cumsum(),
+            "price": np.random.default_rng(1).normal(20, 3, size=360),
+        }
+    )
+    (tmp_path / "secret").mkdir()
+    table.to_csv(tmp_path / "secret" / "shops.csv", index=False)
+    mixture = [{"path": str(tmp_path / "secret" / "shops.csv"), "weight": 2.0}]
+    changes = {
+        **UNSCORED,
+        "data.source": mixture,
+        "data.targets": ["sales"],
+        "data.covariates": ["price"],
+        "data.calendar": ["day_of_week"],
+        "data.timezone": None,
+        "data.rows": None,
+        "data.context_length": 32,
+        "data.prediction_length": 8,
+        "train.steps": 1,
+    }
+    ranks.run(train_rank, 1, tmp_path / "run", changes)
+    export(find(tmp_path / "run"), tmp_path / "out")
+    text = (tmp_path / "out" / "config.json").read_text()
+    assert "shops.csv" in text and "secret" not in text
+    names = "day_of_week (sin), day_of_week (cos), price"
+    assert f"is [B, 40, 3]: {names}" in (tmp_path / "out" / "README.md").read_text()
+
+    forecaster = Forecaster.load(tmp_path / "out")
+    assert forecaster.facts.known == ("price",)
+    context, covariates = np.random.default_rng(2).normal(size=(2, 32, 1)), np.zeros((2, 40, 3))
+    covariates[..., 2] = np.random.default_rng(3).normal(20, 3, size=(2, 40))
+    made = forecaster.forecast(context, covariates)
+    dearer = covariates * [1, 1, 100] + [0, 0, 7]
+    np.testing.assert_allclose(forecaster.forecast(context, dearer), made, rtol=1e-4)
+    assert not np.allclose(forecaster.forecast(context, covariates[::-1]), made)
+    assert forecaster.forecast(context[:, 12:], covariates[:, 12:]).shape == (2, 8, 1)
+    for length in (0, 33):
+        with pytest.raises(UserError, match=r"context: expected \[B, 1 to 32, 1\], got"):
+            forecaster.forecast(np.ones((2, length, 1)), np.zeros((2, length + 8, 3)))
 
 
 def test_an_old_folder_is_not_written_over(run: Path, tmp_path: Path) -> None:

@@ -137,5 +137,6 @@ def named(rows: Sequence[int] | npt.NDArray[np.int64], column: pd.Series, first:
     """Return `row 7 has 'x'`, and how many more rows there are; they are counted from `first`."""
     text = repr(column.iloc[int(rows[0])])
     shown = text if len(text) <= 40 else f"{text[:40]}..."
-    more = f" and {len(rows) - 1:,} more rows" if len(rows) > 1 else ""
+    others = len(rows) - 1
+    more = f" (and {others:,} more {'rows' if others > 1 else 'row'})" if others else ""
     return f"row {int(rows[0]) + first} has {shown}{more}"

@@ -246,7 +246,7 @@ def _table(
     facts = ColumnFacts(sample, config.decimal)
     values = None
     if config.time_column is None and config.targets is None:
-        values = wide_rows.find_values(sample, facts)
+        values = wide_rows.find_values(sample, facts, config.id_column)
     if values is not None:
         return _series_in_rows(name, files, sample, values, blocks, config, problems)
     roles = find_roles(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from trainer.data.reading.cells import NumberColumn, texts
 from trainer.data.reading.column_facts import ColumnFacts
 from trainer.data.reading.number_format import NumberFormat
 from trainer.data.reading.problems import Problems
-from trainer.data.reading.records import Record
+from trainer.data.reading.records import ID_NAMES, Record
 
 FEWEST = 12
 """Columns of numbers from which a table without times has its series in rows."""
@@ -23,16 +23,20 @@ FEWEST = 12
 _NUMBERED = re.compile(r"^(?:[A-Za-z_]*[ _-]?)(\d+)$")
 
 
-def find_values(sample: pd.DataFrame, facts: ColumnFacts) -> list[str] | None:
+def find_values(
+    sample: pd.DataFrame, facts: ColumnFacts, ids: str | Sequence[str] | None = None
+) -> list[str] | None:
     """Return the columns of values where each row is a series; None where it is a point.
 
     Then the first column names the series, none holds times, and the others are named by times or
-    by numbers one after another.
+    by numbers one after another. `ids` are the columns that name the series where that was said.
     """
     columns = [str(column) for column in sample.columns]
     if len(columns) < 3 or any(facts.is_times(name) for name in columns):
         return None
     texts_first = [name for name in columns if not facts.is_numbers(name)]
+    if not texts_first:
+        return _after_numbered_names(columns, facts, [ids] if isinstance(ids, str) else ids)
     values = columns[columns.index(texts_first[-1]) + 1 :] if texts_first else []
     values = [name for name in values if not facts.is_empty(name)] if values else values
     if not values or not facts.is_unique([texts_first[0]]):
@@ -44,6 +48,28 @@ def find_values(sample: pd.DataFrame, facts: ColumnFacts) -> list[str] | None:
         return None
     order = [int(found[1]) for found in numbers if found is not None]
     return values if (np.diff(order) == 1).all() else None
+
+
+def _after_numbered_names(
+    columns: list[str], facts: ColumnFacts, ids: Sequence[str] | None
+) -> list[str] | None:
+    """Return the columns of values where the series are named by numbers.
+
+    Weeks in rows and years in columns look alike: those are points, unless it was said otherwise.
+    """
+    names = list(ids) if ids else columns[:1]
+    values = columns[len(names) :]
+    if columns[: len(names)] != names or len(values) < 2 or not facts.is_unique(names):
+        return None
+    is_said = bool(ids) or names[0].lower() in ID_NAMES
+    if times_of(values) is None or not (is_said or _are_dates(values)):
+        return None
+    return values
+
+
+def _are_dates(names: list[str]) -> bool:
+    """Return whether names are times that are more than a number."""
+    return bool(pd.to_numeric(pd.Series(names), errors="coerce").isna().all())
 
 
 def times_of(names: list[str]) -> pd.DatetimeIndex | None:
