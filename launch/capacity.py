@@ -56,6 +56,7 @@ def network_and_work(plan: Plan) -> tuple[TimeSeriesTransformer, Work]:
         weight_bytes=weight_bytes(settings),
         flat_gradients=keeps_flat_gradients(settings),
         offloaded=settings.parallel.offload_optimizer == "cpu",
+        averages=settings.train.ema_decay > 0,
         recomputed=settings.parallel.activation_checkpointing != "none",
     )
 

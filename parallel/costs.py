@@ -38,6 +38,8 @@ class Work:
     """Whether gradients are kept by `parallel.flat_gradients`."""
     offloaded: bool = False
     """Whether the optimizer's states are in the host's memory."""
+    averages: bool = False
+    """Whether a moving average of the weights is kept."""
     recomputed: bool = False
     """Whether the backward pass repeats layers' forward passes, with what they send."""
 
@@ -90,8 +92,8 @@ def _stage(
             dense += held
     partitioned = sum(count / ranks for count, ranks in _alike(dense, experts, layout))
     held = dense + experts
-    # Two moments, and master weights, unless those are the network's own.
-    states = (2 if work.flat_gradients else 3) * FP32 * partitioned
+    # Two moments, an average, and master weights, unless those are the network's own.
+    states = ((2 if work.flat_gradients else 3) + work.averages) * FP32 * partitioned
     # DeepSpeed keeps bf16 gradients beside their fp32 sums where it does not partition them.
     both = work.weight_bytes if work.weight_bytes < FP32 and work.zero_stage == 1 else 0
     if work.flat_gradients:  # beside the flat ones those of the backward pass, or what arrives

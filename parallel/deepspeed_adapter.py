@@ -1,4 +1,4 @@
-"""What DeepSpeed must know of a parallelized network.
+"""How DeepSpeed is imported, and what it must know of a parallelized network.
 
 Its ZeRO optimizers read marks on parameters: those that are sharded over tensor ranks count on each
 of them in the gradient norm, where a replicated one counts once; those of experts are reduced over
@@ -7,7 +7,9 @@ the ranks that hold the same experts alone.
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +22,27 @@ from parallel.groups import Groups
 from parallel.layout import Layout
 from parallel.mesh import Mesh
 from parallel.sharding import is_expert, is_sharded
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """Import DeepSpeed, without what costs each rank a second at its start and is not used here."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    # DeepSpeed calls collectives by names that torch has renamed.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    import deepspeed
+    from deepspeed.runtime import compiler
+
+    # Without its own native code for the CPU; to find out what could be built it runs a compiler.
+    deepspeed.ops.__compatible_ops__ = {}
+    # Its ZeRO imports its Muon, whose functions are compiled: that loads torch's compiler.
+    compile_, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
+    import deepspeed.runtime.zero.muon.original_muon
+
+    compiler.compile = compile_
+    # Its engine would load the compiler on CUDA, to list passes that are not used here.
+    deepspeed.runtime.engine.is_deepcompile_supported = lambda: False
+    logging.getLogger("DeepSpeed").setLevel(os.environ.get("FORESCALE_DEEPSPEED_LOG", "ERROR"))
+    return deepspeed
 
 
 @contextmanager

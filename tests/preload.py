@@ -12,8 +12,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
 import trainer.job  # noqa: F401
+from parallel.deepspeed_adapter import import_deepspeed
 from tests.settings import planned
-from trainer.engine.engine import import_deepspeed
 
 LATER = (
     "deepspeed.comm.mori",

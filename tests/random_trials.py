@@ -128,6 +128,7 @@ STOPPED: dict[str, Any] = {
     "checkpoint.every": 2,
     "checkpoint.keep": 3,
     "model.dropout": 0.1,
+    "train.ema_decay": 0.5,
 }
 
 

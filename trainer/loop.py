@@ -188,7 +188,8 @@ class Trainer:
             return Outcome.DONE
         try:
             pictured = pictured_windows(self.dataset, Split.TEST)
-            evaluation = self.scoring.scores(self.dataset, Split.TEST, keep=pictured)
+            with self.engine.averaged():
+                evaluation = self.scoring.scores(self.dataset, Split.TEST, keep=pictured)
         except StoppedError:
             return Outcome.SAVED
         self._requests()  # has another attempt taken the folder over?
@@ -328,4 +329,5 @@ class Trainer:
         """Add the scores of the steps done, where they are due and no signal comes."""
         every = self.settings.logging.validate_every
         if every and self.steps_done % every == 0:
-            row |= self.scoring.validation(self.dataset, self.plan.zero_shot)
+            with self.engine.averaged():
+                row |= self.scoring.validation(self.dataset, self.plan.zero_shot)

@@ -2,6 +2,7 @@
 
 weights/encoder.layers.0.attention.query     fp32 master weights
 exp_avg/...  exp_avg_sq/...                  AdamW's moments of the same parameter
+ema/...                                      its moving average, where train.ema_decay keeps one
 buffers/encoder.positions.table              tensors that are no parameters
 """
 
@@ -13,10 +14,10 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-WEIGHTS, BUFFERS = "weights", "buffers"
+WEIGHTS, BUFFERS, AVERAGE = "weights", "buffers", "ema"
 
 PARAMETER_KINDS = (WEIGHTS, "exp_avg", "exp_avg_sq")
-"""Kinds that are stored of each parameter."""
+"""Kinds that are stored of each parameter, beside its average where one is kept."""
 
 NETWORK_KINDS = (WEIGHTS, BUFFERS)
 """Kinds that a network consists of: all that another run or an export takes."""
@@ -38,6 +39,12 @@ def split_key(key: str) -> tuple[str, str]:
 def global_name(key: str) -> str:
     """Return a key's global name: `encoder.x` of `weights/encoder.x`."""
     return split_key(key)[1]
+
+
+def averaged(key: str) -> str:
+    """Return the key of a weight's moving average; any other key as it is."""
+    kind, name = split_key(key)
+    return make_key(AVERAGE, name) if kind == WEIGHTS else key
 
 
 def of_kinds(state: Mapping[str, Value], *kinds: str) -> dict[str, Value]:

@@ -80,6 +80,9 @@ class TrainConfig(Section):
     """AdamW's term against division by zero."""
     gradient_clipping: Annotated[float, Field(ge=0)] = 1.0
     """Largest global gradient norm; 0 leaves gradients as they are."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay in a step of an exponential moving average of the weights, which is then scored,
+    exported and forecast with: 0.999 averages over about 1,000 steps. 0 keeps none."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of weights and activations; master weights, moments and gradient sums are always
     fp32."""

@@ -6,15 +6,11 @@ What knows DeepSpeed's engines is here, in `zero_state`, and in `parallel`'s `pa
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,7 +24,7 @@ from model.router import RouterStatistics
 from model.tokens import Inputs
 from parallel.collectives import sum_over_ranks
 from parallel.consistency import agree
-from parallel.deepspeed_adapter import own_device
+from parallel.deepspeed_adapter import import_deepspeed, own_device
 from parallel.flat_gradients import FlatGradients
 from parallel.gloo import use_broadcasts
 from parallel.mesh import Mesh
@@ -92,7 +88,7 @@ class Engine:
             self.network = TimeSeriesTransformer(settings.model, shape)
         self.work = Works(settings, shape)
         self._longest = self._context_length = shape.context_length
-        self.shapes = zero_state.shapes(self.network)
+        self.shapes = zero_state.shapes(self.network, averages=train.ema_decay > 0)
         """Shapes of all tensors that the ranks' states hold between them, by key."""
         self._mixtures = list(self.network.mixtures())
         self.network.recompute = settings.parallel.activation_checkpointing
@@ -302,7 +298,21 @@ class Engine:
         zero_state.allocate(self._engine.optimizer, steps_applied)
         self._check_coverage()
         yield {**self._partitions(), **buffers_of(self.network)}
+        if steps_applied == 0:
+            zero_state.begin_average(self._engine.optimizer)
         zero_state.refresh_weights(self._engine.optimizer)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the network has the average of its weights, where one is kept. Collective."""
+        if not self._optimizer.averages:
+            yield
+            return
+        zero_state.swap_average(self._engine.optimizer)
+        try:
+            yield
+        finally:
+            zero_state.swap_average(self._engine.optimizer)
 
     def _check_coverage(self) -> None:
         """Raise RuntimeError for an element that no rank holds: it would keep its first value."""
@@ -323,24 +333,3 @@ class Engine:
                 self.mesh.coordinates.data,
             )
         )
-
-
-def import_deepspeed(device: torch.device) -> Any:
-    """Import DeepSpeed, without what costs each rank a second at its start and is not used here."""
-    os.environ.setdefault("DS_ACCELERATOR", device.type)
-    # DeepSpeed calls collectives by names that torch has renamed.
-    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-    import deepspeed
-    from deepspeed.runtime import compiler
-
-    # Without its own native code for the CPU; to find out what could be built it runs a compiler.
-    deepspeed.ops.__compatible_ops__ = {}
-    # Its ZeRO imports its Muon, whose functions are compiled: that loads torch's compiler.
-    compile_, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
-    import deepspeed.runtime.zero.muon.original_muon
-
-    compiler.compile = compile_
-    # Its engine would load the compiler on CUDA, to list passes that are not used here.
-    deepspeed.runtime.engine.is_deepcompile_supported = lambda: False
-    logging.getLogger("DeepSpeed").setLevel(os.environ.get("FORESCALE_DEEPSPEED_LOG", "ERROR"))
-    return deepspeed

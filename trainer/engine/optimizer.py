@@ -15,6 +15,7 @@ from model.init import Shard
 from parallel.deepspeed_adapter import expert_group_name
 from parallel.layout import Layout
 from parallel.sharding import is_expert
+from trainer.checkpoint.keys import AVERAGE
 from trainer.config.settings import TrainConfig
 from trainer.logs.step_profile import OPTIMIZER
 
@@ -68,6 +69,13 @@ class GuardedAdamW(torch.optim.AdamW):
     """The largest norm that is applied."""
     norm: Callable[[], float] | None = None
     """Returns the norm of the step's global gradient before clipping, equal on all ranks."""
+    ema_decay = 0.0
+    """Decay of the moving average of the weights; with 0 there is none."""
+
+    @property
+    def averages(self) -> bool:
+        """Whether a moving average of the weights is kept."""
+        return self.ema_decay > 0
 
     # torch wraps these to keep its compiler out, and so loads it: most of a second in each rank.
     add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
@@ -78,17 +86,36 @@ class GuardedAdamW(torch.optim.AdamW):
         if self.norm is not None and not self.norm() <= self.limit:
             return None
         with torch.no_grad(), record_function(OPTIMIZER):  # as the wrapper does
-            return self._update(closure)
+            weights = [one for group in self.param_groups for one in group["params"]]
+            first = {one: one.clone() for one in weights if self.averages and not self.state[one]}
+            result = self._update(closure)
+            for one in weights if self.averages else ():
+                if one in first:
+                    self.state[one][AVERAGE] = first[one]
+                self._average(one)
+            return result
+
+    def _average(self, weights: torch.Tensor) -> None:
+        """Move the average of a tensor towards its weights.
+
+        Its decay grows in the first steps, so that it is not long that of the first weights.
+        """
+        state = self.state[weights]
+        step = state["step"]
+        decay = ((1 + step) / (10 + step)).clamp(max=self.ema_decay)
+        state[AVERAGE].lerp_(weights, (1 - decay).to(weights.dtype))
 
 
 def make_optimizer(
     network: nn.Module, train: TrainConfig, layout: Layout, shards: Mapping[str, Shard]
 ) -> GuardedAdamW:
     """Return the optimizer of the parameters that this rank holds; `shards` has their shapes."""
-    return GuardedAdamW(
+    optimizer = GuardedAdamW(
         parameter_groups(network, train, layout, shards),
         lr=train.learning_rate,
         betas=(train.beta1, train.beta2),
         eps=train.epsilon,
         fused=True,
     )
+    optimizer.ema_decay = train.ema_decay
+    return optimizer

@@ -13,22 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from model.init import Shard
-from trainer.checkpoint.keys import PARAMETER_KINDS, WEIGHTS, buffers_of, make_key
+from trainer.checkpoint.keys import AVERAGE, PARAMETER_KINDS, WEIGHTS, buffers_of, make_key
 from trainer.checkpoint.partitions import Partition
-
-_DEEPSPEEDS_KEYS = {WEIGHTS: None, "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
-"""What is stored of a parameter -> DeepSpeed's key for it."""
 
 Held = tuple[int, Callable[[str | None], Tensor]]
 """Where this rank's partition of a flattened shard begins, and its values by DeepSpeed's key."""
 
 
-def shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+def kinds(*, averages: bool) -> tuple[str, ...]:
+    """Return what is stored of each parameter; `averages` says whether its average is."""
+    return (*PARAMETER_KINDS, AVERAGE) if averages else PARAMETER_KINDS
+
+
+def shapes(network: nn.Module, *, averages: bool) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all that is kept of a whole network, by key."""
     kept = {
         make_key(kind, name): tuple(parameter.shape)
         for name, parameter in network.named_parameters()
-        for kind in PARAMETER_KINDS
+        for kind in kinds(averages=averages)
     }
     return kept | {key: tuple(buffer.shape) for key, buffer in buffers_of(network).items()}
 
@@ -41,17 +43,21 @@ def partitions(
     `rank` counts the ranks that ZeRO partitions parameters over. Before the first step that moves
     the weights AdamW has no moments: they are made here, all zero.
     """
+    averages = optimizer.optimizer.averages
     for flat in _flats(optimizer):
         if not optimizer.optimizer.state.get(flat):
-            optimizer.optimizer.state[flat] = _moments(flat, 0)
+            optimizer.optimizer.state[flat] = _moments(flat, 0, averages=averages)
     if _is_stage_3(optimizer):
         held = _held_of_each(network, optimizer, rank)
     else:
         held = _held_of_all(network, optimizer)
     return {
-        make_key(kind, name): Partition(shards[name], start, values(key).detach())
+        # DeepSpeed calls the optimizer's states by its keys, and the weights None.
+        make_key(kind, name): Partition(
+            shards[name], start, values(None if kind == WEIGHTS else kind).detach()
+        )
         for name, (start, values) in held
-        for kind, key in _DEEPSPEEDS_KEYS.items()
+        for kind in kinds(averages=averages)
     }
 
 
@@ -88,17 +94,35 @@ def _values(optimizer: Any, parameter: nn.Parameter, count: int) -> Callable[[st
 
 def allocate(optimizer: Any, steps_applied: int) -> None:
     """Make the moments that AdamW would make in its first step, for a checkpoint to fill."""
+    averages = optimizer.optimizer.averages
     for flat in _flats(optimizer):
-        optimizer.optimizer.state[flat] = _moments(flat, steps_applied)
+        optimizer.optimizer.state[flat] = _moments(flat, steps_applied, averages=averages)
 
 
-def _moments(flat: Tensor, steps_applied: int) -> dict[str, Tensor]:
-    """Return AdamW's state of one tensor: its count of steps, and moments of zero."""
-    return {
+def _moments(flat: Tensor, steps_applied: int, *, averages: bool) -> dict[str, Tensor]:
+    """Return AdamW's state of one tensor: its count of steps, moments of zero, and its average."""
+    state = {
         "step": torch.tensor(float(steps_applied), device=flat.device),  # as fused AdamW has it
         "exp_avg": torch.zeros_like(flat.data),
         "exp_avg_sq": torch.zeros_like(flat.data),
     }
+    return state | ({AVERAGE: flat.data.clone()} if averages else {})
+
+
+def begin_average(optimizer: Any) -> None:
+    """Have the average of the weights begin at what they are now, where one is kept."""
+    for flat in _flats(optimizer) if optimizer.optimizer.averages else ():
+        optimizer.optimizer.state[flat][AVERAGE].copy_(flat.data)
+
+
+def swap_average(optimizer: Any) -> None:
+    """Exchange the weights and their average, on all ranks."""
+    for flat in _flats(optimizer):
+        average = optimizer.optimizer.state[flat][AVERAGE]
+        weights = flat.data.clone()
+        flat.data.copy_(average)
+        average.copy_(weights)
+    refresh_weights(optimizer)
 
 
 def refresh_weights(optimizer: Any) -> None:

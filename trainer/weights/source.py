@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from model.errors import UserError
 from model.sentences import shortened
 from model.validation import mistake
+from trainer.checkpoint.keys import averaged
 from trainer.checkpoint.store import Checkpoint
 from trainer.config.settings import Settings
 from trainer.data.series_facts import SeriesFacts
@@ -63,7 +64,7 @@ class WeightsSource(ABC):
 
 
 class CheckpointSource(WeightsSource):
-    """A checkpoint's weights."""
+    """A checkpoint's weights, which are their moving average where one was kept."""
 
     def shapes(self) -> Shapes:
         from trainer.checkpoint.tensor_files import tensor_shapes
@@ -73,6 +74,8 @@ class CheckpointSource(WeightsSource):
     def read(self, state: Mapping[str, Tensor]) -> None:
         from trainer.checkpoint.tensor_files import read
 
+        if self.settings.train.ema_decay:
+            state = {averaged(key): tensor for key, tensor in state.items()}
         read(self.path, state, alone=True)
 
     def verify(self, reader: int = 0, readers: int = 1) -> str | None:
