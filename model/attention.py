@@ -20,6 +20,7 @@ from model.config import AttentionType, TransformerConfig
 from model.decoding import KeyValueCache
 from model.frequency import frequency_attention
 from model.init import Init, start_parameters
+from model.norm import EPSILON
 from model.rotary import rotate
 from model.tracing import is_traced
 
@@ -61,6 +62,8 @@ class Attention(nn.Module):
         self.group = config.nhead // config.kv_heads
         heads = (config.kv_heads, self.group)
         self.output = nn.Parameter(torch.empty(config.d_model, *heads, config.head_dim))
+        gains = config.kv_heads * (self.group + 1) * config.head_dim
+        self.query_key_gain = nn.Parameter(torch.empty(gains)) if config.qk_norm else None
         self.frequency_mix = (
             nn.Parameter(torch.empty(*heads, config.freq_modes, config.head_dim, 2))
             if att_type == "frequency"
@@ -71,7 +74,7 @@ class Attention(nn.Module):
         """Return how the module's own parameters start, by name."""
         std = self.output.shape[0] ** -0.5
         rules = {name: Init(std=std) for name, _ in self.named_parameters(recurse=False)}
-        return rules | {"frequency_mix": Init(std=0.02)}
+        return rules | {"frequency_mix": Init(std=0.02), "query_key_gain": Init(mean=1.0)}
 
     @property
     def kernel(self) -> str | None:
@@ -79,6 +82,17 @@ class Attention(nn.Module):
         if self.att_type == "frequency":
             return "torch.fft"
         return None if self.choice is None else str(self.choice)
+
+    def _normalised(self, heads: Tensor, first: int) -> Tensor:
+        """Return heads [B, T, KV, n, D] over their root mean square, if that is wanted.
+
+        Of each group of queries and their key they are those from `first` on.
+        """
+        if self.query_key_gain is None:
+            return heads
+        count, size = heads.shape[3:]
+        gain = self.query_key_gain.view(-1, self.group + 1, size)[:, first : first + count]
+        return F.rms_norm(heads, (size,), eps=EPSILON) * gain
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool
@@ -128,6 +142,9 @@ class SelfAttention(Attention):
         """
         joined = F.linear(x, self.query_key_value.flatten(0, 2))
         joined = joined.unflatten(-1, self.query_key_value.shape[:3])
+        if self.query_key_gain is not None:
+            heads, values = joined.split([self.group + 1, 1], dim=3)
+            joined = torch.cat([self._normalised(heads, 0), values], 3)
         if self.rotary:
             joined = rotate(joined, start, self.group + 1)
         query, key, value = joined.split([self.group, 1, 1], dim=3)
@@ -178,6 +195,7 @@ class CrossAttention(Attention):
         once. Returns [B, T, d_model].
         """
         query = F.linear(x, self.query.flatten(0, 2)).unflatten(-1, self.query.shape[:3])
+        query = self._normalised(query, 0)
         if self.rotary:
             query = rotate(query, start)
         if cache is None or cache.length == 0:
@@ -192,7 +210,8 @@ class CrossAttention(Attention):
     def keys_and_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values [B, S, KV, D] of the memory [B, S, d_model]."""
         joined = F.linear(memory, self.key_value.flatten(0, 2))
-        key, value = joined.unflatten(-1, self.key_value.shape[:3]).unbind(3)
+        key, value = joined.unflatten(-1, self.key_value.shape[:3]).split(1, dim=3)
+        key = self._normalised(key, self.group)
         if self.rotary:
-            key = rotate(key.unsqueeze(3), 0).squeeze(3)
-        return key, value
+            key = rotate(key, 0)
+        return key.squeeze(3), value.squeeze(3)

@@ -89,6 +89,9 @@ class TransformerConfig(Section):
     position: Literal["sinusoidal", "learned", "rotary"] = "sinusoidal"
     """Encoding of positions: sinusoidal and learned vectors are added to the tokens, rotary
     rotates queries and keys (Su et al. 2021, RoFormer)."""
+    qk_norm: bool = False
+    """Whether queries and keys are divided by their root mean square, with gains for each head, so
+    that scores stay bounded, in bf16 too (Henry et al. 2020; Dehghani et al. 2023, ViT-22B)."""
     max_seq_len: PositiveInt = 5000
     """Length of the longest sequence in tokens, and of the table of learned positions."""
     use_moe: bool = False

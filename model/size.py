@@ -80,11 +80,12 @@ def attention(config: TransformerConfig, att_type: AttentionType) -> int:
     """Return the parameters of an attention.
 
     Queries and output have d_model^2 each, keys and values by their heads; frequency attention
-    adds a complex number per mode and channel.
+    adds a complex number per mode and channel, norms a gain for each query's and key's channel.
     """
     keys_and_values = 2 * config.kv_heads * config.head_dim * config.d_model
     modes = 2 * config.freq_modes * config.d_model if att_type == "frequency" else 0
-    return 2 * config.d_model**2 + keys_and_values + modes
+    gains = (config.nhead + config.kv_heads) * config.head_dim if config.qk_norm else 0
+    return 2 * config.d_model**2 + keys_and_values + modes + gains
 
 
 def feed_forward(config: TransformerConfig) -> int:

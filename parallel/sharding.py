@@ -38,6 +38,7 @@ TABLE: tuple[tuple[str, Sharding], ...] = (
     ("*attention.query", Sharding(tensor_dim=0)),  # [KV, G, D, d_model]
     ("*attention.key_value", Sharding(tensor_dim=0)),  # [KV, 2, D, d_model]
     ("*attention.output", Sharding(tensor_dim=1)),  # [d_model, KV, G, D]
+    ("*attention.query_key_gain", Sharding(tensor_dim=0)),  # [KV * (G + 1) * D]
     ("*attention.frequency_mix", Sharding(tensor_dim=0)),  # [KV, G, modes, D, 2]
     ("*.experts.input", Sharding(tensor_dim=2, expert_dim=0)),  # [E, 1 or 2, width, d_model]
     ("*.experts.output", Sharding(tensor_dim=2, expert_dim=0)),  # [E, d_model, width]

@@ -55,6 +55,7 @@ MODEL: dict[str, list[Any]] = {
     "share_layers": [False, False, True],
     "position": ["sinusoidal", "learned", "rotary"],
     "num_kv_heads": [None, 1, 2],
+    "qk_norm": [False, True],
     "num_layers": [1, 2, 3],
     "channels": ["independent", "mixed"],
     "channel_embedding": [False, True],

@@ -28,7 +28,12 @@ CAPACITY = {"capacity_factor": 0.7, "shared_expert": True, "z_loss": 0.01, "loss
 BIAS = {"router_score": "sigmoid", "balance_rate": 0.05, "position": "learned"}
 ENCODER = {"architecture": "encoder", "att_type": "flash", "position": "rotary"}
 DECODER = {"architecture": "decoder", "use_adaptive_ln": "layer", "norm_strategy": "post_norm"}
-GROUPED = {"num_kv_heads": 2, "att_type": "xformer", "use_adaptive_ln": "adaptive"}
+GROUPED = {
+    "num_kv_heads": 2,
+    "att_type": "xformer",
+    "use_adaptive_ln": "adaptive",
+    "qk_norm": True,
+}
 FREQUENCY = {"att_type": "frequency", "loss": "quantile", "channel_embedding": True}
 PLAIN_MLP = {"use_swiglu": False, "activation": "gelu", "shared_expert": True}
 TIED = {"share_layers": True}

@@ -22,6 +22,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"share_layers": True},
     {"position": "learned"},
     {"position": "rotary"},
+    {"position": "rotary", "qk_norm": True, "num_kv_heads": 2},
     {"use_moe": True, "num_experts": 4},
     {"use_moe": True, "num_experts": 4, "capacity_factor": 1.0, "shared_expert": True},
     {"use_moe": True, "router_score": "sigmoid", "balance_rate": 0.1, "z_loss": 0.01},

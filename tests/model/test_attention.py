@@ -94,3 +94,47 @@ def test_masked_keys_have_no_effect_and_a_row_of_padding_is_finite() -> None:
     first, second = attention(x, mask), attention(other, mask)
     assert torch.equal(first[0, :4], second[0, :4])
     assert first.isfinite().all()
+
+
+def over_root_mean_square(x: Tensor, gain: Tensor) -> Tensor:
+    """Return heads [B, T, H, D] by the norm's definition, times gains [H, D]."""
+    return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * gain
+
+
+@pytest.mark.parametrize("kv_heads", [6, 2])
+@pytest.mark.parametrize("kind", [SelfAttention, CrossAttention])
+def test_queries_and_keys_are_normalised_head_by_head(
+    kv_heads: int, kind: type[SelfAttention | CrossAttention]
+) -> None:
+    attention = kind(config(num_kv_heads=kv_heads, qk_norm=True))
+    initialise(attention, 0)
+    gain = attention.query_key_gain
+    assert gain is not None and bool((gain == 1).all())
+    gain.data.normal_()
+    x, memory = torch.randn(3, 7, 24), torch.randn(3, 5, 24)
+    group, of_group = 6 // kv_heads, gain.double().view(kv_heads, 6 // kv_heads + 1, 4)
+    if isinstance(attention, SelfAttention):
+        memory, weight = x, attention.query_key_value.double()
+        query_w, key_w, value_w = weight[:, :-2], weight[:, -2], weight[:, -1]
+    else:
+        query_w = attention.query.double()
+        key_w, value_w = attention.key_value.double().unbind(1)
+    query = torch.einsum("btc,kgdc->btkgd", x.double(), query_w).flatten(2, 3)
+    key = torch.einsum("bsc,kdc->bskd", memory.double(), key_w)
+    value = torch.einsum("bsc,kdc->bskd", memory.double(), value_w)
+    query = over_root_mean_square(query, of_group[:, :-1].flatten(0, 1))
+    key = over_root_mean_square(key, of_group[:, -1]).repeat_interleave(group, 2)
+    allowed = torch.ones(3, 1, 7, memory.shape[1], dtype=torch.bool)
+    heads = formula(query, key, value.repeat_interleave(group, 2), allowed)
+    expected = torch.einsum("bthd,chd->btc", heads, attention.output.double().flatten(1, 2))
+    made = attention(x) if isinstance(attention, SelfAttention) else attention(x, memory)
+    torch.testing.assert_close(made.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_with_norms_scores_do_not_grow_with_weights() -> None:
+    attention = SelfAttention(config(qk_norm=True, position="rotary"))
+    initialise(attention, 0)
+    x = torch.randn(2, 7, 24)
+    before = attention(x)
+    attention.query_key_value.data[:, :-1] *= 100.0
+    torch.testing.assert_close(attention(x), before, rtol=1e-3, atol=1e-4)
