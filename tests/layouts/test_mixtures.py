@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from launch.cli import main
 from tests import ranks
 from tests.settings import told, train_rank
 from tests.trainer.data.sets import prepared
@@ -84,6 +85,33 @@ def test_a_layout_changes_nothing(
 ) -> None:
     sources, expected = alone
     rows = ranks.run(train_rank, world, tmp_path / "run", settings(sources, **changes))[0]
+    for name in ("loss", "grad_norm"):
+        assert [row[name] for row in rows] == pytest.approx(
+            [row[name] for row in expected], rel=1e-5
+        ), name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_real_corpus_m4_and_made_series_are_one_run(real_data: Path, tmp_path: Path) -> None:
+    """On one process, on 2 x 2 stages and replicas, and after a kill."""
+    main(["prepare", str(real_data / "corpus.parquet"), str(tmp_path / "corpus")])
+    train, test = (str(real_data / f"Hourly-{part}.csv.gz") for part in ("train", "test"))
+    main(["prepare", train, str(tmp_path / "m4"), "--then", test, "data.freq=h"])
+    made = {"kind": "structured", "items": 1000, "length": 512}
+    mixture = [
+        {"path": str(tmp_path / "corpus"), "weight": 2.0},
+        {"path": str(tmp_path / "m4"), "weight": 1.0},
+        {"synthetic": made, "weight": 1.0},
+    ]
+    changes = settings(mixture, **{"data.held_out": 0.0, "data.split_last": [32, 0]})
+    expected = ranks.run(train_rank, 1, tmp_path / "alone", changes, timeout=200)[0]
+    spread = changes | {"parallel.pipeline": 2}
+    rows = ranks.run(train_rank, 4, tmp_path / "spread", spread, timeout=200)[0]
+    with pytest.raises(ranks.RanksFailedError):
+        ranks.run(killed_rank, 1, tmp_path / "killed", changes, timeout=200)
+    resumed = ranks.run(train_rank, 1, tmp_path / "killed", changes, timeout=200)[0]
+    assert told(resumed) == told(expected)
     for name in ("loss", "grad_norm"):
         assert [row[name] for row in rows] == pytest.approx(
             [row[name] for row in expected], rel=1e-5
