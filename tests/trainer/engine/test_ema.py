@@ -49,9 +49,13 @@ def kept(run: Path, step: int, kind: str) -> dict[str, Tensor]:
     ("world", "layout"),
     [
         (1, {}),
-        (2, {"parallel.zero_stage": 2}),
-        (2, {"parallel.zero_stage": 3, "parallel.offload_optimizer": "cpu"}),
-        (2, {"train.precision": "bf16"}),
+        pytest.param(2, {"parallel.zero_stage": 2}, marks=pytest.mark.slow),
+        pytest.param(
+            2,
+            {"parallel.zero_stage": 3, "parallel.offload_optimizer": "cpu"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(2, {"train.precision": "bf16"}, marks=pytest.mark.slow),
         (4, {"parallel.pipeline": 2, "parallel.tensor": 2, "parallel.expert": 2}),
     ],
 )

@@ -116,7 +116,9 @@ def test_what_is_no_array_of_the_right_shape_is_named(forecaster: Forecaster) ->
         forecaster.forecast([[["a"] * channels] * length] * 2, covariates)
     with pytest.raises(UserError, match="context: not an array of numbers"):
         forecaster.forecast([[1.0, 2.0], [3.0]], covariates)
-    with pytest.raises(UserError, match=rf"context: expected \[B, {length}, {channels}\], got"):
+    with pytest.raises(
+        UserError, match=rf"context: expected \[B, 1 to {length}, {channels}\], got"
+    ):
         forecaster.forecast(context[0], covariates)
     with pytest.raises(UserError, match="covariates: expected"):
         forecaster.forecast(context)
