@@ -120,6 +120,37 @@ def evaluate(run: Path, overrides: Sequence[str], split: str, as_json: bool) -> 
 
 
 @forescale.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("settings", nargs=-1, metavar="[data.KEY=VALUE]...")
+@click.option("--input", "source", required=True, metavar="FILE", help="The series.")
+@click.option(
+    "--output",
+    "out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A .csv, .parquet, .feather or .arrow to write.",
+)
+@click.option("--horizon", type=COUNT, help="Points to forecast.  [default: as were trained]")
+@click.option("--quantiles", metavar="LEVELS", help="As 0.1,0.5,0.9.  [default: as were trained]")
+@click.option("--future", metavar="FILE", help="The columns known in advance of these points.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), metavar="PNG", help="Draw the first series."
+)
+@click.option("--force", is_flag=True, help="Write over files that are there.")
+@log_options
+def forecast(run: Path, settings: Sequence[str], **options: Any) -> None:
+    """Forecast what comes after the end of each series of a file, by RUN's weights.
+
+    RUN may be a checkpoint or an export too. The file, a folder of files or a prepared set, is read
+    as in training; data.KEY=VALUE says what is otherwise, as in data.id_column=store.
+    """
+    from launch.forecast import forecast as write
+
+    write(run, settings, **options)
+
+
+@forescale.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(

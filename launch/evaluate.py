@@ -52,7 +52,7 @@ def score(run: Path, split: str, overrides: Sequence[str] = (), *, as_json: bool
             evaluation = evaluate(
                 dataset,
                 chosen,
-                forecaster.predict,
+                forecaster.predict_windows,
                 batch_size=size,
                 levels=forecaster.network.output.levels,
                 progress=progress,

@@ -21,7 +21,6 @@ COMMANDS = {
 """Command -> words that other tools have for it."""
 
 HINTS = {
-    "forecast": "forecasts are made in Python: forescale.Forecaster.load(RUN).forecast(context)",
     "validate": "`evaluate RUN --split validation` scores a run, `train CONFIG --dry-run` checks a "
     "configuration",
     "tensorboard": "it is a command of its own: tensorboard --logdir RUN/tensorboard",

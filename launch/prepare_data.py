@@ -5,17 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-
-from pydantic import ValidationError
+from typing import Any
 
 from launch.output import showing_log
 from launch.show_set import describe_set, rows_of
 from launch.text_rows import print_rows
 from model.errors import UserError
-from model.sentences import nearest
-from model.validation import mistake
 from trainer.config.load import parse_overrides
-from trainer.config.table_settings import TableConfig
+from trainer.config.table_settings import TableConfig, checked_table
 from trainer.data.prepare_set import prepare_set
 from trainer.data.set_format import Item
 from trainer.logs.progress import CountingProgress
@@ -49,21 +46,15 @@ def divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def table_config(settings: list[str], on_error: str | None = None) -> TableConfig:
     """Return how tables are read, by settings data.KEY=VALUE. Raises UserError for others."""
+    on_errors = {} if on_error is None else {"on_error": on_error}
+    return checked_table(given_table(settings) | on_errors)
+
+
+def given_table(settings: list[str]) -> dict[str, Any]:
+    """Return settings data.KEY=VALUE by KEY. Raises UserError for others."""
     given = {}
     for key, value in parse_overrides(settings).items():
         if not key.startswith("data."):
             raise UserError(f"{key}: only settings of data say how tables are read")
         given[key.removeprefix("data.")] = value
-    if on_error is not None:
-        given["on_error"] = on_error
-    try:
-        return TableConfig.model_validate(given)
-    except ValidationError as error:
-        path, sentence = mistake(error)
-        key = ".".join(path)
-        if sentence is None:
-            near = nearest(key, TableConfig.model_fields)
-            sentence = "is no setting of how tables are read" + (
-                f"; did you mean data.{near}?" if near else ""
-            )
-        raise UserError(f"data.{key}: {sentence}") from None
+    return given

@@ -53,7 +53,7 @@ def errors(folder: Path, *frames: pd.DataFrame, model: dict[str, Any]) -> dict[s
     found = evaluate(
         forecaster.dataset,
         Split.TEST,
-        forecaster.predict,
+        forecaster.predict_windows,
         batch_size=64,
         levels=forecaster.network.output.levels,
     )

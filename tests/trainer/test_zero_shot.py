@@ -68,7 +68,7 @@ def test_a_row_has_the_scores_that_evaluate_gives(tmp_path: Path, layout: dict[s
     result = evaluate(
         others,
         Split.TEST,
-        forecaster.predict,
+        forecaster.predict_windows,
         batch_size=4,
         levels=forecaster.network.output.levels,
     )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from model.config import Section
+from model.errors import UserError
+from model.sentences import nearest
+from model.validation import mistake
 
 NO_TIME = "none"
 """Value of time_column for a table whose rows are only numbered."""
@@ -86,3 +90,17 @@ class TableConfig(Section):
                 "it is named like Australia/Melbourne or UTC"
             ) from None
         return self
+
+
+def checked_table(given: Mapping[str, Any]) -> TableConfig:
+    """Return settings of how tables are read. Raises UserError for one that is wrong."""
+    try:
+        return TableConfig.model_validate(given)
+    except ValidationError as error:
+        path, sentence = mistake(error)
+        key = ".".join(path)
+        if sentence is None:
+            near = nearest(key, TableConfig.model_fields)
+            hint = f"; did you mean data.{near}?" if near else ""
+            sentence = f"is no setting of how tables are read{hint}"
+        raise UserError(f"data.{key}: {sentence}") from None

@@ -15,6 +15,7 @@ from trainer.data.frequency import Frequency
 from trainer.data.prepared import open_set
 from trainer.data.reading.problems import Problems
 from trainer.data.reading.source import Source, open_source
+from trainer.data.series_set import SeriesSet
 from trainer.data.set_format import is_set
 
 MONTH = pd.Timedelta(days=30.4)
@@ -42,15 +43,23 @@ class Survey:
     """Interval of most series, where there are times; of months it is an average."""
 
 
-def survey(source: str, config: TableConfig, cache: Path | None = None) -> Survey:
-    """Look at a source, and prepare it. Raises UserError where it cannot be read.
+def read_series(
+    source: str, config: TableConfig, cache: Path | None = None
+) -> tuple[SeriesSet, Source | None]:
+    """Return a source's series, and how it was read; None for a prepared set.
 
-    `config` has what is known of how it is read.
+    `config` has what is known of that; the columns that tell its series apart are found. Raises
+    UserError where it cannot be read.
     """
     opened = None
     if not is_set(Path(source).expanduser()):
         opened, config = _opened(source, config)
-    series = open_set(source, config, cache or default_cache())
+    return open_set(source, config, cache or default_cache()), opened
+
+
+def survey(source: str, config: TableConfig, cache: Path | None = None) -> Survey:
+    """Look at a source, and prepare it; see `read_series`."""
+    series, opened = read_series(source, config, cache)
     roles = None if opened is None else opened.roles
     found = (roles.ids if roles else ()) or ()
     return Survey(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,9 +27,11 @@ from trainer.checkpoint.keys import state_of
 from trainer.checkpoint.tensor_files import check_shapes
 from trainer.config import Settings
 from trainer.config.load import changed
+from trainer.config.table_settings import TableConfig, checked_table
 from trainer.data import Dataset
 from trainer.data.series_facts import SeriesFacts
 from trainer.data.windows import WindowBatch
+from trainer.forecast.future import Frame, FutureForecast, Wish, backtest, forecast_future
 from trainer.weights.source import WeightsSource, find, intact
 
 MAX_READ_ATTEMPTS = 5
@@ -97,7 +101,9 @@ class Forecaster:
         return data
 
     @torch.no_grad()
-    def predict(self, batches: Iterable[WindowBatch]) -> Iterator[tuple[WindowBatch, Tensor]]:
+    def predict_windows(
+        self, batches: Iterable[WindowBatch]
+    ) -> Iterator[tuple[WindowBatch, Tensor]]:
         """Yield batches with their forecasts, in standardised units and on the CPU.
 
         They are points and quantiles [B, H, C, 1 + levels].
@@ -117,8 +123,8 @@ class Forecaster:
         shape = self.facts.shape
         early = shape.context_length - context.shape[1]
         late = shape.prediction_length - (covariates.shape[1] - context.shape[1])
-        if early:
-            # Points before a context are missing: its network masks them.
+        if early or context.isnan().any():
+            # Missing points, and those before a context, are masked.
             self.network.shape = replace(self.network.shape, missing=True)
         return (
             F.pad(context, (0, 0, early, 0), value=math.nan),
@@ -160,8 +166,56 @@ class Forecaster:
             self._scaled_covariates(features, length).astype(np.float32),
             np.ones(rows, np.float32),
         )
-        [(_, forecast)] = self.predict([batch])
+        [(_, forecast)] = self.predict_windows([batch])
         return np.asarray(forecast[..., 0].double().numpy() * deviation + mean)
+
+    def predict(
+        self,
+        data: str | Path | Frame,
+        *,
+        horizon: int | None = None,
+        quantiles: Sequence[float] | None = None,
+        future: str | Path | Frame | None = None,
+        **table: Any,
+    ) -> pd.DataFrame:
+        """Return forecasts of what comes after the end of each series, as a table.
+
+        `data` is a frame of pandas or polars, a file, a folder of files or a prepared set, as
+        data.source takes them. `horizon` counts the points to forecast, by default as many as were
+        trained; beyond those quantile paths are fed back. `quantiles` are by default those that
+        were trained. `future` has the columns known in advance of the points to come, unless `data`
+        has them in rows without targets. Keywords say how tables are read, as id_column="store";
+        by default as in training.
+
+        The answer has a row for each series and time: the series' name and its time as they are
+        called in `data` (else unique_id, ds), `variable` where a series has several channels,
+        mean, and a column for each quantile. Series that cannot be forecast are left out, and a
+        warning counts them. Raises UserError where none can.
+        """
+        wish = Wish(horizon, quantiles, future, self._table(table))
+        return _told(forecast_future(self, data, wish))
+
+    def backtest(
+        self,
+        data: str | Path | Frame,
+        *,
+        windows: int = 1,
+        step: int | None = None,
+        horizon: int | None = None,
+        quantiles: Sequence[float] | None = None,
+        **table: Any,
+    ) -> pd.DataFrame:
+        """Return what `predict` would have forecast of the last points of each series.
+
+        From `windows` origins, `step` points apart and by default `horizon`; the last one is a
+        horizon before the end. Beside `predict`'s columns stand cutoff, the last time that was
+        known, and what came: under the target's name, or y where there are several channels.
+        """
+        wish = Wish(horizon, quantiles, None, self._table(table))
+        return _told(backtest(self, data, wish, windows=windows, step=step))
+
+    def _table(self, given: Mapping[str, Any]) -> TableConfig:
+        return checked_table(self.settings.data.table.model_dump() | dict(given))
 
     def _lengths(self) -> range:
         """Return the lengths of the contexts that the network takes."""
@@ -198,6 +252,13 @@ class Forecaster:
         deviation = np.nanstd(context, axis=1, keepdims=True)
         mean = np.nanmean(context, axis=1, keepdims=True)
         return mean, np.where(deviation > 0, deviation, 1.0)
+
+
+def _told(found: FutureForecast) -> pd.DataFrame:
+    """Return a forecast's table; warn of what could not be forecast."""
+    for problem in found.problems:
+        warnings.warn(problem, stacklevel=3)
+    return found.table
 
 
 def _array(name: str, given: npt.ArrayLike, lengths: range, width: int) -> npt.NDArray[np.float64]:

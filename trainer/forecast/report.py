@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from trainer.data import Dataset, Split
 from trainer.forecast.evaluate import MODEL, Evaluation, baseline_names, baselines
+from trainer.forecast.future import Pictured
 
 
 def print_table(evaluation: Evaluation) -> None:
@@ -107,4 +109,30 @@ def draw(dataset: Dataset, evaluation: Evaluation, path: Path) -> None:
     )
     title = f"{evaluation.split} windows of {dataset.config.named}"
     figure.suptitle(title, x=0.01, ha="left")
+    figure.savefig(path, dpi=120)
+
+
+def draw_future(series: Sequence[Pictured], path: Path) -> None:
+    """Draw the last points of series and what is forecast after them, with its widest interval."""
+    from matplotlib.figure import Figure
+
+    rows = -(-len(series) // 2)
+    figure = Figure(figsize=(12, 2.6 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, 2, squeeze=False)
+    for place, ax in enumerate(axes.flat):
+        if place >= len(series):
+            ax.set_axis_off()
+            continue
+        one = series[place]
+        ax.plot(one.past_times, one.past, color="#444", lw=1.2, label="past")
+        ax.plot(one.times, one.forecast[:, 0], color="#1668c7", lw=2, label="forecast")
+        if one.forecast.shape[1] > 2:
+            low, high = one.forecast[:, 1], one.forecast[:, -1]
+            ax.fill_between(one.times, low, high, color="#1668c7", alpha=0.2, label="interval")
+        ax.set_title(one.name[:60], fontsize=9, loc="left")
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(axis="x", rotation=30)
+    figure.legend(
+        *axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False
+    )
     figure.savefig(path, dpi=120)

@@ -122,7 +122,9 @@ def test_it_is_what_is_scored_exported_and_trained_on_from(tmp_path: Path) -> No
     dataset = forecaster.dataset
 
     def scored(split: Split) -> float:
-        return evaluate(dataset, split, forecaster.predict, batch_size=4).scores()[MODEL]["mse"]
+        return evaluate(dataset, split, forecaster.predict_windows, batch_size=4).scores()[MODEL][
+            "mse"
+        ]
 
     assert scored(Split.TEST) == pytest.approx(stored, rel=1e-5)
     assert rows[-1]["validation_mse"] == pytest.approx(scored(Split.VALIDATION), rel=1e-5)

@@ -110,7 +110,7 @@ def test_a_layout_scores_what_one_process_scores(
     ranks.run(train_rank, world, tmp_path / "run", settings)
     theirs = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     forecaster = Forecaster.load(tmp_path / "run")
-    ours = evaluate(forecaster.dataset, Split.TEST, forecaster.predict, batch_size=64)
+    ours = evaluate(forecaster.dataset, Split.TEST, forecaster.predict_windows, batch_size=64)
     every = changes.get("data.score_every", 1)
     assert theirs["windows"] == ours.windows == len(range(0, 140 - 32 + 1, every))
     for name, scores in ours.scores().items():

@@ -75,7 +75,7 @@ def test_forecasts_are_in_the_series_own_units(run: Path) -> None:
     forecaster = Forecaster.load(run)
     dataset = forecaster.dataset
     batch = dataset.batch(Split.TEST, np.arange(4))
-    [(_, standardised)] = forecaster.predict([batch])
+    [(_, standardised)] = forecaster.predict_windows([batch])
     mean, deviation = (of[0] for of in dataset.scales(np.zeros(1, np.int64)))
     context = batch.context * deviation + mean
     facts = forecaster.facts

@@ -1,0 +1,109 @@
+"""`forescale forecast RUN`: what comes after the end of the series of a file."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from launch.output import showing_log
+from launch.prepare_data import given_table
+from model.errors import UserError
+from trainer.config.table_settings import checked_table
+from trainer.forecast.forecaster import Forecaster
+from trainer.forecast.future import Wish, forecast_future
+from trainer.forecast.report import draw_future
+from trainer.logs.log import log
+from trainer.logs.progress import CountingProgress
+
+WRITERS = {
+    ".csv": lambda table, path: table.to_csv(path, index=False),
+    ".parquet": lambda table, path: table.to_parquet(path, index=False),
+    ".feather": lambda table, path: table.to_feather(path),
+    ".arrow": lambda table, path: table.to_feather(path, compression="uncompressed"),
+}
+"""End of a file's name -> what writes a table there."""
+
+MOST = 10
+"""Sentences about series that could not be forecast."""
+
+
+def forecast(
+    run: Path,
+    settings: Sequence[str],
+    *,
+    source: str,
+    out: Path,
+    horizon: int | None,
+    quantiles: str | None,
+    future: str | None,
+    plot: Path | None,
+    force: bool,
+) -> None:
+    """Write the forecasts of a file's series to `out`, and draw some of them.
+
+    `settings` are data.KEY=VALUE of how tables are read. Raises UserError, and writes nothing,
+    where that cannot be.
+    """
+    for file, ends in ((out, tuple(WRITERS)), *(() if plot is None else ((plot, (".png",)),))):
+        _check_file(file, ends, force=force)
+    levels = None if quantiles is None else _levels(quantiles)
+    with showing_log():
+        forecaster = Forecaster.load(run)
+        table = forecaster.settings.data.table.model_dump() | given_table(list(settings))
+        with CountingProgress("forecasting", "series", "points") as progress:
+            wish = Wish(horizon, levels, future, checked_table(table))
+            found = forecast_future(
+                forecaster, source, wish, lambda series: progress.advance(series, 0)
+            )
+        for problem in found.problems[:MOST]:
+            log.warning(problem)
+        if len(found.problems) > MOST:
+            log.warning("and %s more such sentences", len(found.problems) - MOST)
+        _write(found.table, out)
+        if plot is not None:
+            draw_future(found.pictured, plot)
+        log.info("wrote %s: %s", out, _described(found.table))
+
+
+def _described(table: pd.DataFrame) -> str:
+    names = table.iloc[:, 0].nunique()
+    return f"{len(table):,} rows of {names:,} series; columns {', '.join(table.columns)}"
+
+
+def _levels(text: str) -> list[float]:
+    """Return the levels of `0.1,0.5,0.9`. Raises UserError."""
+    try:
+        levels = [float(word) for word in text.split(",")]
+    except ValueError:
+        levels = []
+    if not levels or not all(0 < level < 1 for level in levels):
+        raise UserError(f"--quantiles: expected levels between 0 and 1, as 0.1,0.5,0.9; got {text}")
+    return levels
+
+
+def _check_file(file: Path, ends: Sequence[str], *, force: bool) -> None:
+    """Raise UserError where a file cannot be written, or is there and is to stay."""
+    if file.suffix.lower() not in ends:
+        raise UserError(f"{file}: name a file that ends with {' or '.join(ends)}")
+    if not file.parent.is_dir():
+        raise UserError(f"{file}: there is no such folder")
+    if file.is_dir() or not os.access(file.parent, os.W_OK):
+        raise UserError(f"{file} cannot be written")
+    if file.exists() and not force:
+        raise UserError(f"{file} is there already; name another, or write over it with --force")
+
+
+def _write(table: pd.DataFrame, out: Path) -> None:
+    """Write a table whole or not at all."""
+    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
+    try:
+        WRITERS[out.suffix.lower()](table, partial)
+        partial.replace(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
+    finally:
+        partial.unlink(missing_ok=True)

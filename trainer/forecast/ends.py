@@ -1,0 +1,193 @@
+"""The windows at the ends of series, from which what comes next is forecast.
+
+Shapes: B series, L context points, T points to forecast, C channels of a series, c of which the
+network forecasts together, F covariates.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from model.errors import UserError
+from trainer.config.data_settings import DataConfig
+from trainer.data.arrays import Doubles
+from trainer.data.features import Calendar
+from trainer.data.series_set import SeriesSet
+from trainer.forecast.paths import Trained, forecast_paths
+
+EXAMPLES = 3
+"""Series that a sentence about several names."""
+
+
+class SeriesEnds:
+    """The ends of series, their forecasts, and why some have none."""
+
+    def __init__(
+        self,
+        forecaster: Trained,
+        series: SeriesSet,
+        data: DataConfig,
+        horizon: int,
+        future: SeriesSet | None,
+    ) -> None:
+        self.forecaster, self.series, self.horizon = forecaster, series, horizon
+        self.back = 0
+        """Points before the end of each series from which it is forecast."""
+        shape, channels = forecaster.facts.shape, len(series.columns.target)
+        if shape.channels not in (1, channels):
+            raise UserError(
+                f"{series.name}: it has the channels {', '.join(series.columns.target)}, and the "
+                f"network forecasts {', '.join(forecaster.facts.channels)} together; choose as "
+                "many by data.targets"
+            )
+        known = forecaster.facts.known
+        if len(known) != len(series.columns.known):
+            raise UserError(
+                f"{series.name}: the network reads {', '.join(known) or 'no columns'} in advance; "
+                "name its columns by data.covariates"
+            )
+        self._is_apart = shape.channels != channels
+        self._data, self._calendar = data, Calendar(series, data)
+        self._future = future
+        names = [] if future is None else future.item_ids().tolist()
+        self._item_of = {name: item for item, name in enumerate(names)}
+        self._problems: dict[str, list[str]] = {}
+
+    def problems(self) -> list[str]:
+        """Return a sentence about each kind of series that has no forecast."""
+        return [note for note in self.series.notes if note.startswith("series")] + [
+            f"{len(names):,} series {'is' if len(names) == 1 else 'are'} not forecast: {why} "
+            f"({', '.join(names[:EXAMPLES])}{', ...' if len(names) > EXAMPLES else ''})"
+            for why, names in self._problems.items()
+        ]
+
+    def is_fit(self, item: int) -> bool:
+        """Return whether an item can be forecast; where it cannot, note why."""
+        target, why = self.series.target(item), None
+        if np.isnan(target).all(1).any():
+            why = "a channel has no value at all"
+        elif np.isnan(target[:, : max(0, self.end(item))]).all(1).any():
+            why = f"too short to begin {self.back} points before the end"
+        elif self.series.columns.known and self._known_after(item) is None:
+            names = ", ".join(self.series.columns.known)
+            why = f"{names} must be known for the {self.horizon} points to come"
+        if why is not None:
+            left_out, name = self._problems.setdefault(why, []), self.series.item_id(item)
+            if name not in left_out:
+                left_out.append(name)
+        return why is None
+
+    def end(self, item: int) -> int:
+        """Return the number of an item's points that are known, up to its last value or earlier."""
+        some = ~np.isnan(self.series.target(item)).all(0)
+        return int(np.flatnonzero(some)[-1]) + 1 - self.back
+
+    def times(self, item: int, first: int | None = None, stop: int | None = None) -> Any:
+        """Return the times of points first..stop-1, by default of those to forecast.
+
+        They are numbers where there are no times.
+        """
+        first = self.end(item) if first is None else first
+        stop = first + self.horizon if stop is None else stop
+        times = self._calendar.times(item, first, stop)
+        return np.arange(first, stop) if times is None else times
+
+    def forecasts(self, items: list[int]) -> Doubles:
+        """Return point and quantiles of items in their own units [B, C, T, 1 + levels]."""
+        facts, shape = self.forecaster.facts, self.forecaster.facts.shape
+        contexts, scales, covariates = [], [], []
+        for item in items:
+            end = self.end(item)
+            whole = self.series.target(item)[:, :end].T.astype(np.float64)
+            mean, deviation = self._scale(whole)
+            context = np.full((shape.context_length, whole.shape[1]), np.nan)
+            part = whole[-shape.context_length :]
+            context[len(context) - len(part) :] = (part - mean) / deviation
+            known = self._covariates(item, end)
+            for channel in self._rows(whole.shape[1]):
+                contexts.append(context[:, channel])
+                scales.append((mean[channel], deviation[channel]))
+                covariates.append(known)
+        made = forecast_paths(
+            self.forecaster,
+            torch.from_numpy(np.stack(contexts).astype(np.float32)),
+            torch.from_numpy(np.stack(covariates).astype(np.float32)),
+            self.horizon,
+        )
+        means, deviations = (np.stack(each)[:, None, :, None] for each in zip(*scales, strict=True))
+        values = made.double().numpy() * deviations + means  # [rows, T, c, 1 + levels]
+        assert facts.shape.channels == values.shape[2]
+        per_item = values.reshape(len(items), -1, *values.shape[1:])  # [B, rows, T, c, 1 + levels]
+        return per_item.transpose(0, 1, 3, 2, 4).reshape(len(items), -1, *per_item.shape[2::2])
+
+    def _rows(self, channels: int) -> list[slice]:
+        """Return the channels that are forecast together: all, or each alone."""
+        if not self._is_apart:
+            return [slice(0, channels)]
+        return [slice(channel, channel + 1) for channel in range(channels)]
+
+    def _scale(self, values: Doubles) -> tuple[Doubles, Doubles]:
+        """Return mean and deviation [C] that an item's values [T, C] are standardised by."""
+        facts = self.forecaster.facts
+        if facts.scaling == "none" or (facts.scaling == "table" and not self._is_apart):
+            return np.asarray(facts.mean), np.asarray(facts.deviation)
+        deviation = np.nanstd(values, axis=0)
+        return np.nanmean(values, axis=0), np.where(deviation > 0, deviation, 1.0)
+
+    def _covariates(self, item: int, end: int) -> Doubles:
+        """Return what is known in advance of an item's context and future, [L + T, F]."""
+        length = self.forecaster.facts.shape.context_length
+        dates = self._calendar.features(item, end - length, end + self.horizon)
+        parts: list[Any] = [dates, self._known(item, end, length)]
+        if self._data.calendar_encoding == "embedding":
+            parts.reverse()
+        return np.concatenate(parts, axis=1)
+
+    def _known(self, item: int, end: int, length: int) -> Doubles:
+        """Return the standardised columns known in advance, [L + T, columns]; 0 where missing."""
+        columns = self.series.columns.known
+        answer = np.full((length + self.horizon, len(columns)), np.nan)
+        if not columns:
+            return answer
+        past = self.series.known(item)[:, :end].T.astype(np.float64)
+        part, after = past[-length:], self._known_after(item)
+        assert after is not None
+        answer[length - len(part) : length], answer[length:] = part, after
+        facts = self.forecaster.facts
+        if facts.scaling == "item":
+            deviation = np.nanstd(past, axis=0)
+            mean, deviation = np.nanmean(past, axis=0), np.where(deviation > 0, deviation, 1.0)
+        else:
+            mean, deviation = (
+                np.asarray(of[len(of) - len(columns) :])
+                for of in (facts.covariate_mean, facts.covariate_deviation)
+            )
+        return np.nan_to_num((answer - mean) / deviation)
+
+    def _known_after(self, item: int) -> Doubles | None:
+        """Return the columns known in advance after an item's end [T, columns]; None if not all."""
+        end = self.end(item)
+        found = self.series.known(item)[:, end : end + self.horizon].T.astype(np.float64)
+        if self._future is not None:
+            found = self._from_future(item)
+        is_whole = len(found) == self.horizon and not np.isnan(found).any()
+        return found if is_whole else None
+
+    def _from_future(self, item: int) -> Doubles:
+        """Return what the table of the future has of an item's points to come."""
+        assert self._future is not None
+        name = self.series.item_id(item)
+        other = self._item_of.get(name, 0 if len(self._future) == len(self.series) == 1 else None)
+        if other is None:
+            return np.empty((0, 0))
+        values = self._future.target(other).T.astype(np.float64)
+        if np.isnat(self._future.starts[other]):
+            return values[: self.horizon]
+        wanted = self._calendar.times(item, self.end(item), self.end(item) + self.horizon)
+        given = Calendar(self._future, self._data).times(other, 0, len(values))
+        assert wanted is not None and given is not None
+        place = given.get_indexer(wanted)
+        return values[place] if (place >= 0).all() else np.empty((0, 0))

@@ -1,0 +1,256 @@
+"""Forecasts of what comes after the end of series, as a table with their names and times.
+
+Columns are called as in the table that the series come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from model.errors import UserError
+from model.sentences import first_line
+from trainer.config.table_settings import TableConfig
+from trainer.data.arrays import Doubles
+from trainer.data.series_set import SeriesSet
+from trainer.data.survey import read_series
+from trainer.forecast.ends import SeriesEnds
+from trainer.forecast.paths import Trained
+
+Frame = Any
+"""A pandas or polars frame."""
+
+BATCH = 64
+"""Series that are forecast at once."""
+
+PICTURED = 6
+"""Series in a picture, at most."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Series to forecast, and how their table calls its columns."""
+
+    series: SeriesSet
+    id_name: str
+    time_name: str
+
+    @classmethod
+    def open(cls, source: str, config: TableConfig, cache: Path | None) -> Source:
+        """Read a table or open a set. Raises UserError where it cannot be read."""
+        series, opened = read_series(source, config, cache)
+        roles = None if opened is None else opened.roles
+        ids = roles.ids if roles is not None else ()
+        time = roles.time if roles is not None else None
+        id_name = ids[0] if len(ids) == 1 else "unique_id"
+        return cls(series, id_name, "ds" if time is None else time.name)
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """A series' last points, and what is forecast of it."""
+
+    name: str
+    past_times: Any
+    past: Doubles
+    times: Any
+    forecast: Doubles
+    """Point and quantiles [T, 1 + levels]."""
+
+
+@dataclass(frozen=True)
+class FutureForecast:
+    """Forecasts of the points after the ends of series."""
+
+    table: pd.DataFrame
+    """A row for each series, channel and time: name, `variable` where there are several channels,
+    time, mean, and a column for each quantile, called by its level."""
+    problems: list[str]
+    """A sentence about each kind of series that could not be forecast."""
+    pictured: list[Pictured]
+    """The first series, for a picture."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be forecast."""
+
+    horizon: int | None = None
+    """Points, by default as many as were trained; beyond those quantile paths are fed back."""
+    levels: Sequence[float] | None = None
+    """Quantiles, by default those that the network forecasts."""
+    future: str | Path | Frame | None = None
+    """Columns known in advance; they may stand beside the series, in rows without targets."""
+    table: TableConfig | None = None
+    """How tables are read, by default as in training."""
+
+
+def forecast_future(
+    forecaster: Trained,
+    source: str | Path | Frame,
+    wish: Wish,
+    advance: Callable[[int], None] = lambda series: None,
+) -> FutureForecast:
+    """Forecast the points after the end of each series of a file, frame or set.
+
+    `advance` is told how many series are done. Raises UserError where none can be forecast.
+    """
+    with _opened(forecaster, source, wish) as (opened, ends):
+        frames: list[pd.DataFrame] = []
+        pictured: list[Pictured] = []
+        for item, forecast in _forecasts(ends, advance):
+            frames += _frames(ends, item, forecast, opened, _levels(forecaster, wish.levels))
+            if len(pictured) < PICTURED:
+                pictured += _pictured(ends, item, forecast)
+        return FutureForecast(_joined(frames, ends), ends.problems(), pictured[:PICTURED])
+
+
+def backtest(
+    forecaster: Trained, source: str | Path | Frame, wish: Wish, *, windows: int, step: int | None
+) -> FutureForecast:
+    """Forecast the last points of each series from `windows` origins, `step` points apart.
+
+    The last origin is as many points before the end as are forecast; steps are as long by default.
+    Beside each forecast stand `cutoff`, the last time that was known, and what came. Raises
+    UserError where none can be forecast.
+    """
+    for name, number in (("windows", windows), ("step", step)):
+        if number is not None and number < 1:
+            raise UserError(f"{name}: expected a number from 1 on, got {number}")
+    with _opened(forecaster, source, wish) as (opened, ends):
+        frames: list[pd.DataFrame] = []
+        levels = _levels(forecaster, wish.levels)
+        for window in reversed(range(windows)):
+            ends.back = ends.horizon + window * (step or ends.horizon)
+            for item, forecast in _forecasts(ends):
+                frames += _frames(ends, item, forecast, opened, levels, with_truth=True)
+        return FutureForecast(_joined(frames, ends), ends.problems(), [])
+
+
+@contextmanager
+def _opened(
+    forecaster: Trained, source: str | Path | Frame, wish: Wish
+) -> Iterator[tuple[Source, SeriesEnds]]:
+    """Within, a source's series are read. Raises UserError where that cannot be."""
+    trained = forecaster.settings.data
+    config = wish.table or trained.table
+    _levels(forecaster, wish.levels)
+    if wish.horizon is not None and wish.horizon < 1:
+        raise UserError(f"horizon: expected a number of points from 1 on, got {wish.horizon}")
+    with TemporaryDirectory(prefix="forescale-") as name:
+        folder = Path(name)
+        opened = Source.open(_file(source, folder / "series.parquet"), config, folder)
+        known = None
+        if wish.future is not None:
+            changes = {"targets": list(opened.series.columns.known), "covariates": []}
+            file = _file(wish.future, folder / "future.parquet")
+            known, _ = read_series(file, config.model_copy(update=changes), folder)
+        data = trained.model_copy(update=config.model_dump())
+        points = wish.horizon or forecaster.facts.shape.prediction_length
+        yield opened, SeriesEnds(forecaster, opened.series, data, points, known)
+
+
+def _forecasts(
+    ends: SeriesEnds, advance: Callable[[int], None] = lambda series: None
+) -> Iterator[tuple[int, Doubles]]:
+    """Yield items that can be forecast, and their forecasts [C, T, 1 + levels]."""
+    for first in range(0, len(ends.series), BATCH):
+        batch = range(first, min(first + BATCH, len(ends.series)))
+        items = [item for item in batch if ends.is_fit(item)]
+        if items:
+            yield from zip(items, ends.forecasts(items), strict=True)
+        advance(len(batch))
+
+
+def _joined(frames: list[pd.DataFrame], ends: SeriesEnds) -> pd.DataFrame:
+    """Return all rows. Raises UserError where there are none."""
+    if not frames:
+        raise UserError("; ".join(ends.problems()) or f"{ends.series.name} holds no series")
+    return pd.concat(frames, ignore_index=True)
+
+
+def _file(source: str | Path | Frame, file: Path) -> str:
+    """Return the path of a source; a frame is written to `file`. Raises UserError."""
+    if isinstance(source, str | Path):
+        return str(source)
+    frame = source.to_pandas() if hasattr(source, "to_pandas") else source
+    if not isinstance(frame, pd.DataFrame):
+        raise UserError(f"expected a file or a frame of pandas or polars, got {type(source)}")
+    try:
+        frame.to_parquet(file)
+    except (ValueError, TypeError, pa.ArrowException) as error:
+        raise UserError(f"the frame cannot be read: {first_line(error)}") from None
+    return str(file)
+
+
+def _levels(forecaster: Trained, levels: Sequence[float] | None) -> list[float]:
+    """Return the levels that are wanted. Raises UserError for those that cannot be had."""
+    trained = forecaster.network.output.levels
+    if levels is None:
+        return list(trained)
+    if levels and not trained:
+        raise UserError(
+            f"quantiles: the network was trained by loss {forecaster.settings.model.loss} and "
+            "forecasts points; leave them out, or train with model.loss=quantile"
+        )
+    outside = [level for level in levels if not trained[0] <= level <= trained[-1]]
+    if outside:
+        raise UserError(
+            f"quantiles: the network was trained for those from {trained[0]} to {trained[-1]}, and "
+            f"{outside[0]} is another; leave it out, or train with model.quantiles"
+        )
+    return sorted(set(levels))
+
+
+def _frames(
+    ends: SeriesEnds,
+    item: int,
+    forecast: Doubles,
+    source: Source,
+    levels: Sequence[float],
+    *,
+    with_truth: bool = False,
+) -> list[pd.DataFrame]:
+    """Return the rows of an item's forecast [C, T, 1 + levels], channel after channel."""
+    trained, variables = ends.forecaster.network.output.levels, source.series.columns.target
+    end, frames = ends.end(item), []
+    for channel, (variable, points) in enumerate(zip(variables, forecast, strict=True)):
+        columns: dict[str, Any] = {source.id_name: source.series.item_id(item)}
+        if len(variables) > 1:
+            columns["variable"] = variable
+        columns[source.time_name] = ends.times(item)
+        if with_truth:
+            truth = source.series.target(item)[channel, end : end + ends.horizon]
+            columns["cutoff"] = ends.times(item, end - 1, end)[0]
+            columns["y" if len(variables) > 1 else variable] = truth
+        columns["mean"] = points[:, 0]
+        for level in levels:
+            columns[f"{level:g}"] = [np.interp(level, trained, row) for row in points[:, 1:]]
+        frames.append(pd.DataFrame(columns))
+    return frames
+
+
+def _pictured(ends: SeriesEnds, item: int, forecast: Doubles) -> list[Pictured]:
+    """Return an item's channels for a picture, with three times as much past as future."""
+    end, variables = ends.end(item), ends.series.columns.target
+    first = max(0, end - 3 * ends.horizon)
+    past = ends.series.target(item)[:, first:end].astype(np.float64)
+    name = ends.series.item_id(item)
+    return [
+        Pictured(
+            f"{name}, {variable}" if len(variables) > 1 else name,
+            ends.times(item, first, end),
+            past[channel],
+            ends.times(item),
+            forecast[channel],
+        )
+        for channel, variable in enumerate(variables)
+    ]

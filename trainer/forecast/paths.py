@@ -1,0 +1,79 @@
+"""Forecasts over any horizon: beyond the one that was trained, quantile paths are fed back.
+
+A network forecasts H points at once. For the next ones each quantile of what it has forecast is
+taken for known, as a path of its own; the quantiles over all paths' forecasts are those of the next
+points (Ansari et al. 2025, Chronos-Bolt). To feed back the median alone would let intervals shrink.
+
+Shapes: B windows, L context points, T points to forecast, C channels, F covariates, P paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.network import TimeSeriesTransformer
+from trainer.config.settings import Settings
+from trainer.data.series_facts import SeriesFacts
+from trainer.data.windows import WindowBatch
+
+
+class Trained(Protocol):
+    """A trained network, as `forecaster` has it."""
+
+    network: TimeSeriesTransformer
+    settings: Settings
+    facts: SeriesFacts
+
+    def predict_windows(
+        self, batches: Iterable[WindowBatch]
+    ) -> Iterator[tuple[WindowBatch, Tensor]]:
+        """Yield batches with their forecasts, points and quantiles [B, H, C, 1 + levels]."""
+
+
+def forecast_paths(
+    forecaster: Trained, context: Tensor, covariates: Tensor, horizon: int
+) -> Tensor:
+    """Return the point forecast and quantiles of T = `horizon` points, [B, T, C, 1 + levels].
+
+    In the network's standardised units: context [B, L, C], NaN where missing, L the longest that
+    the network takes; covariates [B, L + T, F].
+    """
+    at_once, length = forecaster.facts.shape.prediction_length, context.shape[1]
+    paths, done = context.unsqueeze(1), []
+    for first in range(0, horizon, at_once):
+        points = min(at_once, horizon - first)
+        known = covariates[:, first : first + length + points]
+        forecast = _next_points(forecaster, paths, known, points)
+        done.append(forecast)
+        following = forecast[..., 1:] if forecaster.network.output.levels else forecast[..., :1]
+        following = following.permute(0, 3, 1, 2)  # [B, P, points, C]
+        before = paths.expand(-1, following.shape[1], -1, -1)
+        paths = torch.cat([before, following], 2)[:, :, -length:]
+    return torch.cat(done, 1)
+
+
+def _next_points(forecaster: Trained, paths: Tensor, covariates: Tensor, points: int) -> Tensor:
+    """Return [B, points, C, 1 + levels] from paths [B, P, L, C], covariates [B, L + points, F]."""
+    shape, count = forecaster.facts.shape, paths.shape[1]
+    rows = paths.flatten(0, 1)
+    missing = shape.prediction_length - points
+    known = F.pad(covariates, (0, 0, 0, missing)).repeat_interleave(count, 0)
+    batch = WindowBatch(
+        rows.numpy(),
+        np.full((len(rows), shape.prediction_length, shape.channels), np.nan, np.float32),
+        known.numpy(),
+        np.ones(len(rows), np.float32),
+    )
+    [(_, forecast)] = forecaster.predict_windows([batch])
+    forecast = forecast[:, :points].unflatten(0, (-1, count)).float()
+    if count == 1:
+        return forecast.squeeze(1)
+    levels = torch.tensor([0.5, *forecaster.network.output.levels])
+    samples = forecast[..., 1:].permute(0, 2, 3, 1, 4).flatten(3)  # [B, points, C, P * levels]
+    return samples.quantile(levels, -1).permute(1, 2, 3, 0)
