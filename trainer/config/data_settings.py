@@ -28,8 +28,8 @@ class SyntheticConfig(Section):
     kind: Literal["gaussian_process", "structured", "intermittent", "coupled", "mixup"]
     """What they are: Gaussian processes of random kernels; trend, seasons, changes and outliers;
     demand now and then; channels that common latent series drive; mixtures of real series."""
-    items: PositiveInt = 100_000
-    """Number of series."""
+    items: Annotated[int, Field(gt=0, le=2_000_000)] = 100_000
+    """Number of series, each of which takes some bytes on every rank; other seeds have others."""
     length: PositiveInt = 1024
     """Points of each."""
     channels: PositiveInt = 1

@@ -153,6 +153,11 @@ from trainer.config.rules import check
         ),
         (
             1,
+            ["data.source=[{synthetic: {kind: structured, items: 1000000000}}]"],
+            "data.source.synthetic.items: expected less than or equal to 2000000, got 1000000000",
+        ),
+        (
+            1,
             ["logging.validate_every=5", "data.split=[0.8, 0, 0.2]"],
             "logging.validate_every: data.split leaves no validation part to score; set it to 0",
         ),
