@@ -105,7 +105,10 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, An
     return lambda layout: run_on(json.dumps(layout))
 
 
-@pytest.mark.parametrize(("split", "steps"), [(Split.VALIDATION, 2), (Split.TEST, 8)])
+@pytest.mark.parametrize(
+    ("split", "steps"),
+    [pytest.param(Split.VALIDATION, 2, marks=pytest.mark.slow), (Split.TEST, 8)],
+)
 @pytest.mark.parametrize(
     "layout", [pytest.param({}, marks=pytest.mark.slow), {"parallel.pipeline": 2}]
 )

@@ -185,11 +185,14 @@ def test_a_broken_rule_is_seen(tmp_path: Path, broken: Callable[..., Any]) -> No
             {"parallel.tensor": 2, "parallel.expert": 4, "parallel.zero_stage": 2},
             marks=pytest.mark.slow,
         ),
-        {
-            "parallel.tensor": 2,
-            "parallel.zero_stage": 3,
-            "parallel.activation_checkpointing": "block",
-        },
+        pytest.param(
+            {
+                "parallel.tensor": 2,
+                "parallel.zero_stage": 3,
+                "parallel.activation_checkpointing": "block",
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_two_runs_of_one_layout_are_bit_equal(tmp_path: Path, changes: dict[str, Any]) -> None:

@@ -75,8 +75,8 @@ def _profiled(rank: int, world: int, run: Path, changes: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     ("world", "layout"),
     [
-        pytest.param(1, {}, marks=pytest.mark.slow),
-        (2, {"parallel.tensor": 2}),
+        (1, {}),
+        pytest.param(2, {"parallel.tensor": 2}, marks=pytest.mark.slow),
         pytest.param(2, {"parallel.pipeline": 2}, marks=pytest.mark.slow),
     ],
 )
