@@ -50,6 +50,10 @@ def forecast(
     """
     for file, ends in ((out, tuple(WRITERS)), *(() if plot is None else ((plot, (".png",)),))):
         _check_file(file, ends, force=force)
+    for file in (out, *(() if plot is None else (plot,))):
+        for read in (source, *(() if future is None else (future,))):
+            if file.resolve() == Path(read).resolve():
+                raise UserError(f"{file} is read too, and would be lost; name another")
     levels = None if quantiles is None else _levels(quantiles)
     with showing_log():
         forecaster = Forecaster.load(run)

@@ -53,6 +53,8 @@ def test_a_table_of_forecasts_is_written(
         (["--output", "{folder}/out.csv", "--horizon", "0"], "'--horizon': 0 is not in the range"),
         (["--output", "{folder}/out.csv", "train.steps=1"], "only settings of data say how tables"),
         (["--output", "{folder}/out.csv", "data.targets=[x]"], "x"),
+        (["--output", "{folder}/own.csv", "--force"], "is read too, and would be lost"),
+        (["--output", "{folder}/out.csv", "--future", "{folder}/own.csv"], "reads no columns"),
         (["--output", "{folder}/out.csv", "--input", "{folder}/gone.csv"], "there is no file"),
     ],
 )

@@ -43,12 +43,14 @@ class SeriesEnds:
                 f"network forecasts {', '.join(forecaster.facts.channels)} together; choose as "
                 "many by data.targets"
             )
-        known = forecaster.facts.known
-        if len(known) != len(series.columns.known):
+        self._known_names = forecaster.facts.known
+        if self._known_names and self._known_names != series.columns.known:
             raise UserError(
-                f"{series.name}: the network reads {', '.join(known) or 'no columns'} in advance; "
-                "name its columns by data.covariates"
+                f"{series.name}: the network reads {', '.join(self._known_names)} in advance; name "
+                "the columns by data.covariates, of a prepared set when it is prepared"
             )
+        if future is not None and not self._known_names:
+            raise UserError("future: the network reads no columns in advance; leave it out")
         self._is_apart = shape.channels != channels
         self._data, self._calendar = data, Calendar(series, data)
         self._future = future
@@ -58,7 +60,7 @@ class SeriesEnds:
 
     def problems(self) -> list[str]:
         """Return a sentence about each kind of series that has no forecast."""
-        return [note for note in self.series.notes if note.startswith("series")] + [
+        return [
             f"{len(names):,} series {'is' if len(names) == 1 else 'are'} not forecast: {why} "
             f"({', '.join(names[:EXAMPLES])}{', ...' if len(names) > EXAMPLES else ''})"
             for why, names in self._problems.items()
@@ -70,10 +72,10 @@ class SeriesEnds:
         if np.isnan(target).all(1).any():
             why = "a channel has no value at all"
         elif np.isnan(target[:, : max(0, self.end(item))]).all(1).any():
-            why = f"too short to begin {self.back} points before the end"
-        elif self.series.columns.known and self._known_after(item) is None:
-            names = ", ".join(self.series.columns.known)
-            why = f"{names} must be known for the {self.horizon} points to come"
+            why = "too short to begin so long before the end"
+        elif self._known_names and self._known_after(item) is None:
+            names = ", ".join(self._known_names)
+            why = f"{names} must be known for the {self.horizon} points to come (--future FILE)"
         if why is not None:
             left_out, name = self._problems.setdefault(why, []), self.series.item_id(item)
             if name not in left_out:
@@ -148,7 +150,7 @@ class SeriesEnds:
 
     def _known(self, item: int, end: int, length: int) -> Doubles:
         """Return the standardised columns known in advance, [L + T, columns]; 0 where missing."""
-        columns = self.series.columns.known
+        columns = self._known_names
         answer = np.full((length + self.horizon, len(columns)), np.nan)
         if not columns:
             return answer
@@ -168,26 +170,33 @@ class SeriesEnds:
         return np.nan_to_num((answer - mean) / deviation)
 
     def _known_after(self, item: int) -> Doubles | None:
-        """Return the columns known in advance after an item's end [T, columns]; None if not all."""
+        """Return the columns known in advance after an item's end [T, columns]; None if not all.
+
+        They stand beside the series, or else in the table of the future.
+        """
         end = self.end(item)
-        found = self.series.known(item)[:, end : end + self.horizon].T.astype(np.float64)
+        beside = self.series.known(item)[:, end : end + self.horizon].T.astype(np.float64)
+        found = np.full((self.horizon, len(self._known_names)), np.nan)
+        found[: len(beside)] = beside
         if self._future is not None:
-            found = self._from_future(item)
-        is_whole = len(found) == self.horizon and not np.isnan(found).any()
-        return found if is_whole else None
+            found = np.where(np.isnan(found), self._from_future(item), found)
+        return None if np.isnan(found).any() else found
 
     def _from_future(self, item: int) -> Doubles:
-        """Return what the table of the future has of an item's points to come."""
+        """Return what the table of the future has of an item's points to come, NaN for the rest."""
         assert self._future is not None
-        name = self.series.item_id(item)
-        other = self._item_of.get(name, 0 if len(self._future) == len(self.series) == 1 else None)
+        answer = np.full((self.horizon, len(self._known_names)), np.nan)
+        is_alone = len(self._future) == len(self.series) == 1
+        other = self._item_of.get(self.series.item_id(item), 0 if is_alone else None)
         if other is None:
-            return np.empty((0, 0))
+            return answer
         values = self._future.target(other).T.astype(np.float64)
         if np.isnat(self._future.starts[other]):
-            return values[: self.horizon]
-        wanted = self._calendar.times(item, self.end(item), self.end(item) + self.horizon)
+            part = values[: self.horizon]
+            answer[: len(part)] = part
+            return answer
         given = Calendar(self._future, self._data).times(other, 0, len(values))
-        assert wanted is not None and given is not None
-        place = given.get_indexer(wanted)
-        return values[place] if (place >= 0).all() else np.empty((0, 0))
+        assert given is not None
+        place = given.get_indexer(self.times(item))
+        answer[place >= 0] = values[place[place >= 0]]
+        return answer

@@ -5,7 +5,8 @@ Columns are called as in the table that the series come from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import pyarrow as pa
 
 from model.errors import UserError
 from model.sentences import first_line
-from trainer.config.table_settings import TableConfig
+from trainer.config.table_settings import NO_ID, TableConfig
 from trainer.data.arrays import Doubles
 from trainer.data.series_set import SeriesSet
 from trainer.data.survey import read_series
@@ -40,6 +41,8 @@ class Source:
     """Series to forecast, and how their table calls its columns."""
 
     series: SeriesSet
+    ids: list[str] | None
+    """Columns that name the series; None for what is no table with a row for each point."""
     id_name: str
     time_name: str
 
@@ -51,7 +54,8 @@ class Source:
         ids = roles.ids if roles is not None else ()
         time = roles.time if roles is not None else None
         id_name = ids[0] if len(ids) == 1 else "unique_id"
-        return cls(series, id_name, "ds" if time is None else time.name)
+        columns = None if roles is None else list(ids)
+        return cls(series, columns, id_name, "ds" if time is None else time.name)
 
 
 @dataclass(frozen=True)
@@ -142,20 +146,59 @@ def _opened(
     """Within, a source's series are read. Raises UserError where that cannot be."""
     trained = forecaster.settings.data
     config = wish.table or trained.table
-    _levels(forecaster, wish.levels)
-    if wish.horizon is not None and wish.horizon < 1:
+    if forecaster.facts.known and not config.covariates:
+        config = config.model_copy(update={"covariates": list(forecaster.facts.known)})
+    levels = _levels(forecaster, wish.levels)
+    points = wish.horizon or forecaster.facts.shape.prediction_length
+    if not isinstance(points, int) or isinstance(wish.horizon, bool) or wish.horizon == 0:
         raise UserError(f"horizon: expected a number of points from 1 on, got {wish.horizon}")
+    if points < 1:
+        raise UserError(f"horizon: expected a number of points from 1 on, got {points}")
     with TemporaryDirectory(prefix="forescale-") as name:
         folder = Path(name)
-        opened = Source.open(_file(source, folder / "series.parquet"), config, folder)
-        known = None
-        if wish.future is not None:
-            changes = {"targets": list(opened.series.columns.known), "covariates": []}
-            file = _file(wish.future, folder / "future.parquet")
-            known, _ = read_series(file, config.model_copy(update=changes), folder)
-        data = trained.model_copy(update=config.model_dump())
-        points = wish.horizon or forecaster.facts.shape.prediction_length
-        yield opened, SeriesEnds(forecaster, opened.series, data, points, known)
+        try:
+            opened = Source.open(_file(source, folder / "series.parquet"), config, folder)
+            _check_names(opened, levels)
+            known = None
+            if wish.future is not None:
+                known = _read_future(opened, wish.future, config, folder)
+            data = trained.model_copy(update=config.model_dump())
+            ends = SeriesEnds(forecaster, opened.series, data, points, known)
+        except UserError as error:
+            raise UserError(_without_folder(str(error), folder)) from None
+        yield opened, ends
+
+
+def _read_future(
+    source: Source, future: str | Path | Frame, config: TableConfig, folder: Path
+) -> SeriesSet:
+    """Return the columns known in advance of a table, which tells series apart as the source does.
+
+    Raises UserError where they are not there.
+    """
+    changes: dict[str, Any] = {"targets": config.covariates or None, "covariates": []}
+    if source.ids is not None:
+        changes["id_column"] = source.ids or NO_ID
+    file = _file(future, folder / "future.parquet")
+    try:
+        return read_series(file, config.model_copy(update=changes), folder)[0]
+    except UserError as error:
+        sentence = str(error).removeprefix("data.targets: ").removeprefix("data.source: ")
+        raise UserError(f"future: {sentence}") from None
+
+
+def _without_folder(sentence: str, folder: Path) -> str:
+    """Return a sentence in which a frame's file is called the table."""
+    return re.sub(rf"{re.escape(str(folder))}/[\w.-]+", "the table", sentence)
+
+
+def _check_names(source: Source, levels: Sequence[float]) -> None:
+    """Raise UserError where a column of the series is called as one of the forecasts."""
+    targets = source.series.columns.target
+    own = {"mean", "cutoff", "variable", *(f"{level:g}" for level in levels)}
+    for name in (source.id_name, source.time_name, *(targets if len(targets) == 1 else ())):
+        if name in own:
+            raise UserError(f"a column is called {name}, as one of the forecasts; rename it")
 
 
 def _forecasts(
@@ -196,6 +239,8 @@ def _levels(forecaster: Trained, levels: Sequence[float] | None) -> list[float]:
     trained = forecaster.network.output.levels
     if levels is None:
         return list(trained)
+    if isinstance(levels, str) or not isinstance(levels, Iterable):
+        raise UserError(f"quantiles: expected a list of levels, as [0.1, 0.5, 0.9], got {levels!r}")
     if levels and not trained:
         raise UserError(
             f"quantiles: the network was trained by loss {forecaster.settings.model.loss} and "

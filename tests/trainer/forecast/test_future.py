@@ -193,11 +193,10 @@ def test_files_sets_and_other_frames_are_read_as_well(general: Forecaster, tmp_p
         general.predict([1.0, 2.0])
 
 
-def test_series_without_values_are_counted_and_the_others_forecast(general: Forecaster) -> None:
+def test_series_without_values_are_left_out_and_the_others_forecast(general: Forecaster) -> None:
     frame = shops(a=100, bb=60, ccc=50)
     frame.loc[frame["shop"] == "bb", "sales"] = np.nan
-    with pytest.warns(UserWarning, match="series without a value, left out: series bb"):
-        made = general.predict(frame, id_column="shop", targets=["sales"])
+    made = general.predict(frame, id_column="shop", targets=["sales"])
     assert set(made["shop"]) == {"a", "ccc"}
     with pytest.raises(UserError, match=r"data\.id_colum: is no setting of how tables"):
         general.predict(frame, id_colum="shop")
@@ -234,10 +233,31 @@ def test_what_is_known_in_advance_stands_in_a_file_of_its_own_or_in_empty_rows(
     pd.testing.assert_frame_equal(apart, together)
     other = informed.predict(past, future=future.assign(price=future["price"] + 30))
     assert not np.allclose(other["mean"], apart["mean"])
-    with pytest.raises(UserError, match=r"price must be known for the 12 points to come \(a, bb\)"):
+    halves = future.groupby("shop").cumcount() < 5
+    beside = pd.concat([past, future[halves]])
+    pd.testing.assert_frame_equal(informed.predict(beside, future=future[~halves]), apart)
+    with pytest.raises(UserError, match="price must be known for the 12 points to come"):
         informed.predict(past)
-    with pytest.raises(UserError, match="network reads price in advance; name its columns by data"):
-        informed.predict(past, covariates=[])
+    with pytest.raises(UserError, match="price must be known for the 12 points to come"):
+        informed.predict(past, future=future[halves])
+    with pytest.raises(UserError, match="future: the table has no column 'price'"):
+        informed.predict(past, future=future.drop(columns="price").assign(cost=1.5))
+
+
+def test_what_would_be_lost_or_ignored_is_refused(general: Forecaster) -> None:
+    frame = shops(a=100, bb=90)
+    with pytest.raises(UserError, match="a column is called mean, as one of the forecasts"):
+        general.backtest(frame.rename(columns={"sales": "mean"}))
+    with pytest.raises(UserError, match=r"a column is called 0\.5, as one of the forecasts"):
+        general.predict(frame.rename(columns={"shop": "0.5"}), id_column="0.5")
+    with pytest.raises(UserError, match="future: the network reads no columns in advance"):
+        general.predict(frame, future=frame)
+    for wrong in (0.5, "0.5"):
+        with pytest.raises(UserError, match="quantiles: expected a list of levels"):
+            general.predict(frame, quantiles=wrong)
+    for horizon in ("x", -1, True):
+        with pytest.raises(UserError, match="horizon: expected a number of points from 1 on"):
+            general.predict(frame, horizon=horizon)
 
 
 def test_points_have_no_quantiles(tmp_path: Path) -> None:
@@ -270,7 +290,10 @@ def test_a_backtest_forecasts_from_earlier_points_and_brings_what_came(
 
 
 def test_a_backtest_leaves_out_series_that_are_too_short(general: Forecaster) -> None:
-    with pytest.warns(UserWarning, match=r"1 series is not forecast: too short .*\(bb\)"):
+    with pytest.warns(
+        UserWarning,
+        match=r"1 series is not forecast: too short to begin so long before the end \(bb\)",
+    ):
         made = general.backtest(shops(a=100, bb=10))
     assert set(made["shop"]) == {"a"}
     with pytest.raises(UserError, match="windows: expected a number from 1 on"):
