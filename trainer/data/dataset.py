@@ -116,7 +116,9 @@ class Dataset:
         """Return a sentence about each thing that a user should know of the series."""
         notes = [note for part in self.parts for note in part.notes()]
         if not self.windows(Split.TEST):
-            notes.append("data.split leaves no test window: the run will not be scored")
+            given = [k for k in ("split_at", "split_last") if getattr(self.config, k) is not None]
+            key = given[0] if given else "split"
+            notes.append(f"data.{key} leaves no test window: the run will not be scored")
         paths = [source.path for source in self.config.sources if source.path is not None]
         return notes + unused_settings(paths, self.config.table)
 

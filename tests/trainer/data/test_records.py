@@ -238,3 +238,10 @@ def test_settings_that_say_something_else_than_a_set_are_refused(tmp_path: Path)
         f"data.id_column: not used, for {out} is prepared already"
     ]
     assert unused_settings([str(out), "load.csv"], same) == []
+
+
+def test_an_interval_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    """Also where the times tell their own."""
+    file = csv(tmp_path, hourly(60))
+    with pytest.raises(UserError, match=r"data\.freq: there is no interval 'banana'; it is named"):
+        prepared(tmp_path, file, freq="banana")

@@ -13,6 +13,7 @@ import pyarrow as pa
 from model.errors import UserError
 from model.sentences import shortened
 from trainer.config.table_settings import FILE_NAMES, NO_ID, TableConfig
+from trainer.data.frequency import Frequency
 from trainer.data.reading import builtin, columnar, delimited, records, text_records, wide_rows
 from trainer.data.reading.column_facts import ColumnFacts
 from trainer.data.reading.columnar import ColumnarFiles
@@ -52,6 +53,10 @@ def open_source(
 
     Raises UserError where there is none, or it cannot be read.
     """
+    try:
+        Frequency.parse(config.freq or "D")
+    except ValueError as error:
+        raise UserError(f"data.freq: {error}; it is named like 30min, h, D, W or MS") from None
     if builtin.is_builtin(text):
         blocks = builtin.read(text)
         return _table(text, [], blocks, config, problems, spill_folder, dtype="float64")
