@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from launch.output import showing_log
+from launch.output import check_target, showing_log
 from launch.prepare_data import given_table
 from model.errors import UserError
 from trainer.config.table_settings import checked_table
@@ -48,12 +47,15 @@ def forecast(
     `settings` are data.KEY=VALUE of how tables are read. Raises UserError, and writes nothing,
     where that cannot be.
     """
-    for file, ends in ((out, tuple(WRITERS)), *(() if plot is None else ((plot, (".png",)),))):
-        _check_file(file, ends, force=force)
-    for file in (out, *(() if plot is None else (plot,))):
-        for read in (source, *(() if future is None else (future,))):
-            if file.resolve() == Path(read).resolve():
-                raise UserError(f"{file} is read too, and would be lost; name another")
+    targets: dict[Path, Sequence[str]] = {out: tuple(WRITERS)}
+    if plot is not None:
+        targets[plot] = (".png",)
+    for file, ends in targets.items():
+        check_target(file, ends)
+        if file.exists() and not force:
+            raise UserError(f"{file} is there already; name another, or write over it with --force")
+        if file.resolve() in (Path(read).resolve() for read in (source, future) if read):
+            raise UserError(f"{file} is read too, and would be lost; name another")
     levels = None if quantiles is None else _levels(quantiles)
     with showing_log():
         forecaster = Forecaster.load(run)
@@ -87,18 +89,6 @@ def _levels(text: str) -> list[float]:
     if not levels or not all(0 < level < 1 for level in levels):
         raise UserError(f"--quantiles: expected levels between 0 and 1, as 0.1,0.5,0.9; got {text}")
     return levels
-
-
-def _check_file(file: Path, ends: Sequence[str], *, force: bool) -> None:
-    """Raise UserError where a file cannot be written, or is there and is to stay."""
-    if file.suffix.lower() not in ends:
-        raise UserError(f"{file}: name a file that ends with {' or '.join(ends)}")
-    if not file.parent.is_dir():
-        raise UserError(f"{file}: there is no such folder")
-    if file.is_dir() or not os.access(file.parent, os.W_OK):
-        raise UserError(f"{file} cannot be written")
-    if file.exists() and not force:
-        raise UserError(f"{file} is there already; name another, or write over it with --force")
 
 
 def _write(table: pd.DataFrame, out: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
 from typing import Any
 
+from model.errors import UserError
 from trainer.logs.log import shown
 
 
@@ -24,3 +27,14 @@ def showing_log(*, as_json: bool = False) -> Iterator[None]:
     """
     with shown(), redirect_stdout(sys.stderr) if as_json else nullcontext():
         yield
+
+
+def check_target(file: Path, ends: Sequence[str], option: str = "") -> None:
+    """Raise UserError where a file of one of these ends cannot be written; `option` names it."""
+    named = f"{option}: {file}" if option else str(file)
+    if file.suffix.lower() not in ends:
+        raise UserError(f"{named}: name a file that ends with {' or '.join(ends)}")
+    if not file.parent.is_dir():
+        raise UserError(f"{named}: there is no such folder")
+    if file.is_dir() or not os.access(file.parent, os.W_OK):
+        raise UserError(f"{named} cannot be written")

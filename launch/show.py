@@ -6,14 +6,13 @@ Each is described as one object, as `--json` prints it; the text for people is m
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict  # pydantic's wish before Python 3.12
 
-from launch.output import print_json, showing_log
+from launch.output import check_target, print_json, showing_log
 from launch.show_set import describe_set, draw_set
 from launch.show_set import rows_of as _set_rows
 from launch.text_rows import print_rows
@@ -44,7 +43,7 @@ def show_path(path: Path, *, verify: bool, as_json: bool, picture: Path | None =
     run folder with damaged checkpoints is printed first.
     """
     if picture is not None:
-        _check_picture(picture)
+        check_target(picture, (".png",), "--picture")
     with showing_log(as_json=as_json):
         known = _describe(path, verify=verify)
     if picture is not None:
@@ -58,16 +57,6 @@ def show_path(path: Path, *, verify: bool, as_json: bool, picture: Path | None =
     damaged = [Path(c["path"]).name for c in known.get("checkpoints", []) if c["damage"]]
     if damaged:
         raise UserError(f"{path}: damaged: {', '.join(damaged)}")
-
-
-def _check_picture(picture: Path) -> None:
-    """Raise UserError where no picture can be written to a file."""
-    if picture.suffix.lower() != ".png":
-        raise UserError(f"--picture: {picture}: name a file that ends with .png")
-    if not picture.parent.is_dir():
-        raise UserError(f"--picture: {picture}: there is no such folder")
-    if picture.is_dir() or not os.access(picture.parent, os.W_OK):
-        raise UserError(f"--picture: {picture} cannot be written")
 
 
 # What is known

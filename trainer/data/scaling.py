@@ -10,6 +10,13 @@ from trainer.data.arrays import Doubles, Indices
 from trainer.data.series_source import SeriesSource
 
 
+def own_scale(values: Doubles, axis: int = 0, *, keepdims: bool = False) -> tuple[Doubles, Doubles]:
+    """Return mean and deviation (ddof 0) along an axis, NaN left out; 1 where nothing varies."""
+    deviation = np.nanstd(values, axis=axis, keepdims=keepdims)
+    mean = np.nanmean(values, axis=axis, keepdims=keepdims)
+    return mean, np.where(deviation > 0, deviation, 1.0)
+
+
 class Scaling:
     """The mean and deviation (ddof 0) of the training parts of a set's items.
 
@@ -37,8 +44,6 @@ class Scaling:
         training = np.concatenate([part.T for part in parts], axis=1).astype(np.float64)
         has_some = ~np.isnan(training).all(0) if end else np.zeros(training.shape[1], bool)
         if has_some.any():
-            values = training[:, has_some]
-            deviation = np.nanstd(values, axis=0)
-            self._mean[item, has_some] = np.nanmean(values, axis=0)
-            self._deviation[item, has_some] = np.where(deviation > 0, deviation, 1.0)
+            mean, deviation = own_scale(training[:, has_some])
+            self._mean[item, has_some], self._deviation[item, has_some] = mean, deviation
         self._is_known[item] = True

@@ -15,6 +15,7 @@ from model.errors import UserError
 from trainer.config.data_settings import DataConfig
 from trainer.data.arrays import Doubles
 from trainer.data.features import Calendar
+from trainer.data.scaling import own_scale
 from trainer.data.series_set import SeriesSet
 from trainer.forecast.paths import Trained, forecast_paths
 
@@ -54,6 +55,9 @@ class SeriesEnds:
         self._is_apart = shape.channels != channels
         self._data, self._calendar = data, Calendar(series, data)
         self._future = future
+        self._future_calendar = None if future is None else Calendar(future, data)
+        self._ends: dict[int, int] = {}
+        """Points of each item up to its last value, once they were looked for."""
         names = [] if future is None else future.item_ids().tolist()
         self._item_of = {name: item for item, name in enumerate(names)}
         self._problems: dict[str, list[str]] = {}
@@ -84,8 +88,10 @@ class SeriesEnds:
 
     def end(self, item: int) -> int:
         """Return the number of an item's points that are known, up to its last value or earlier."""
-        some = ~np.isnan(self.series.target(item)).all(0)
-        return int(np.flatnonzero(some)[-1]) + 1 - self.back
+        if item not in self._ends:
+            some = ~np.isnan(self.series.target(item)).all(0)
+            self._ends[item] = int(np.flatnonzero(some)[-1]) + 1
+        return self._ends[item] - self.back
 
     def times(self, item: int, first: int | None = None, stop: int | None = None) -> Any:
         """Return the times of points first..stop-1, by default of those to forecast.
@@ -136,8 +142,7 @@ class SeriesEnds:
         facts = self.forecaster.facts
         if facts.scaling == "none" or (facts.scaling == "table" and not self._is_apart):
             return np.asarray(facts.mean), np.asarray(facts.deviation)
-        deviation = np.nanstd(values, axis=0)
-        return np.nanmean(values, axis=0), np.where(deviation > 0, deviation, 1.0)
+        return own_scale(values)
 
     def _covariates(self, item: int, end: int) -> Doubles:
         """Return what is known in advance of an item's context and future, [L + T, F]."""
@@ -160,8 +165,7 @@ class SeriesEnds:
         answer[length - len(part) : length], answer[length:] = part, after
         facts = self.forecaster.facts
         if facts.scaling == "item":
-            deviation = np.nanstd(past, axis=0)
-            mean, deviation = np.nanmean(past, axis=0), np.where(deviation > 0, deviation, 1.0)
+            mean, deviation = own_scale(past)
         else:
             mean, deviation = (
                 np.asarray(of[len(of) - len(columns) :])
@@ -184,7 +188,7 @@ class SeriesEnds:
 
     def _from_future(self, item: int) -> Doubles:
         """Return what the table of the future has of an item's points to come, NaN for the rest."""
-        assert self._future is not None
+        assert self._future is not None and self._future_calendar is not None
         answer = np.full((self.horizon, len(self._known_names)), np.nan)
         is_alone = len(self._future) == len(self.series) == 1
         other = self._item_of.get(self.series.item_id(item), 0 if is_alone else None)
@@ -195,7 +199,7 @@ class SeriesEnds:
             part = values[: self.horizon]
             answer[: len(part)] = part
             return answer
-        given = Calendar(self._future, self._data).times(other, 0, len(values))
+        given = self._future_calendar.times(other, 0, len(values))
         assert given is not None
         place = given.get_indexer(self.times(item))
         answer[place >= 0] = values[place[place >= 0]]

@@ -29,6 +29,7 @@ from trainer.config import Settings
 from trainer.config.load import changed
 from trainer.config.table_settings import TableConfig, checked_table
 from trainer.data import Dataset
+from trainer.data.scaling import own_scale
 from trainer.data.series_facts import SeriesFacts
 from trainer.data.windows import WindowBatch
 from trainer.forecast.future import Frame, FutureForecast, Wish, backtest, forecast_future
@@ -234,9 +235,7 @@ class Forecaster:
         mean, deviation = np.asarray(facts.covariate_mean), np.asarray(facts.covariate_deviation)
         if facts.scaling == "item" and facts.known:
             numbers = slice(facts.shape.covariates - len(facts.known), facts.shape.covariates)
-            mean = covariates[:, :length, numbers].mean(1, keepdims=True)
-            deviation = covariates[:, :length, numbers].std(1, keepdims=True)
-            deviation = np.where(deviation > 0, deviation, 1.0)
+            mean, deviation = own_scale(covariates[:, :length, numbers], 1, keepdims=True)
         elif not facts.covariate_mean:
             return covariates
         scaled = covariates.copy()
@@ -249,9 +248,7 @@ class Forecaster:
         """Return mean and deviation [B or 1, 1, C] that contexts [B, L, C] are standardised by."""
         if self.facts.scaling != "item":
             return np.asarray(self.facts.mean), np.asarray(self.facts.deviation)
-        deviation = np.nanstd(context, axis=1, keepdims=True)
-        mean = np.nanmean(context, axis=1, keepdims=True)
-        return mean, np.where(deviation > 0, deviation, 1.0)
+        return own_scale(context, 1, keepdims=True)
 
 
 def _told(found: FutureForecast) -> pd.DataFrame:

@@ -110,8 +110,9 @@ def forecast_future(
     with _opened(forecaster, source, wish) as (opened, ends):
         frames: list[pd.DataFrame] = []
         pictured: list[Pictured] = []
+        levels = _levels(forecaster, wish.levels)
         for item, forecast in _forecasts(ends, advance):
-            frames += _frames(ends, item, forecast, opened, _levels(forecaster, wish.levels))
+            frames += _frames(ends, item, forecast, opened, levels)
             if len(pictured) < PICTURED:
                 pictured += _pictured(ends, item, forecast)
         return FutureForecast(_joined(frames, ends), ends.problems(), pictured[:PICTURED])
@@ -149,10 +150,9 @@ def _opened(
     if forecaster.facts.known and not config.covariates:
         config = config.model_copy(update={"covariates": list(forecaster.facts.known)})
     levels = _levels(forecaster, wish.levels)
-    points = wish.horizon or forecaster.facts.shape.prediction_length
-    if not isinstance(points, int) or isinstance(wish.horizon, bool) or wish.horizon == 0:
-        raise UserError(f"horizon: expected a number of points from 1 on, got {wish.horizon}")
-    if points < 1:
+    trained_points = forecaster.facts.shape.prediction_length
+    points = trained_points if wish.horizon is None else wish.horizon
+    if not isinstance(points, int) or isinstance(points, bool) or points < 1:
         raise UserError(f"horizon: expected a number of points from 1 on, got {points}")
     with TemporaryDirectory(prefix="forescale-") as name:
         folder = Path(name)
