@@ -36,6 +36,7 @@ resume_option = click.option(
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
 )
+force_option = click.option("--force", is_flag=True, help="Write over files that are there.")
 explain_option = click.option(
     "--explain", is_flag=True, help="With --json: print the sentences too, on stderr."
 )
@@ -137,7 +138,7 @@ def evaluate(run: Path, overrides: Sequence[str], split: str, as_json: bool) -> 
 @click.option(
     "--plot", type=click.Path(path_type=Path), metavar="PNG", help="Draw the first series."
 )
-@click.option("--force", is_flag=True, help="Write over files that are there.")
+@force_option
 @log_options
 def forecast(run: Path, settings: Sequence[str], **options: Any) -> None:
     """Forecast what comes after the end of each series of a file, by RUN's weights.
@@ -180,13 +181,14 @@ def export(source: Path, out: Path, precision: Literal["fp32", "bf16"]) -> None:
 @click.option(
     "--picture", type=click.Path(path_type=Path), help="Draw a set of series into this PNG file."
 )
+@force_option
 @json_option
 @log_options
-def show(path: Path, verify: bool, picture: Path | None, as_json: bool) -> None:
+def show(path: Path, verify: bool, picture: Path | None, force: bool, as_json: bool) -> None:
     """Tell what a run folder, a checkpoint, an export or a set of series holds."""
     from launch.show import show_path
 
-    show_path(path, verify=verify, as_json=as_json, picture=picture)
+    show_path(path, verify=verify, as_json=as_json, picture=picture, force=force)
 
 
 @forescale.command()

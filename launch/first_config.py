@@ -119,8 +119,11 @@ def describe(found: Survey) -> str:
     what = [f"{found.rows:,} rows", rhythm_of(found.interval).words]
     if found.time_column:
         what[1] += f" by {found.time_column}"
-    if found.id_column:
-        what.append(f"{found.series:,} series by {found.id_column}")
+    if found.intervals > 1:
+        what[1] += f" most often, of {found.intervals} intervals"
+    if found.id_column or found.series > 1:
+        by = f" by {found.id_column}" if found.id_column else ""
+        what.append(f"{found.series:,} series{by}")
     what.append(f"forecasting {_shortened(found.targets)}")
     if found.others:
         what.append(f"left out: {_shortened(found.others)}")
@@ -192,7 +195,14 @@ def _sections(found: Survey) -> Sections:
     horizon = min(rhythm.horizon, max(1, found.length // 10))
     # Half of the typical training part: the other half is where windows differ.
     context = min(rhythm.context, max(horizon, int(0.35 * found.length) - horizon))
-    seasons = [season for season in rhythm.seasons if 1 < season <= context]
+    seasons = {
+        "season_lengths": (
+            [season for season in rhythm.seasons if 1 < season <= context],
+            "periods of the naive forecasts beside it",
+        )
+    }
+    if found.intervals > 1:
+        seasons = {}  # each series has those of its own interval
     patch = max(n for n in range(1, horizon + 1) if horizon % n == 0 and n <= max(1, context // 14))
     values = found.rows * channels
     size = next(size for size in SIZES if values <= size.values)
@@ -226,7 +236,7 @@ def _sections(found: Survey) -> Sections:
             "calendar": (calendar, "what the network is told of each timestamp"),
             "context_length": (context, "points that a forecast is made from"),
             "prediction_length": (horizon, "points that are forecast"),
-            "season_lengths": (seasons, "periods of the naive forecasts beside it"),
+            **seasons,
             "split": ([0.7, 0.1, 0.2], "training, validation, test, in time order"),
         },
         "train": {

@@ -47,15 +47,13 @@ def forecast(
     `settings` are data.KEY=VALUE of how tables are read. Raises UserError, and writes nothing,
     where that cannot be.
     """
-    targets: dict[Path, Sequence[str]] = {out: tuple(WRITERS)}
+    targets: list[tuple[str, Path, Sequence[str]]] = [("--output", out, tuple(WRITERS))]
     if plot is not None:
-        targets[plot] = (".png",)
-    for file, ends in targets.items():
-        check_target(file, ends)
-        if file.exists() and not force:
-            raise UserError(f"{file} is there already; name another, or write over it with --force")
+        targets.append(("--plot", plot, (".png",)))
+    for option, file, ends in targets:
+        check_target(option, file, ends, force=force)
         if file.resolve() in (Path(read).resolve() for read in (source, future) if read):
-            raise UserError(f"{file} is read too, and would be lost; name another")
+            raise UserError(f"{option}: {file} is read too, and would be lost; name another")
     levels = None if quantiles is None else _levels(quantiles)
     with showing_log():
         forecaster = Forecaster.load(run)

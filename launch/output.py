@@ -29,12 +29,18 @@ def showing_log(*, as_json: bool = False) -> Iterator[None]:
         yield
 
 
-def check_target(file: Path, ends: Sequence[str], option: str = "") -> None:
-    """Raise UserError where a file of one of these ends cannot be written; `option` names it."""
-    named = f"{option}: {file}" if option else str(file)
+def check_target(option: str, file: Path, ends: Sequence[str], *, force: bool) -> None:
+    """Raise UserError where the file of an option cannot be written, or is there already.
+
+    Its name has one of these ends; `force` writes over one that is there.
+    """
     if file.suffix.lower() not in ends:
-        raise UserError(f"{named}: name a file that ends with {' or '.join(ends)}")
+        raise UserError(f"{option}: {file}: name a file that ends with {' or '.join(ends)}")
     if not file.parent.is_dir():
-        raise UserError(f"{named}: there is no such folder")
+        raise UserError(f"{option}: {file}: there is no such folder")
     if file.is_dir() or not os.access(file.parent, os.W_OK):
-        raise UserError(f"{named} cannot be written")
+        raise UserError(f"{option}: {file} cannot be written")
+    if file.exists() and not force:
+        raise UserError(
+            f"{option}: {file} is there already; name another, or write over it with --force"
+        )

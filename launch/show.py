@@ -34,16 +34,18 @@ Known = dict[str, Any]
 """What is known of a path, with its `kind`; docs/cluster.md lists the keys."""
 
 
-def show_path(path: Path, *, verify: bool, as_json: bool, picture: Path | None = None) -> None:
+def show_path(
+    path: Path, *, verify: bool, as_json: bool, picture: Path | None = None, force: bool = False
+) -> None:
     """Print what `path` holds; `verify` reads every byte of checkpoints and sets.
 
-    A set is drawn into the file `picture`, if one is given.
+    A set is drawn into the file `picture`, if one is given; `force` writes over one.
 
     Raises UserError where it holds nothing of Forescale's, or something damaged; what is known of a
     run folder with damaged checkpoints is printed first.
     """
     if picture is not None:
-        check_target(picture, (".png",), "--picture")
+        check_target("--picture", picture, (".png",), force=force)
     with showing_log(as_json=as_json):
         known = _describe(path, verify=verify)
     if picture is not None:

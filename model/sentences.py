@@ -21,6 +21,11 @@ def shortened(texts: Sequence[str], between: str = ", ") -> str:
     return between.join(texts[:MAX_NAMED]) + more
 
 
+def counted(number: int, singular: str, plural: str | None = None) -> str:
+    """Return a number of things: `1 window`, `2,000 windows`."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
 def nearest(word: object, known: Iterable[str]) -> str | None:
     """Return the one of `known` that `word` was probably meant to be."""
     near = difflib.get_close_matches(str(word), list(known), 1)

@@ -275,6 +275,22 @@ def test_what_holds_series_needs_no_columns(
     assert plan.configuration.settings.data.calendar == calendar
 
 
+def test_series_of_several_intervals_keep_their_own_seasons(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = [
+        pd.DataFrame({"name": name, "time": times(100, freq), "y": values(100)})
+        for name, freq in (("a", "h"), ("b", "h"), ("c", "D"))
+    ]
+    pd.concat(frames).to_csv(tmp_path / "own.csv", index=False)
+    main(["prepare", str(tmp_path / "own.csv"), str(tmp_path / "set")])
+    main(["init", str(tmp_path / "set"), str(tmp_path / "own.yaml")])
+    assert "hourly most often, of 2 intervals; 3 series" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert load(tmp_path / "own.yaml", {}).settings.data.season_lengths is None
+
+
 def test_what_it_asks_for_can_be_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,6 +307,16 @@ def test_what_it_asks_for_can_be_said(
     assert (
         prepare(load(Path("sales.yaml"), {}), run_dir=tmp_path / "run", world=1).dataset.items == 1
     )
+    loads = [f"{n % 9},{n % 7:03}" for n in range(40)]
+    dates = times(40, "D").strftime("%Y-%m-%d")
+    pd.DataFrame({"day": dates, "y": loads}).to_csv("loads.csv", index=False)
+    with pytest.raises(SystemExit, match="2"):
+        main(["init", "loads.csv"])
+    ways_out = re.findall(r"data\.decimal='.'", capsys.readouterr().err)
+    for way_out, decimal in zip(ways_out, ",.", strict=True):
+        file = Path(f"by {decimal}.yaml")
+        main(["init", "loads.csv", str(file), *shlex.split(way_out)])
+        assert load(file, {}).settings.data.decimal == decimal
     for wrong, words in (
         ("train.steps=3", "train.steps: only settings of data say how tables are read"),
         ("data.id_colum=x", "did you mean data.id_column?"),

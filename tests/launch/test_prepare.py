@@ -39,6 +39,7 @@ def test_prepare_and_show(tmp_path: Path, table: Path, capsys: pytest.CaptureFix
     assert (tmp_path / "corpus.png").read_bytes().startswith(b"\x89PNG")
     main(["show", str(out)])
     assert "by its files' sizes" in capsys.readouterr().out
+    main(["show", str(out), "--picture", str(tmp_path / "corpus.png"), "--force"])
 
 
 def test_without_space_nothing_is_lost(tmp_path: Path, table: Path) -> None:
@@ -128,16 +129,19 @@ def test_mistakes(
         ("picture.xyz", "name a file that ends with .png"),
         ("nowhere/picture.png", "there is no such folder"),
         ("folder.png", "cannot be written"),
+        ("there.png", "is there already; name another, or write over it with --force"),
     ],
 )
 def test_a_picture_that_cannot_be_written_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, words: str
 ) -> None:
     (tmp_path / "folder.png").mkdir()
+    (tmp_path / "there.png").write_text("mine")
     with pytest.raises(SystemExit, match="2"):
         main(["show", str(tmp_path), "--picture", str(tmp_path / name)])
     said = capsys.readouterr().err
     assert "--picture" in said and words in said
+    assert (tmp_path / "there.png").read_text() == "mine"
 
 
 def test_only_sets_have_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,9 +66,11 @@ _Loader.add_constructor("tag:forescale/number", _number)
 def parse_value(text: str) -> Any:
     """Return the value of a `key=value` argument. Raises UserError where it is not valid YAML.
 
-    A format of times such as %d/%m/%Y is a text without quotes, too, which a shell would take off.
+    A format of times such as %d/%m/%Y and a mark alone, as a comma, are texts without quotes, too,
+    which a shell would take off.
     """
-    if text.startswith("%"):
+    is_mark = len(text) == 1 and not text.isalnum() and text != "~"
+    if is_mark or text.startswith("%"):
         return text
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader

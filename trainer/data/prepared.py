@@ -64,10 +64,17 @@ def _check_same(source: str, series: SeriesSet, config: TableConfig) -> None:
     ):
         if wanted and tuple(wanted) != held:
             what = f"the set holds {', '.join(held)}" if held else "the set holds none"
-            raise UserError(
-                f"data.{key}: {source} was prepared, and {what}; leave the setting out, or prepare "
-                f"another set with data.{key}={wanted}"
-            )
+            raise _other_set(source, key, what, wanted)
+    if config.timezone is not None and series.timezone is None:
+        what = "its times are clock times of no known zone"
+        raise _other_set(source, "timezone", what, config.timezone)
+
+
+def _other_set(source: str, key: str, what: str, wanted: object) -> UserError:
+    return UserError(
+        f"data.{key}: {source} was prepared, and {what}; leave the setting out, or prepare "
+        f"another set with data.{key}={wanted}"
+    )
 
 
 def unused_settings(sources: Sequence[str], config: TableConfig) -> list[str]:

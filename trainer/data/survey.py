@@ -41,6 +41,8 @@ class Survey:
     """Points of the series in the middle, by length."""
     interval: pd.Timedelta | None
     """Interval of most series, where there are times; of months it is an average."""
+    intervals: int
+    """Number of different intervals."""
 
 
 def read_series(
@@ -74,6 +76,7 @@ def survey(source: str, config: TableConfig, cache: Path | None = None) -> Surve
         len(series),
         int(np.median(series.lengths)),
         _interval(series.commonest_freq()),
+        len(set(series.freqs())),
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from model.errors import UserError
+from model.sentences import counted
 from trainer.config.data_settings import DataConfig
 from trainer.data.arrays import Doubles
 from trainer.data.features import Calendar
@@ -60,30 +61,35 @@ class SeriesEnds:
         """Points of each item up to its last value, once they were looked for."""
         names = [] if future is None else future.item_ids().tolist()
         self._item_of = {name: item for item, name in enumerate(names)}
-        self._problems: dict[str, list[str]] = {}
+        self._problems: dict[str, dict[str, str]] = {}
+        """Why series have no forecast -> their names -> these with what is particular to each."""
 
     def problems(self) -> list[str]:
         """Return a sentence about each kind of series that has no forecast."""
         return [
             f"{len(names):,} series {'is' if len(names) == 1 else 'are'} not forecast: {why} "
-            f"({', '.join(names[:EXAMPLES])}{', ...' if len(names) > EXAMPLES else ''})"
+            f"({', '.join([*names.values()][:EXAMPLES])}{', ...' if len(names) > EXAMPLES else ''})"
             for why, names in self._problems.items()
         ]
 
     def is_fit(self, item: int) -> bool:
         """Return whether an item can be forecast; where it cannot, note why."""
-        target, why = self.series.target(item), None
+        target, why, place = self.series.target(item), None, ""
         if np.isnan(target).all(1).any():
             why = "a channel has no value at all"
         elif np.isnan(target[:, : max(0, self.end(item))]).all(1).any():
             why = "too short to begin so long before the end"
-        elif self._known_names and self._known_after(item) is None:
+        elif np.isnan(known := self._known_after(item)).any():
             names = ", ".join(self._known_names)
-            why = f"{names} must be known for the {self.horizon} points to come (--future FILE)"
+            why = (
+                f"{names} must be known for the {counted(self.horizon, 'point')} to come; give "
+                "them in rows without targets, or as a table of the future"
+            )
+            first = int(np.flatnonzero(np.isnan(known).any(1))[0])
+            place = f" from {self.times(item)[first]}"
         if why is not None:
-            left_out, name = self._problems.setdefault(why, []), self.series.item_id(item)
-            if name not in left_out:
-                left_out.append(name)
+            name = self.series.item_id(item)
+            self._problems.setdefault(why, {}).setdefault(name, f"{name}{place}")
         return why is None
 
     def end(self, item: int) -> int:
@@ -160,9 +166,8 @@ class SeriesEnds:
         if not columns:
             return answer
         past = self.series.known(item)[:, :end].T.astype(np.float64)
-        part, after = past[-length:], self._known_after(item)
-        assert after is not None
-        answer[length - len(part) : length], answer[length:] = part, after
+        part = past[-length:]
+        answer[length - len(part) : length], answer[length:] = part, self._known_after(item)
         facts = self.forecaster.facts
         if facts.scaling == "item":
             mean, deviation = own_scale(past)
@@ -173,8 +178,8 @@ class SeriesEnds:
             )
         return np.nan_to_num((answer - mean) / deviation)
 
-    def _known_after(self, item: int) -> Doubles | None:
-        """Return the columns known in advance after an item's end [T, columns]; None if not all.
+    def _known_after(self, item: int) -> Doubles:
+        """Return the columns known in advance after an item's end [T, columns], NaN if missing.
 
         They stand beside the series, or else in the table of the future.
         """
@@ -184,7 +189,7 @@ class SeriesEnds:
         found[: len(beside)] = beside
         if self._future is not None:
             found = np.where(np.isnan(found), self._from_future(item), found)
-        return None if np.isnan(found).any() else found
+        return found
 
     def _from_future(self, item: int) -> Doubles:
         """Return what the table of the future has of an item's points to come, NaN for the rest."""

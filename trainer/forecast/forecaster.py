@@ -21,7 +21,7 @@ from model import rollout
 from model.errors import UserError
 from model.init import postponed
 from model.network import TimeSeriesTransformer
-from model.sentences import first_line
+from model.sentences import counted, first_line
 from model.tokens import Inputs
 from trainer.checkpoint.keys import state_of
 from trainer.checkpoint.tensor_files import check_shapes
@@ -86,13 +86,16 @@ class Forecaster:
             return self.dataset
         data = Dataset(changed(self.settings, overrides).data, is_trained_on=False)
         given, taken = data.shape, self.facts.shape
-        for what, here, there in (
-            ("channels", given.channels, taken.channels),
-            ("covariates", given.covariates, taken.covariates),
-            ("embedded calendar features", given.calendar, taken.calendar),
+        for key, what, here, there in (
+            ("data.targets", "channel", given.channels, taken.channels),
+            ("data.covariates", "covariate", given.covariates, taken.covariates),
+            ("data.calendar", "calendar feature", len(given.calendar), len(taken.calendar)),
         ):
             if here != there:
-                raise UserError(f"data.source: it has {here} {what}, and the network takes {there}")
+                raise UserError(
+                    f"data.source: it has {counted(here, what)}, and the network takes {there}; "
+                    f"choose as many by {key}, of a prepared set when it is prepared"
+                )
         for key in ("context_length", "prediction_length"):
             if getattr(given, key) > getattr(taken, key):
                 raise UserError(

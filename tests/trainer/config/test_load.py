@@ -111,6 +111,11 @@ def test_overrides_are_laid_over_the_file() -> None:
     assert merged.data.rows == 800 and merged.data.context_length == 96
 
 
+@pytest.mark.parametrize("mark", [",", "|", ";", "-", "%"])
+def test_a_mark_alone_is_a_text(mark: str) -> None:
+    assert parse_overrides([f"data.separator={mark}"]) == {"data.separator": mark}
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

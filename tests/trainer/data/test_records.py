@@ -229,10 +229,11 @@ def test_settings_that_say_something_else_than_a_set_are_refused(tmp_path: Path)
         ("covariates", ["load"], "the set holds price"),
         ("past_covariates", ["price"], "the set holds none"),
         ("static", ["price"], "the set holds none"),
+        ("timezone", "UTC", "its times are clock times of no known zone"),
     ):
         with pytest.raises(UserError, match=rf"data\.{key}: .* was prepared, and {held}"):
             open_set(str(out), TableConfig(**{key: wrong}), tmp_path)
-    same = TableConfig(targets=["load"], covariates=["price"], id_column="nope", timezone="UTC")
+    same = TableConfig(targets=["load"], covariates=["price"], id_column="nope")
     assert len(open_set(str(out), same, tmp_path)) == 1
     assert unused_settings([str(out)], same) == [
         f"data.id_column: not used, for {out} is prepared already"

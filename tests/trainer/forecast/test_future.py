@@ -236,9 +236,12 @@ def test_what_is_known_in_advance_stands_in_a_file_of_its_own_or_in_empty_rows(
     halves = future.groupby("shop").cumcount() < 5
     beside = pd.concat([past, future[halves]])
     pd.testing.assert_frame_equal(informed.predict(beside, future=future[~halves]), apart)
-    with pytest.raises(UserError, match="price must be known for the 12 points to come"):
+    missing = "price must be known for the 12 points to come; give them in rows without targets"
+    first = [times["day"].min() for _, times in future.groupby("shop")]
+    with pytest.raises(UserError, match=rf"{missing}.* \(a from {first[0]}, bb from {first[1]}\)"):
         informed.predict(past)
-    with pytest.raises(UserError, match="price must be known for the 12 points to come"):
+    sixth = future.groupby("shop")["day"].nth(5).tolist()
+    with pytest.raises(UserError, match=rf"{missing}.* \(a from {sixth[0]}, bb from {sixth[1]}\)"):
         informed.predict(past, future=future[halves])
     with pytest.raises(UserError, match="future: the table has no column 'price'"):
         informed.predict(past, future=future.drop(columns="price").assign(cost=1.5))
