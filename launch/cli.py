@@ -107,8 +107,12 @@ def train(
     show_default=True,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+@click.option(
+    "--report", type=click.Path(path_type=Path), metavar="HTML", help="Write a report, one file."
+)
+@force_option
 @log_options
-def evaluate(run: Path, overrides: Sequence[str], split: str, as_json: bool) -> None:
+def evaluate(run: Path, overrides: Sequence[str], **options: Any) -> None:
     """Score RUN's weights on a split, beside naive forecasts.
 
     These are its newest checkpoint's, on the windows that data.score_every chooses. RUN may be a
@@ -117,7 +121,7 @@ def evaluate(run: Path, overrides: Sequence[str], split: str, as_json: bool) -> 
     """
     from launch.evaluate import score
 
-    score(run, split, overrides, as_json=as_json)
+    score(run, overrides, **options)
 
 
 @forescale.command()

@@ -4,25 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from launch.output import print_json, showing_log
+from launch.output import check_target, print_json, showing_log
+
+if TYPE_CHECKING:
+    from trainer.data import Dataset
+    from trainer.forecast.evaluation import Evaluation
+    from trainer.forecast.forecaster import Forecaster
 
 
-def score(run: Path, split: str, overrides: Sequence[str] = (), *, as_json: bool) -> None:
+def score(
+    run: Path,
+    overrides: Sequence[str] = (),
+    *,
+    split: str,
+    report: Path | None = None,
+    force: bool = False,
+    as_json: bool,
+) -> None:
     """Print the scores on the windows of `split` that data.score_every chooses.
 
-    `overrides` are settings of `data`, key=value, such as another source. Raises UserError where
-    there are no weights or windows.
+    `overrides` are settings of `data`, key=value, such as another source. `report` is an HTML file
+    to write about them; one that is there is written over by `force`. Raises UserError where there
+    are no weights or windows.
     """
     from model.errors import UserError
     from trainer.config.load import parse_overrides
     from trainer.data import Split
     from trainer.forecast.evaluate import evaluate
     from trainer.forecast.forecaster import Forecaster
-    from trainer.forecast.report import print_table
+    from trainer.forecast.table import print_table
     from trainer.logs.log import log
     from trainer.logs.progress import ScoringProgress
 
+    if report is not None:
+        check_target("--report", report, (".html",), force=force)
     chosen, changes = Split(split), parse_overrides(overrides)
     for key in changes:
         if not key.startswith("data."):
@@ -57,7 +74,33 @@ def score(run: Path, split: str, overrides: Sequence[str] = (), *, as_json: bool
                 levels=forecaster.network.output.levels,
                 progress=progress,
             )
+        if report is not None:
+            _write_report(report, run, forecaster, dataset, evaluation)
     if as_json:
         print_json({"step": forecaster.step, **evaluation.summary()})
     else:
         print_table(evaluation)
+
+
+def _write_report(
+    file: Path, run: Path, forecaster: Forecaster, dataset: Dataset, evaluation: Evaluation
+) -> None:
+    from trainer.files import replace
+    from trainer.forecast.html_report import html_report
+    from trainer.logs.log import log
+    from trainer.logs.metrics import read_metrics
+    from trainer.run.folder import RunFolder
+
+    model = forecaster.settings.model
+    parameters = sum(one.numel() for one in forecaster.network.parameters())
+    facts = {
+        "title": f"{run.name}: forecasts of {dataset.config.named}",
+        "weights": f"{run}, after {forecaster.step:,} steps",
+        "network": f"{parameters:,} parameters; {model.architecture}, loss {model.loss}",
+        "windows": f"{evaluation.windows:,} of {evaluation.all_windows:,} of the "
+        f"{evaluation.split} part, of {dataset.config.context_length} points, "
+        f"{evaluation.horizon} ahead",
+    }
+    rows = read_metrics(RunFolder(run).metrics_file)
+    replace(file, html_report(forecaster, dataset, evaluation, facts, rows))
+    log.info("wrote %s", file)

@@ -14,7 +14,7 @@ from model.errors import UserError
 from trainer.config.table_settings import checked_table
 from trainer.forecast.forecaster import Forecaster
 from trainer.forecast.future import Wish, forecast_future
-from trainer.forecast.report import draw_future
+from trainer.forecast.pictures import future_figure
 from trainer.logs.log import log
 from trainer.logs.progress import CountingProgress
 
@@ -69,7 +69,7 @@ def forecast(
             log.warning("and %s more such sentences", len(found.problems) - MOST)
         _write(found.table, out)
         if plot is not None:
-            draw_future(found.pictured, plot)
+            future_figure(found.pictured).savefig(plot, dpi=120)
         log.info("wrote %s: %s", out, _described(found.table))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from model.sentences import drawn
 from trainer.data.series_set import SeriesSet
 
 Known = dict[str, Any]
@@ -115,7 +116,7 @@ def draw_set(folder: Path, file: Path) -> None:
         row, column = divmod(place, 3)
         axes = figure.add_subplot(grid[1 + row, column : column + 1 + (column == 2)])
         axes.plot(series.target(item)[:, -1000:].T, linewidth=0.8)
-        axes.set_title(series.item_id(item)[:40], fontsize=9)
+        axes.set_title(drawn(series.item_id(item)[:40]), fontsize=9)
     figure.savefig(file, dpi=100)
 
 

@@ -26,6 +26,11 @@ def counted(number: int, singular: str, plural: str | None = None) -> str:
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
+def drawn(text: str) -> str:
+    """Return a text as matplotlib draws it letter by letter: dollars would begin a formula."""
+    return text.replace("$", r"\$")
+
+
 def nearest(word: object, known: Iterable[str]) -> str | None:
     """Return the one of `known` that `word` was probably meant to be."""
     near = difflib.get_close_matches(str(word), list(known), 1)

@@ -14,7 +14,8 @@ from tests.settings import train_plan
 from tests.trainer.data.sets import csv
 from trainer.config import load
 from trainer.data import Split
-from trainer.forecast.evaluate import MODEL, evaluate
+from trainer.forecast.evaluate import evaluate
+from trainer.forecast.evaluation import MODEL
 from trainer.forecast.forecaster import Forecaster
 from trainer.prepare import prepare
 

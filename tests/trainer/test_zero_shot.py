@@ -15,7 +15,8 @@ from tests.settings import TINY, planned, train_plan, train_rank
 from tests.trainer.data.sets import csv
 from trainer.config import load
 from trainer.data import Split
-from trainer.forecast.evaluate import MODEL, evaluate
+from trainer.forecast.evaluate import evaluate
+from trainer.forecast.evaluation import MODEL
 from trainer.forecast.forecaster import Forecaster
 from trainer.logs.metrics import Row, read_metrics
 from trainer.prepare import prepare

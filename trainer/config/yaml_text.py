@@ -66,11 +66,10 @@ _Loader.add_constructor("tag:forescale/number", _number)
 def parse_value(text: str) -> Any:
     """Return the value of a `key=value` argument. Raises UserError where it is not valid YAML.
 
-    A format of times such as %d/%m/%Y and a mark alone, as a comma, are texts without quotes, too,
+    A format of times such as %d/%m/%Y, and a comma or a bar alone, are texts without quotes, too,
     which a shell would take off.
     """
-    is_mark = len(text) == 1 and not text.isalnum() and text != "~"
-    if is_mark or text.startswith("%"):
+    if text in (",", "|") or text.startswith("%"):
         return text
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader

@@ -21,10 +21,8 @@ from trainer.data.cache import default_cache
 from trainer.data.frequency import Frequency
 from trainer.data.order import TrainingOrder
 from trainer.data.part import Part, refuse_twice
-from trainer.data.prepared import open_set, unused_settings
+from trainer.data.prepared import open_series, unused_settings
 from trainer.data.series_facts import SeriesFacts, SourceFacts
-from trainer.data.series_source import SeriesSource
-from trainer.data.synthetic.synthetic_set import SyntheticSet
 from trainer.data.windows import Split, WindowBatch
 
 MAX_SCORED = 20_000
@@ -49,7 +47,8 @@ class Dataset:
         folder = cache or default_cache()
         sources = config.sources
         self.parts = [
-            Part(_opened(source, config, folder), config, _split(source)) for source in sources
+            Part(open_series(source, config.table, folder), config, _split(source))
+            for source in sources
         ]
         refuse_twice(self.parts)
         self._first_items = np.cumsum([0, *(len(part.series) for part in self.parts)])
@@ -307,6 +306,12 @@ class Dataset:
             mean[row], deviation[row] = (of[0, : len(self.channels)] for of in own)
         return mean, deviation
 
+    def intervals(self, items: Indices) -> list[str | None]:
+        """Return the interval of each item's points, None for points without times."""
+        freqs = [part.series.freqs() for part in self.parts]
+        places = (self._source_of(int(item)) for item in items)
+        return [freqs[source][within] for source, within in places]
+
     def seasons(self, items: Indices) -> Indices:
         """Return each item's own season in points: the first of data.season_lengths, or 1."""
         if self.config.season_lengths is not None:
@@ -330,17 +335,6 @@ class Dataset:
             )
         ]
         return np.array(scales).reshape(len(items), len(self.channels))
-
-
-def _opened(source: SourceConfig, config: DataConfig, cache: Path) -> SeriesSource:
-    """Return a source's series, read or made."""
-    if source.synthetic is None:
-        assert source.path is not None
-        return open_set(source.path, config.table, cache)
-    real = source.synthetic.of
-    return SyntheticSet(
-        source.synthetic, None if real is None else open_set(real, config.table, cache)
-    )
 
 
 def _split(source: SourceConfig) -> list[float] | None:

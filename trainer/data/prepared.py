@@ -10,12 +10,15 @@ from pathlib import Path
 
 from model.errors import UserError
 from model.sentences import shortened
+from trainer.config.data_settings import SourceConfig
 from trainer.config.table_settings import TableConfig
 from trainer.data.cache import VARIABLE
 from trainer.data.prepare_set import digest_of, prepare_set
 from trainer.data.remote import is_remote, local_copy
 from trainer.data.series_set import SeriesSet
+from trainer.data.series_source import SeriesSource
 from trainer.data.set_format import Item, is_set
+from trainer.data.synthetic.synthetic_set import SyntheticSet
 from trainer.files import check_reachable, file_digest, read_record, replace
 from trainer.logs.progress import CountingProgress
 
@@ -23,6 +26,15 @@ DIGESTS = "digests.json"
 
 COLUMNS = ("targets", "covariates", "past_covariates", "static", "timezone")
 """Settings of tables that say something of prepared sets, too."""
+
+
+def open_series(source: SourceConfig, config: TableConfig, cache: Path) -> SeriesSource:
+    """Return a source's series, read or made. Raises UserError where that cannot be."""
+    if source.synthetic is None:
+        assert source.path is not None
+        return open_set(source.path, config, cache)
+    real = source.synthetic.of
+    return SyntheticSet(source.synthetic, None if real is None else open_set(real, config, cache))
 
 
 def open_set(source: str, config: TableConfig, cache: Path) -> SeriesSet:

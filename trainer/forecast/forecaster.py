@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,9 @@ from trainer.data.series_facts import SeriesFacts
 from trainer.data.windows import WindowBatch
 from trainer.forecast.future import Frame, FutureForecast, Wish, backtest, forecast_future
 from trainer.weights.source import WeightsSource, find, intact
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_READ_ATTEMPTS = 5
 """Number of checkpoints that are tried: a run that is training may remove the one being read."""
@@ -198,6 +201,24 @@ class Forecaster:
         """
         wish = Wish(horizon, quantiles, future, self._table(table))
         return _told(forecast_future(self, data, wish))
+
+    def plot(
+        self,
+        data: str | Path | Frame,
+        *,
+        horizon: int | None = None,
+        quantiles: Sequence[float] | None = None,
+        future: str | Path | Frame | None = None,
+        **table: Any,
+    ) -> Figure:
+        """Return a figure of matplotlib: the ends of the first series and what `predict` forecasts.
+
+        The band is between the lowest and the highest quantile that were trained.
+        """
+        from trainer.forecast.pictures import future_figure
+
+        wish = Wish(horizon, quantiles, future, self._table(table))
+        return future_figure(forecast_future(self, data, wish).pictured)
 
     def backtest(
         self,

@@ -18,7 +18,8 @@ from trainer.checkpoint.keys import AVERAGE, WEIGHTS, averaged, make_key, of_kin
 from trainer.checkpoint.tensor_files import read, tensor_shapes
 from trainer.data import Split
 from trainer.engine.optimizer import GuardedAdamW
-from trainer.forecast.evaluate import MODEL, evaluate
+from trainer.forecast.evaluate import evaluate
+from trainer.forecast.evaluation import MODEL
 from trainer.forecast.forecaster import Forecaster
 from trainer.weights.export import export
 from trainer.weights.source import find

@@ -15,9 +15,11 @@ from tests import ranks
 from tests.settings import train_rank
 from trainer.config.data_settings import DataConfig
 from trainer.data import Dataset, Split
-from trainer.forecast.evaluate import MODEL, batches_of_replica, evaluate
+from trainer.forecast.evaluate import batches_of_replica, evaluate
+from trainer.forecast.evaluation import MODEL
 from trainer.forecast.forecaster import Forecaster
-from trainer.forecast.report import pictured_windows, print_table
+from trainer.forecast.pictures import pictured_windows
+from trainer.forecast.table import print_table
 from trainer.logs import progress
 from trainer.logs.log import shown
 from trainer.logs.progress import ScoringProgress

@@ -311,3 +311,14 @@ def test_a_backtest_knows_covariates_and_nothing_later(informed: Forecaster) -> 
     np.testing.assert_allclose(informed.backtest(later, windows=1)["mean"], made["mean"])
     dearer = frame.assign(price=frame["price"].where(frame.index < 100 - HORIZON, 90.0))
     assert not np.allclose(informed.backtest(dearer, windows=1)["mean"], made["mean"])
+
+
+def test_the_first_series_are_plotted_whatever_they_are_called(general: Forecaster) -> None:
+    """Two dollars with a formula between them that is none, too."""
+    frame = shops(**{"costs $_ or $": 100, "b": 90})
+    figure = general.plot(frame, horizon=2 * HORIZON)
+    figure.canvas.draw()
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert titles == [r"costs \$_ or \$", "b"]
+    assert len(figure.axes[0].lines[1].get_xdata()) == 2 * HORIZON
+    assert {text.get_text() for text in figure.legends[0].texts} == {"past", "forecast", "interval"}

@@ -1,54 +1,21 @@
-"""Reports of an evaluation: a table and a picture."""
+"""Pictures of forecasts, as PNG files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
+from model.sentences import drawn
 from trainer.data import Dataset, Split
-from trainer.forecast.evaluate import MODEL, Evaluation, baseline_names, baselines
+from trainer.forecast.baselines import baseline_names, baselines
+from trainer.forecast.evaluation import MODEL, Evaluation
 from trainer.forecast.future import Pictured
 
-
-def print_table(evaluation: Evaluation) -> None:
-    """Print the scores of each forecaster."""
-    table = Table()
-    keys = ["mse", "mae", "mase"]
-    keys += ["wql"] if evaluation.quantiles.levels else []
-    columns = ["forecast", *(key.upper() for key in keys)]
-    several = len(evaluation.items) > 1
-    if several:
-        columns += ["MASE of the series: quartiles"]
-    for column in columns:
-        table.add_column(column, justify="left" if column == "forecast" else "right")
-    over_items = evaluation.over_items()
-    for name, scores in evaluation.scores().items():
-        numbers = [f"{scores[key]:.4f}" for key in keys]
-        if several:
-            numbers.append("  ".join(f"{q:.4f}" for q in over_items[name]["mase"].values()))
-        table.add_row(name, *numbers, style="bold" if name == MODEL else None)
-    windows = f"{evaluation.windows} {evaluation.split} windows"
-    if evaluation.windows < evaluation.all_windows:
-        of = f"{evaluation.windows} of {evaluation.all_windows} {evaluation.split} windows"
-        windows = f"{of}, one in {evaluation.score_every} (data.score_every)"
-    console = Console(width=100)
-    of_items = f" of {len(evaluation.items):,} series" if several else ""
-    console.print(f"\n{windows}{of_items}, errors in {evaluation.units}")
-    console.print(table)
-    coverage = evaluation.quantiles.coverage()
-    if coverage is not None:
-        console.print(
-            f"The interval that should hold {coverage[0]:.0%} of the points holds {coverage[1]:.1%}"
-        )
-    if evaluation.undefined:
-        console.print(
-            f"MASE leaves out {evaluation.undefined:,} series or channels whose season repeats "
-            "exactly, or that have none in training"
-        )
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def pictured_windows(dataset: Dataset, split: Split, count: int = 3) -> list[int]:
@@ -102,18 +69,18 @@ def draw(dataset: Dataset, evaluation: Evaluation, path: Path) -> None:
             ax.axvline(at[length - 1], color="#bbb", lw=0.8)
             ax.spines[["top", "right"]].set_visible(False)
             if column == 0:
-                ax.set_ylabel(channel)
+                ax.set_ylabel(drawn(channel))
         axes[-1][column].tick_params(axis="x", rotation=30)
     figure.legend(
         *axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False
     )
     title = f"{evaluation.split} windows of {dataset.config.named}"
-    figure.suptitle(title, x=0.01, ha="left")
+    figure.suptitle(drawn(title), x=0.01, ha="left")
     figure.savefig(path, dpi=120)
 
 
-def draw_future(series: Sequence[Pictured], path: Path) -> None:
-    """Draw the last points of series and what is forecast after them, with its widest interval."""
+def future_figure(series: Sequence[Pictured]) -> Figure:
+    """Return a figure of series' last points, what is forecast next, and its widest interval."""
     from matplotlib.figure import Figure
 
     rows = -(-len(series) // 2)
@@ -129,10 +96,10 @@ def draw_future(series: Sequence[Pictured], path: Path) -> None:
         if one.forecast.shape[1] > 2:
             low, high = one.forecast[:, 1], one.forecast[:, -1]
             ax.fill_between(one.times, low, high, color="#1668c7", alpha=0.2, label="interval")
-        ax.set_title(one.name[:60], fontsize=9, loc="left")
+        ax.set_title(drawn(one.name[:60]), fontsize=9, loc="left")
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(axis="x", rotation=30)
     figure.legend(
         *axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False
     )
-    figure.savefig(path, dpi=120)
+    return figure
