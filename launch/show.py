@@ -94,10 +94,17 @@ def _run(run: RunFolder, *, verify: bool) -> Known:
         "versions": environment.get("versions"),
         "last_step": rows[-1] if rows else None,
         "checkpoints": checkpoints,
+        "best": _best(run.scores(), checkpoints),
         "verified": _verified(checkpoints) if verify else None,
         "quarantined": sorted(folder.name for folder in run.store.folder.glob("*.damaged")),
         "evaluation": _read_json(_EVALUATION, run.evaluation_file),
     }
+
+
+def _best(scores: dict[int, float], checkpoints: list[Known]) -> int | None:
+    """Return the step of the best checkpoint that is there; None where none has a score."""
+    steps = [c["step"] for c in checkpoints if c["step"] in scores]
+    return min(steps, key=lambda step: scores[step], default=None)
 
 
 def _verified(checkpoints: list[Known]) -> dict[str, int]:
@@ -213,6 +220,8 @@ def _run_rows(known: Known) -> dict[str, str]:
         )
     steps = [str(checkpoint["step"]) for checkpoint in known["checkpoints"]]
     rows["checkpoints"] = f"steps {', '.join(steps)}" if steps else "none"
+    if known["best"] is not None:
+        rows["checkpoints"] += f"; {known['best']} is the best"
     for checkpoint in known["checkpoints"]:
         if checkpoint["damage"]:
             rows[Path(checkpoint["path"]).name] = f"damaged: {checkpoint['damage']}"

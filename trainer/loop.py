@@ -27,9 +27,10 @@ from trainer.faults.skipped_steps import SkippedSteps
 from trainer.faults.stragglers import AttentionClock, Stragglers
 from trainer.faults.watchdog import Watchdog
 from trainer.files import replace
-from trainer.forecast.evaluate import Evaluation
-from trainer.forecast.report import draw, pictured_windows, print_table
+from trainer.forecast.evaluation import Evaluation
+from trainer.forecast.pictures import draw, pictured_windows
 from trainer.forecast.scoring import Scoring, StoppedError
+from trainer.forecast.table import print_table
 from trainer.logs.board import show_command
 from trainer.logs.log import Warnings, log
 from trainer.logs.metrics import MetricsLog, Row
@@ -40,6 +41,8 @@ from trainer.logs.sinks import Sinks
 from trainer.logs.step_profile import DATA
 from trainer.logs.utilisation import Utilisation
 from trainer.prepare import Plan
+from trainer.resume import restore_best
+from trainer.run.best_step import BestStep
 from trainer.run.control_files import ControlFiles, Requests
 from trainer.run.folder import DONE_MARKER, SAVED_MARKER
 
@@ -95,6 +98,7 @@ class Trainer:
         # How far it is
         self.steps_done, self.skipped_steps = steps_done, skipped_steps
         self.saver = saver
+        self.best = BestStep(self.settings, mesh)
         # Who may interrupt it
         self.stop, self.control_files = stop, control_files
         self.on_step = on_step
@@ -130,6 +134,7 @@ class Trainer:
                     is_continued=self.plan.start.is_own,
                 )
                 stack.enter_context(metrics)
+            self.best.recall(self.plan.run.metrics_file)
             for part in (self._catch_up, self._train, self._finish):
                 if part(metrics) is Outcome.SAVED:
                     way_on = self.plan.run.way_on()
@@ -147,6 +152,7 @@ class Trainer:
         self._validate(row)
         if metrics is not None and has_validation(row):
             metrics.complete(row)
+        self.best.compare(row)
         return Outcome.SAVED if any_rank(self.mesh, bool(self.stop)) else Outcome.DONE
 
     def _train(self, metrics: MetricsLog | None) -> Outcome:
@@ -156,7 +162,7 @@ class Trainer:
         with TrainingProgress(
             train.steps, self.steps_done, every, shown=self.mesh.is_main
         ) as progress:
-            while self.steps_done < train.steps and not requests.stop:
+            while self.steps_done < train.steps and not (requests.stop or self.best.is_final):
                 try:
                     row = self._step(self.steps_done + 1)
                 except DivergedError:
@@ -167,16 +173,17 @@ class Trainer:
                 self._validate(row)
                 if metrics is not None:
                     metrics.write(row)
+                is_best = self.best.compare(row)
                 progress.step(row)
                 requests = self._requests()
-                if self._is_checkpoint_due() or requests.stop or requests.save:
+                if self._is_checkpoint_due() or is_best or requests.stop or requests.save:
                     self._save(metrics)
                 if requests.save and self.control_files is not None:
                     self.control_files.clear_save()
         if not self.saver.wait():  # the last one failed: once more, or it is said why not
             self._save(metrics)
             self.saver.wait()
-        if self.steps_done == train.steps:
+        if self.steps_done == train.steps or self.best.is_final:
             self.skipped_steps.check_last(self.steps_done)
             return Outcome.DONE
         self.steps_done -= self.skipped_steps.discard()
@@ -186,6 +193,7 @@ class Trainer:
         """Score the test windows, show and keep the result."""
         if not self.dataset.windows(Split.TEST):
             return Outcome.DONE
+        step = self._load_best()
         try:
             pictured = pictured_windows(self.dataset, Split.TEST)
             with self.engine.averaged():
@@ -194,12 +202,20 @@ class Trainer:
             return Outcome.SAVED
         self._requests()  # has another attempt taken the folder over?
         if self.mesh.is_main:
-            self._keep(evaluation)
+            self._keep(step, evaluation)
         return Outcome.DONE
 
-    def _keep(self, evaluation: Evaluation) -> None:
+    def _load_best(self) -> int:
+        """Load the best step's weights, where they are not the last ones; return their step."""
+        best = self.best.before(self.steps_done)
+        is_loaded = best is not None and restore_best(
+            self.plan.run.store, best, self.engine, self.mesh
+        )
+        return best if best is not None and is_loaded else self.steps_done
+
+    def _keep(self, step: int, evaluation: Evaluation) -> None:
         run = self.plan.run
-        summary = {"step": self.steps_done, **evaluation.summary()}
+        summary = {"step": step, **evaluation.summary()}
         replace(run.evaluation_file, json.dumps(summary, indent=1))
         draw(self.dataset, evaluation, run.picture_file)
         print_table(evaluation)
@@ -279,7 +295,7 @@ class Trainer:
 
     def _is_checkpoint_due(self) -> bool:
         every, last = self.settings.checkpoint.every, self.settings.train.steps
-        return self.steps_done % every == 0 or self.steps_done == last
+        return self.steps_done % every == 0 or self.steps_done == last or self.best.is_final
 
     def _save(self, metrics: MetricsLog | None) -> None:
         """Save the last good step, unless it is saved already: skipped steps have changed nothing.
@@ -305,7 +321,7 @@ class Trainer:
                 metrics.sync()
         except OSError as error:
             abort_reason = f"{self.plan.run.metrics_file.name}: {error.strerror}"
-        self.saver.save(step, self.engine.state(), description, abort_reason)
+        self.saver.save(step, self.engine.state(), description, abort_reason, best=self.best.step)
 
     def _return_to_last_good(self, metrics: MetricsLog | None) -> None:
         """Save the last good step, where the run stands from now on."""

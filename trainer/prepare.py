@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.errors import UserError
+from model.sentences import shortened
 from parallel.layout import Layout
 from trainer.config import Configuration
 from trainer.config.rules import check
 from trainer.config.sizes import check_sizes
-from trainer.data import Dataset
+from trainer.data import Dataset, Split
 from trainer.data.cache import default_cache
 from trainer.data.zero_shot import zero_shot_sets
 from trainer.files import check_reachable
+from trainer.logs.names import VALIDATION, ZERO_SHOT
 from trainer.resume import Start, choose
 from trainer.run.folder import RunFolder
 
@@ -64,9 +66,33 @@ def prepare(
         zero_shot = zero_shot_sets(data, dataset, cache)
     except UserError as error:
         raise configuration.locate(error) from None
+    _check_best(configuration, dataset, zero_shot)
     check_sizes(configuration, layout, dataset.shape)
     start = choose(configuration, run, dataset, resume)
     return Plan(configuration, layout, dataset, zero_shot, run, start)
+
+
+def _check_best(
+    configuration: Configuration, dataset: Dataset, zero_shot: dict[str, Dataset]
+) -> None:
+    """Raise UserError for a score that no validation of the run has."""
+    settings = configuration.settings
+    best, patience = settings.checkpoint.best, settings.train.patience
+    if best is None:
+        if patience:
+            way_out = f"set checkpoint.best={VALIDATION}, or train.patience=0"
+            raise configuration.error("train.patience", f"no score says what is better; {way_out}")
+        return
+    if not settings.logging.validate_every:
+        raise configuration.error(
+            "checkpoint.best", f"no validation has {best}; set logging.validate_every"
+        )
+    scores = [VALIDATION] if dataset.windows(Split.VALIDATION) else []
+    kinds = ("mase", "wql") if settings.model.loss == "quantile" else ("mase",)
+    scores += [f"{ZERO_SHOT}{name}/{kind}" for name in zero_shot for kind in kinds]
+    if best not in scores:
+        there = f"it may be {shortened(scores, ' or ')}" if scores else "no validation has any"
+        raise configuration.error("checkpoint.best", f"no validation has {best}; {there}")
 
 
 def _is_runs_own(file: Path) -> bool:

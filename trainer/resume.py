@@ -16,6 +16,8 @@ from trainer.config import Configuration
 from trainer.data import Dataset
 from trainer.files import check_reachable
 from trainer.logs.log import log
+from trainer.logs.metrics import read_metrics
+from trainer.run.best import Best
 from trainer.run.control_files import refuse_if_stopped
 from trainer.run.folder import RunFolder, check_same
 from trainer.run.lease import Attempt, is_restart
@@ -55,7 +57,13 @@ class Start:
     @property
     def is_done(self) -> bool:
         """Whether nothing is left to do in the run folder."""
-        return self.run.is_done() and self.steps_done >= self.configuration.settings.train.steps
+        settings = self.configuration.settings
+        if not self.run.is_done() or self.steps_done >= settings.train.steps:
+            return self.run.is_done()
+        rows = [
+            row for row in read_metrics(self.run.metrics_file) if row["step"] <= self.steps_done
+        ]
+        return Best(settings.checkpoint.best, settings.train.patience, rows).is_final
 
     def check_current(self) -> None:
         """Raise UserError where somebody has trained in the folder since this was chosen."""
@@ -221,3 +229,25 @@ def restore(start: Start, engine: Engine) -> tuple[SkippedSteps, InitReport | No
         return skipped, None
     report = load_pretrained(engine, start.weights) if start.weights is not None else None
     return SkippedSteps(faults), report
+
+
+def restore_best(store: Store, step: int, engine: Engine, mesh: Mesh) -> bool:
+    """Load the weights of a run's best step into `engine`; return whether they are intact.
+
+    Collective. Where they are not, a warning says so, and the engine is as it was.
+    """
+    from parallel.collectives import join_records
+    from trainer.checkpoint import tensor_files
+
+    checkpoint = store.checkpoint(step)
+    wrong = checkpoint.verify(reader=mesh.rank, readers=mesh.layout.world)
+    found = join_records(mesh, {str(mesh.rank): wrong} if wrong else {})
+    if found:
+        if mesh.is_main:
+            why = next(iter(found.values()))
+            log.warning("%s, the best, is damaged: %s; the last is scored", checkpoint.path, why)
+        return False
+    skipped = checkpoint.description()["bad_steps"].get("skipped", 0)
+    with engine.loading(step - skipped) as state:
+        tensor_files.read(checkpoint.path, state)
+    return True

@@ -142,6 +142,7 @@ def test_a_run_is_one_object(known: Any, run: Path, capsys: pytest.CaptureFixtur
         "checkpoints": [
             {"path": f"{run}/checkpoints/step-00000002", "step": 2, "damage": None},
         ],
+        "best": None,
         "verified": None,
         "quarantined": [],
         "evaluation": json.loads((run / "evaluation.json").read_text()),

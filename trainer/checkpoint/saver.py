@@ -101,13 +101,16 @@ class Saver:
         state: Mapping[str, Tensor],
         description: dict[str, Any],
         abort_reason: str | None = None,
+        *,
+        best: int | None = None,
     ) -> None:
         """Save the checkpoint of `step`; return once `state` may change.
 
-        That is once it is copied, or committed where saving is not asynchronous. `abort_reason`
-        says why this rank cannot let the checkpoint be committed. Raises SaveFailedError at the
-        second failure in a row; the first one is only reported. Raises LeaseLostError where the run
-        folder belongs to a newer attempt of the job.
+        That is once it is copied, or committed where saving is not asynchronous. The checkpoint of
+        the step `best`, by the main rank, is not removed as an older one. `abort_reason` says why
+        this rank cannot let the checkpoint be committed. Raises SaveFailedError at the second
+        failure in a row; the first one is only reported. Raises LeaseLostError where the run folder
+        belongs to a newer attempt of the job.
         """
         self.wait()
         if self._config.asynchronous:
@@ -116,7 +119,7 @@ class Saver:
         self._in_flight = Future()
         threading.Thread(
             target=self._run,
-            args=(self._in_flight, step, state, description, abort_reason),
+            args=(self._in_flight, step, state, description, abort_reason, best),
             name="checkpoint",
             daemon=True,
         ).start()
@@ -164,6 +167,7 @@ class Saver:
         state: Mapping[str, Tensor],
         description: dict[str, Any],
         abort_reason: str | None,
+        best: int | None,
     ) -> None:
         """Go through the phases after COPYING; raise where one fails."""
         opened = self._on_all_ranks(step, Phase.OPENING, lambda: self._open(step, abort_reason))
@@ -181,7 +185,7 @@ class Saver:
             if self._mesh.is_main:
                 shutil.rmtree(folder, ignore_errors=True)  # a full disk needs the room
             raise
-        self._on_all_ranks(step, Phase.TIDYING, lambda: self._tidy(step))
+        self._on_all_ranks(step, Phase.TIDYING, lambda: self._tidy(step, best))
 
     def _open(self, step: int, abort_reason: str | None) -> str:
         """Make the folder to write in; return its path on the main rank."""
@@ -232,8 +236,10 @@ class Saver:
         aside = self._store.quarantine(final)
         log.warning("%s was there already, and is no checkpoint; it is now %s", final, aside.name)
 
-    def _tidy(self, step: int) -> None:
+    def _tidy(self, step: int, best: int | None) -> None:
         """Point `latest` to the checkpoint of `step`, the newest one, and remove older ones.
+
+        That of the step `best` stays.
 
         An error is only logged: the checkpoint is committed.
         """
@@ -243,7 +249,7 @@ class Saver:
             raise LeaseLostError(self._run_folder)
         try:
             replace(self._store.folder / LATEST, name_of(step))
-            self._store.retain(self._config.keep, self._config.keep_every)
+            self._store.retain(self._config.keep, self._config.keep_every, best)
         except OSError as error:
             log.warning("older checkpoints cannot be tidied away: %s", error)
 

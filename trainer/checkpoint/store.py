@@ -137,9 +137,13 @@ class Store:
         ]
         return sorted(found, key=lambda checkpoint: checkpoint.step)
 
+    def checkpoint(self, step: int) -> Checkpoint:
+        """Return the checkpoint of `step`, whether it is there or not."""
+        return Checkpoint(self.folder / name_of(step))
+
     def has(self, step: int) -> bool:
         """Return whether the checkpoint of `step` is committed."""
-        return (self.folder / name_of(step)).is_dir()
+        return self.checkpoint(step).path.is_dir()
 
     def newest(self, *, contents: bool = False) -> Checkpoint | None:
         """Return the newest checkpoint that is intact by its files' sizes, or by `contents` too."""
@@ -162,17 +166,18 @@ class Store:
             quarantined.unlink(missing_ok=True)
         return path.rename(quarantined)
 
-    def retain(self, keep: int, keep_every: int) -> None:
+    def retain(self, keep: int, keep_every: int, best: int | None = None) -> None:
         """Remove all checkpoints but the newest `keep` and those at multiples of `keep_every`.
 
-        With `keep_every` 0 only the newest stay. A folder that is not intact by its files' sizes is
-        not among the newest: a good checkpoint is never removed for it.
+        With `keep_every` 0 only the newest stay, and that of the step `best`. A folder that is not
+        intact by its files' sizes is not among the newest: a good checkpoint is never removed for
+        it.
         """
         older = self.committed()
         while keep and older:
             keep -= older.pop().verify(contents=False) is None
         for checkpoint in older:
-            if not keep_every or checkpoint.step % keep_every:
+            if checkpoint.step != best and (not keep_every or checkpoint.step % keep_every):
                 self.remove(checkpoint.path)
 
     def remove(self, path: Path) -> None:

@@ -68,6 +68,9 @@ class TrainConfig(Section):
     """Share of the steps in which schedule: wsd comes down."""
     final_learning_rate: Fraction = 0.0
     """Learning rate at the schedule's end, as a share of learning_rate."""
+    patience: NonNegativeInt = 0
+    """Validations in a row without a better score, by checkpoint.best, after which training ends
+    before its last step; 0: it does not."""
     warmup_steps: NonNegativeInt = 100
     """Steps of linear warm-up before the schedule."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
@@ -109,6 +112,10 @@ class CheckpointConfig(Section):
     """Number of newest checkpoints that stay."""
     keep_every: NonNegativeInt = 0
     """Number of steps at whose multiples checkpoints stay for good; 0: none does."""
+    best: str | None = None
+    """Score of validations whose lowest value makes a checkpoint the run's best: validation_mse, or
+    zero_shot/SET/mase of a set of data.validate_on. The best stays, and is what is scored at the
+    end, exported, evaluated and forecast with, and what init_from takes. Default: the newest is."""
     asynchronous: bool = True
     """Whether checkpoints are written while training continues, from a copy of the state in the
     host's memory."""

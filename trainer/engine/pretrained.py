@@ -18,7 +18,7 @@ from trainer.checkpoint.tensor_files import Shapes
 from trainer.config.settings import Settings
 from trainer.engine.engine import Engine
 from trainer.logs.log import log
-from trainer.weights.source import WeightsSource, all_damaged, find, older, passed_over
+from trainer.weights.source import WeightsSource, all_damaged, find, following, passed_over
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,15 @@ def verify_weights(
 ) -> WeightsSource:
     """Read every byte of `source`, by one rank or another, and check that some of it fits.
 
-    Collective. Returns the source; where it is a run's newest checkpoint and damaged, the newest
-    intact one before it, and a warning says so. Raises UserError, before anything is written.
+    Collective. Returns the source; where it was chosen of a run's checkpoints and is damaged, the
+    next intact one, and a warning says so. Raises UserError, before anything is written.
     """
     for sentence in passed_over(source) if mesh.is_main else ():
         log.warning("model.init_from: %s", sentence)
     while found := _damage(source, mesh):
         # The main rank's: a cluster's file system may show others an older list.
-        before = older(source) if mesh.is_main else None
-        record = join_records(mesh, {"path": str(before.path)} if before else {})
+        other = following(source) if mesh.is_main else None
+        record = join_records(mesh, {"path": str(other.path)} if other else {})
         if not record:
             raise UserError(f"model.init_from: {all_damaged(source, found)}")
         if mesh.is_main:

@@ -136,7 +136,8 @@ def refresh_weights(optimizer: Any) -> None:
     for precise, used in pairs:
         used.data.copy_(precise.data)
     kept = optimizer.persistent_parameters
-    if kept:  # small parameters stay whole on every rank
+    if kept:  # small parameters stay whole on every rank, and are gathered only if they are not
+        kept[0].partition(kept)
         kept[0].all_gather(kept)
 
 

@@ -15,9 +15,11 @@ from model.errors import UserError
 from parallel.layout import Layout
 from trainer.checkpoint.store import LATEST, Store
 from trainer.config.load import Configuration, flat, load
+from trainer.config.settings import Settings
 from trainer.files import nearest_existing, read_json, replace, sync
 from trainer.logs.log import log
 from trainer.logs.metrics import read_metrics
+from trainer.run.best import Best
 from trainer.run.environment import environment
 
 FREE_TO_CHANGE = (
@@ -30,6 +32,7 @@ FREE_TO_CHANGE = (
     "data.validate_on",
     "train.device",
     "train.micro_batch_size",
+    "train.patience",
     "train.steps",
 )
 """Keys that a resumed run may change. Most leave every step's result as it is; train.steps moves
@@ -146,6 +149,15 @@ class RunFolder:
         many = steps > 2 * self.configuration().settings.checkpoint.every
         return f"{self.metrics_file.name} has {steps} steps" if many else None
 
+    def scores(self) -> dict[int, float]:
+        """Return step -> score of the validations by which the run chooses its best checkpoint.
+
+        There are none where it keeps the newest ones alone. Raises UserError where its
+        configuration cannot be read.
+        """
+        score = self.configuration().settings.checkpoint.best
+        return Best(score, rows=read_metrics(self.metrics_file)).scores if score else {}
+
     def first_step(self) -> int | None:
         """Return the first step that has a row in metrics.jsonl; None where there is no row."""
         return min((row["step"] for row in read_metrics(self.metrics_file)), default=None)
@@ -241,9 +253,11 @@ class RunFolder:
 def check_same(configuration: Configuration, stored: dict[str, Any], what: str) -> None:
     """Raise UserError naming the keys in which `stored` settings would compute something else.
 
-    `what` begins the sentence.
+    `what` begins the sentence. Keys that the version before had not are at their defaults, by which
+    everything is as it was.
     """
-    ours, theirs = flat(configuration.settings.model_dump()), flat(stored)
+    ours = flat(configuration.settings.model_dump())
+    theirs = flat(Settings().model_dump()) | flat(stored)
     different = [
         f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
         for key in sorted(ours.keys() | theirs.keys())

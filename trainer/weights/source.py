@@ -1,12 +1,14 @@
 """Sources of trained weights: a run folder, a checkpoint or an export.
 
-Of a run folder it is the newest intact checkpoint, with a warning where that is not the newest one.
+Of a run folder it is the best intact checkpoint by checkpoint.best, by default the newest one, with
+a warning where another would have been preferred.
 Finding and describing a source imports no torch; reading it does.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -45,7 +47,7 @@ class WeightsSource(ABC):
     facts: SeriesFacts
     """Facts about the series that they were trained on."""
     run: RunFolder | None = None
-    """The run folder that they are the newest ones of; None where they were named themselves."""
+    """The run folder that they were chosen from; None where they were named themselves."""
 
     @abstractmethod
     def shapes(self) -> Shapes:
@@ -96,18 +98,18 @@ class ExportSource(WeightsSource):
 
 
 def find(path: Path) -> WeightsSource:
-    """Return the weights in `path`; of a run folder, those of its newest checkpoint.
+    """Return the weights in `path`; of a run folder, those of its best or newest checkpoint.
 
-    That is the newest one that is intact by its files' sizes; `intact` reads its bytes, too. Raises
+    That is the first one that is intact by its files' sizes; `intact` reads its bytes, too. Raises
     UserError where there are no weights.
     """
     check_reachable(path)
     if RunFolder(path).exists():
         run = RunFolder(path)
-        newest = run.store.newest()
-        if newest is None:
+        found = next((c for c in _by_preference(run) if c.verify(contents=False) is None), None)
+        if found is None:
             raise _without_checkpoint(run)
-        return _of_checkpoint(newest, run)
+        return _of_checkpoint(found, run)
     if Checkpoint(path).exists():
         return _of_checkpoint(Checkpoint(path))
     if Export(path).exists():
@@ -131,38 +133,52 @@ def _way_out(path: Path) -> str:
 def intact(source: WeightsSource) -> WeightsSource:
     """Return `source`, every byte of it verified.
 
-    Where it is a run's newest checkpoint and damaged, the newest intact one before it is returned,
-    and a warning says so. Raises UserError where there is none, or the source itself was named.
+    Where it was chosen of a run's checkpoints and is damaged, the next intact one is returned, and
+    a warning says so. Raises UserError where there is none, or the source itself was named.
     """
     for sentence in passed_over(source):
         log.warning(sentence)
     while (wrong := source.verify()) is not None:
         if not source.path.exists():
             return source  # a run that trains has removed it: whoever reads it finds out
-        before = older(source)
-        if before is None:
+        other = following(source)
+        if other is None:
             raise all_damaged(source, wrong)
-        log.warning(f"{source.path} is damaged: {wrong}; {before.path.name} is used")
-        source = before
+        log.warning(f"{source.path} is damaged: {wrong}; {other.path.name} is used")
+        source = other
     return source
 
 
 def passed_over(source: WeightsSource) -> Iterator[str]:
-    """Yield a sentence about each newer checkpoint of the source's run: its sizes are wrong."""
-    for checkpoint in source.run.store.committed() if source.run is not None else ():
-        wrong = checkpoint.verify(contents=False) if checkpoint.step > source.step else None
+    """Yield a sentence about each checkpoint that its run would prefer: their sizes are wrong."""
+    for checkpoint in _by_preference(source.run) if source.run is not None else ():
+        if checkpoint.path == source.path:
+            return
+        wrong = checkpoint.verify(contents=False)
         if wrong is not None:
             yield f"{checkpoint.path} is damaged: {wrong}; {source.path.name} is used"
 
 
-def older(source: WeightsSource) -> WeightsSource | None:
-    """Return the next older checkpoint of the source's run that is intact by its files' sizes."""
+def following(source: WeightsSource) -> WeightsSource | None:
+    """Return the checkpoint that its run prefers next and that is intact by its files' sizes."""
     if source.run is None:
         return None
-    for checkpoint in reversed(source.run.store.committed()):
-        if checkpoint.step < source.step and checkpoint.verify(contents=False) is None:
-            return _of_checkpoint(checkpoint, source.run)
-    return None
+    order = _by_preference(source.run)
+    place = next((n for n, one in enumerate(order) if one.path == source.path), -1)
+    rest = (one for one in order[place + 1 :] if one.verify(contents=False) is None)
+    found = next(rest, None)
+    return None if found is None else _of_checkpoint(found, source.run)
+
+
+def _by_preference(run: RunFolder) -> list[Checkpoint]:
+    """Return a run's checkpoints: by their scores where the run keeps its best, then the newest."""
+    scores = run.scores()
+
+    def preference(checkpoint: Checkpoint) -> tuple[float, int]:
+        step = checkpoint.step
+        return (scores[step], step) if step in scores else (math.inf, -step)
+
+    return sorted(run.store.committed(), key=preference)
 
 
 def all_damaged(source: WeightsSource, wrong: str) -> UserError:
