@@ -18,7 +18,7 @@ from trainer.config.sizes import micro_batch_bytes, weight_bytes
 
 if TYPE_CHECKING:
     from model.network import TimeSeriesTransformer
-    from parallel.costs import StageCosts, Work
+    from parallel.cost_formulas import StageCosts, Work
     from trainer.prepare import Plan
 
 
@@ -43,7 +43,7 @@ def network_and_work(plan: Plan) -> tuple[TimeSeriesTransformer, Work]:
     import torch
 
     from model.network import TimeSeriesTransformer
-    from parallel.costs import Work
+    from parallel.cost_formulas import Work
 
     settings, layout = plan.configuration.settings, plan.layout
     with torch.device("meta"):
@@ -66,7 +66,7 @@ def check_machine(plan: Plan, here: ClusterEnvironment) -> None:
 
     That is more memory, or GPUs that torch can use.
     """
-    from parallel.costs import stage_costs
+    from parallel.cost_formulas import stage_costs
 
     settings = plan.configuration.settings
     why = unusable_gpus() if settings.train.device == "auto" else None

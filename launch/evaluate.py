@@ -10,8 +10,8 @@ from launch.output import check_target, print_json, showing_log
 
 if TYPE_CHECKING:
     from trainer.data import Dataset
-    from trainer.forecast.evaluation import Evaluation
     from trainer.forecast.forecaster import Forecaster
+    from trainer.forecast.scores import Evaluation
 
 
 def score(

@@ -21,7 +21,7 @@ from parallel.layout import Layout
 
 if TYPE_CHECKING:
     from model.sequential import Layer
-    from parallel.costs import StageCosts, Work
+    from parallel.cost_formulas import StageCosts, Work
     from trainer.prepare import Plan
 
 SHOWN = 4
@@ -102,7 +102,7 @@ def explain(
 def explain_plan(plan: Plan, node: int) -> Explanation:
     """Compute what a plan costs, on nodes of `node` ranks."""
     from model.size import active_parameters, network_parameters
-    from parallel.costs import stage_costs, traffic
+    from parallel.cost_formulas import stage_costs, traffic
 
     settings, layout, shape = plan.configuration.settings, plan.layout, plan.dataset.shape
     network, work = network_and_work(plan)

@@ -27,10 +27,10 @@ from trainer.faults.skipped_steps import SkippedSteps
 from trainer.faults.stragglers import AttentionClock, Stragglers
 from trainer.faults.watchdog import Watchdog
 from trainer.files import replace
-from trainer.forecast.evaluation import Evaluation
 from trainer.forecast.pictures import draw, pictured_windows
-from trainer.forecast.scoring import Scoring, StoppedError
+from trainer.forecast.scores import Evaluation
 from trainer.forecast.table import print_table
+from trainer.forecast.validation import Scoring, StoppedError
 from trainer.logs.board import show_command
 from trainer.logs.log import Warnings, log
 from trainer.logs.metrics import MetricsLog, Row

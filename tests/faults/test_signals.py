@@ -79,9 +79,9 @@ def _signal_while_evaluating(
     rank: int, world: int, run: Path, overrides: dict[str, Any], split: Split
 ) -> str:
     """Train; the last rank gets a signal while it evaluates the windows of `split`."""
-    import trainer.forecast.scoring
+    import trainer.forecast.validation
 
-    trainer.forecast.scoring.LOOK_EVERY = 2
+    trainer.forecast.validation.LOOK_EVERY = 2
     plan = planned(run, overrides, world)
     if rank == world - 1:
         config = plan.configuration.settings.data

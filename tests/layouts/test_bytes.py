@@ -1,4 +1,4 @@
-"""Bytes handed to collectives in a real step are those of the formulas in parallel.costs."""
+"""Bytes handed to collectives in a real step are those of parallel.cost_formulas."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from model.network import TimeSeriesTransformer
-from parallel.costs import Work, stage_costs, traffic
+from parallel.cost_formulas import Work, stage_costs, traffic
 from parallel.layout import Layout
 from tests import ranks
 from tests.layouts.layouts import BIAS, CAPACITY, DECODER, DENSE, TIED, case, parameters

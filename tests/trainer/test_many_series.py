@@ -15,8 +15,8 @@ from tests.trainer.data.sets import csv
 from trainer.config import load
 from trainer.data import Split
 from trainer.forecast.evaluate import evaluate
-from trainer.forecast.evaluation import MODEL
 from trainer.forecast.forecaster import Forecaster
+from trainer.forecast.scores import MODEL
 from trainer.prepare import prepare
 
 CONFIG = """

@@ -16,8 +16,8 @@ from tests.trainer.data.sets import csv
 from trainer.config import load
 from trainer.data import Split
 from trainer.forecast.evaluate import evaluate
-from trainer.forecast.evaluation import MODEL
 from trainer.forecast.forecaster import Forecaster
+from trainer.forecast.scores import MODEL
 from trainer.logs.metrics import Row, read_metrics
 from trainer.prepare import prepare
 

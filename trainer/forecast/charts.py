@@ -14,8 +14,8 @@ import numpy as np
 
 from model.sentences import drawn
 from trainer.data.arrays import Doubles
-from trainer.forecast.evaluation import MODEL, Evaluation
 from trainer.forecast.expert_load import ExpertLoad
+from trainer.forecast.scores import MODEL, Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

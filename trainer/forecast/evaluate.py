@@ -14,7 +14,7 @@ from trainer.data.arrays import Doubles, Floats, Indices
 from trainer.data.dataset import Dataset
 from trainer.data.windows import Split, WindowBatch
 from trainer.forecast.baselines import baseline_names, baselines
-from trainer.forecast.evaluation import MAGNITUDE, MODEL, POINTS, Evaluation, quantities
+from trainer.forecast.scores import MAGNITUDE, MODEL, POINTS, Evaluation, quantities
 from trainer.forecast.sums import Key, Sums
 
 Predict = Callable[[Iterable[WindowBatch]], Iterable[tuple[WindowBatch, Tensor]]]

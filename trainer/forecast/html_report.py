@@ -13,9 +13,9 @@ from trainer.data.dataset import Dataset
 from trainer.forecast import charts
 from trainer.forecast.baselines import baselines
 from trainer.forecast.charts import PicturedWindow
-from trainer.forecast.evaluation import MODEL, Evaluation
 from trainer.forecast.expert_load import expert_load
 from trainer.forecast.paths import Trained
+from trainer.forecast.scores import MODEL, Evaluation
 from trainer.forecast.table import SCORES
 from trainer.logs.metrics import Row
 from trainer.logs.names import VALIDATION

@@ -11,8 +11,8 @@ import numpy as np
 from model.sentences import drawn
 from trainer.data import Dataset, Split
 from trainer.forecast.baselines import baseline_names, baselines
-from trainer.forecast.evaluation import MODEL, Evaluation
 from trainer.forecast.future import Pictured
+from trainer.forecast.scores import MODEL, Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from trainer.forecast.evaluation import MODEL, Evaluation
+from trainer.forecast.scores import MODEL, Evaluation
 
 SCORES = {
     "mse": "MSE",

@@ -23,7 +23,7 @@ from trainer.checkpoint.manifest import MANIFEST, Entry, entry
 from trainer.checkpoint.tensor_files import Shapes
 from trainer.files import sync, write_synced
 from trainer.logs.log import log
-from trainer.weights.export_folder import CONFIG, FORMAT, INDEX, MODEL_CARD, MODEL_TYPE, ONE_FILE
+from trainer.weights.export_format import CONFIG, FORMAT, INDEX, MODEL_CARD, MODEL_TYPE, ONE_FILE
 from trainer.weights.source import WeightsSource, intact
 
 MAX_FILE_BYTES = 5 * 10**9

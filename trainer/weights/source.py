@@ -27,7 +27,7 @@ from trainer.data.series_facts import SeriesFacts
 from trainer.files import check_reachable
 from trainer.logs.log import log
 from trainer.run.folder import RunFolder
-from trainer.weights.export_folder import Export
+from trainer.weights.export_format import Export
 
 if TYPE_CHECKING:
     from torch import Tensor

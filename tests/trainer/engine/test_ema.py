@@ -19,8 +19,8 @@ from trainer.checkpoint.tensor_files import read, tensor_shapes
 from trainer.data import Split
 from trainer.engine.optimizer import GuardedAdamW
 from trainer.forecast.evaluate import evaluate
-from trainer.forecast.evaluation import MODEL
 from trainer.forecast.forecaster import Forecaster
+from trainer.forecast.scores import MODEL
 from trainer.weights.export import export
 from trainer.weights.source import find
 

@@ -16,9 +16,9 @@ from tests.settings import train_rank
 from trainer.config.data_settings import DataConfig
 from trainer.data import Dataset, Split
 from trainer.forecast.evaluate import batches_of_replica, evaluate
-from trainer.forecast.evaluation import MODEL
 from trainer.forecast.forecaster import Forecaster
 from trainer.forecast.pictures import pictured_windows
+from trainer.forecast.scores import MODEL
 from trainer.forecast.table import print_table
 from trainer.logs import progress
 from trainer.logs.log import shown

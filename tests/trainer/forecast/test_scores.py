@@ -14,7 +14,7 @@ from tests.trainer.data.sets import csv
 from trainer.config.data_settings import DataConfig
 from trainer.data import Dataset, Split
 from trainer.forecast.evaluate import evaluate
-from trainer.forecast.evaluation import MODEL, Evaluation
+from trainer.forecast.scores import MODEL, Evaluation
 from trainer.forecast.table import print_table
 
 LEVELS = (0.1, 0.5, 0.9)

@@ -17,7 +17,7 @@ from tests.trainer.checkpoint.damage import cut_short, flip
 from tests.trainer.weights.conftest import SETTINGS
 from trainer.forecast.forecaster import Forecaster
 from trainer.weights.export import export
-from trainer.weights.export_folder import Export
+from trainer.weights.export_format import Export
 from trainer.weights.source import find
 
 Harm = Callable[[Path], None]

@@ -24,7 +24,7 @@ from tests.trainer.weights.conftest import weights
 from trainer.data import Split
 from trainer.forecast.forecaster import Forecaster
 from trainer.weights.export import export, split_into_files
-from trainer.weights.export_folder import INDEX, Export
+from trainer.weights.export_format import INDEX, Export
 from trainer.weights.source import find
 
 

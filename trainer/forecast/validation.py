@@ -10,7 +10,7 @@ from trainer.data import Dataset, Split
 from trainer.data.windows import WindowBatch
 from trainer.forecast.baselines import baseline_names
 from trainer.forecast.evaluate import Predict, evaluate
-from trainer.forecast.evaluation import MODEL, Evaluation
+from trainer.forecast.scores import MODEL, Evaluation
 from trainer.logs.metrics import Row
 from trainer.logs.names import VALIDATION, ZERO_SHOT
 from trainer.logs.progress import ScoringProgress
