@@ -42,6 +42,7 @@ setup: .venv/.installed
 
 demo: setup
 	@$(BIN)/forescale train configs/demo.yaml --ranks 2
+	@$(BIN)/forescale evaluate runs/demo --report runs/demo/report.html --force
 
 test: setup
 	@$(PARALLEL) --numprocesses $(WORKERS) -m "not slow and not gpu"

@@ -25,6 +25,9 @@ OURS = "#1668c7"
 OTHERS = ("#e0a030", "#7a8a99", "#4f9d69", "#b0578d")
 TRUTH = "#444"
 
+MAX_TICKS = 8
+"""Experts whose numbers stand below a map."""
+
 
 @dataclass(frozen=True)
 class PicturedWindow:
@@ -103,7 +106,7 @@ def windows(pictured: Sequence[PicturedWindow]) -> str:
         ):
             ax.plot(ahead, np.concatenate([start, values]), label=label, color=color, lw=width)
         ax.set_title(drawn(one.title), fontsize=8, loc="left")
-        ax.tick_params(axis="x", rotation=30)
+        ax.tick_params(axis="x", rotation=30, labelsize=7)
     axes[0].legend(frameon=False, fontsize=7)
     return _svg(figure)
 
@@ -135,6 +138,7 @@ def load_of_experts(load: ExpertLoad) -> str:
         ax.set_xlabel("expert", fontsize=7)
         labels = load.intervals if place % columns == 0 else [""] * intervals
         ax.set_yticks(range(intervals), labels, fontsize=7)
+        ax.set_xticks(range(0, experts, -(-experts // MAX_TICKS)))
         ax.tick_params(axis="x", labelsize=7)
     return _svg(figure)
 

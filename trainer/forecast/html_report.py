@@ -36,6 +36,7 @@ p { max-width: 44rem } img { max-width: 100%; display: block }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: .25rem .8rem .25rem 0; text-align: right; border-bottom: 1px solid #e4e4e4 }
 td:first-child, th:first-child { text-align: left } tr.ours td { font-weight: 600 }
+table.facts td { text-align: left }
 .columns { display: flex; gap: 3rem; flex-wrap: wrap }
 """
 
@@ -51,7 +52,7 @@ def html_report(
     load = expert_load(forecaster, dataset, evaluation.split)
     sections = [
         f"<h1>{escape(facts['title'])}</h1>",
-        _table([], [[name, value] for name, value in facts.items() if name != "title"]),
+        _table([], [[name, value] for name, value in facts.items() if name != "title"], "facts"),
         *_scores(evaluation),
         "<h2>Errors over the horizon</h2>",
         _image(charts.errors_by_step(evaluation), "mean absolute error by points ahead"),
@@ -199,9 +200,9 @@ def _number(value: float | None) -> str:
     return "" if value is None or np.isnan(value) else f"{value:.4g}"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "scores") -> str:
     """Return a table whose row of the network, if there is one, stands out."""
-    lines = ["<table>"]
+    lines = [f'<table class="{kind}">']
     if head:
         lines.append("<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>")
     for row in rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from model.sentences import counted
 from trainer.forecast.scores import MODEL, Evaluation
 
 SCORES = {
@@ -39,9 +40,9 @@ def print_table(evaluation: Evaluation) -> None:
         if several:
             numbers.append("  ".join(f"{q:.4f}" for q in over_items[name]["mase"].values()))
         table.add_row(name, *numbers, style="bold" if name == MODEL else None)
-    windows = f"{evaluation.windows} {evaluation.split} windows"
+    windows = counted(evaluation.windows, f"{evaluation.split} window")
     if evaluation.windows < evaluation.all_windows:
-        of = f"{evaluation.windows} of {evaluation.all_windows} {evaluation.split} windows"
+        of = f"{evaluation.windows:,} of {evaluation.all_windows:,} {evaluation.split} windows"
         windows = f"{of}, one in {evaluation.score_every} (data.score_every)"
     console = Console(width=100)
     of_items = f" of {len(evaluation.items):,} series" if several else ""

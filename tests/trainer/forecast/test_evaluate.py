@@ -184,4 +184,4 @@ def test_windows_that_are_left_out_are_told(
         "scored 32 of 40 test windows",
         "scored 40 of 40 test windows",
     ]
-    assert "40 of 40000 test windows, one in 1000 (data.score_every), errors in units" in said
+    assert "40 of 40,000 test windows, one in 1000 (data.score_every), errors in units" in said
