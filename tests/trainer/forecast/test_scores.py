@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from utilsforecast import losses
 
 from tests.trainer.data.sets import csv
 from trainer.config.data_settings import DataConfig
@@ -104,7 +105,6 @@ def test_all_scores_are_their_definitions(dataset: Dataset) -> None:
 
 
 def test_scores_equal_those_of_utilsforecast(dataset: Dataset) -> None:
-    losses = pytest.importorskip("utilsforecast.losses", reason="utilsforecast is not installed")
     quantiles = torch.sort(torch.randn(HORIZON, 3), dim=1).values
     scores = scored(dataset, quantiles).scores()[MODEL]
     target, mean, deviation = in_source_units(dataset)
