@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def write_config(arguments: Sequence[str]) -> None:
             log.warning("data: %s", note)
         replace(file, text)
         log.info("%s: %s", source, describe(found))
-        log.info("wrote %s; now: forescale train %s", file, file)
+        log.info("wrote %s; now: forescale train %s", file, shlex.quote(str(file)))
 
 
 def _check_folder(file: Path) -> None:
@@ -175,7 +176,7 @@ def first_config(found: Survey, file: Path, given: Mapping[str, Any]) -> str:
             f"{found.source}: {each} {found.length} rows; at least {MIN_ROWS} are needed"
         )
     head = textwrap.wrap(describe(found), 98)
-    lines = [*head, f"  forescale train {file}", "All keys: forescale keys"]
+    lines = [*head, f"  forescale train {shlex.quote(str(file))}", "All keys: forescale keys"]
     lines = [f"# {line}" for line in lines]
     sections = _sections(found)
     sections["data"] |= {key: (value, "as given") for key, value in given.items()}

@@ -82,10 +82,12 @@ def _check_same(source: str, series: SeriesSet, config: TableConfig) -> None:
         raise _other_set(source, "timezone", what, config.timezone)
 
 
-def _other_set(source: str, key: str, what: str, wanted: object) -> UserError:
+def _other_set(source: str, key: str, what: str, wanted: str | Sequence[str]) -> UserError:
+    value = wanted if isinstance(wanted, str) else f"[{','.join(wanted)}]"
+    held = "null" if key in ("targets", "timezone") else "[]"
     return UserError(
-        f"data.{key}: {source} was prepared, and {what}; leave the setting out, or prepare "
-        f"another set with data.{key}={wanted}"
+        f"data.{key}: {source} was prepared, and {what}; take that by 'data.{key}={held}', or "
+        f"prepare another set with 'data.{key}={value}'"
     )
 
 

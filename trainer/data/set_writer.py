@@ -118,7 +118,7 @@ class SetWriter:
         if self._shard is not None:
             self._close_shard()
         if not self._parts:
-            raise UserError(f"{self.folder}: there is no series to write")
+            raise UserError(f"{self.folder}: no series has any value; there is none to write")
         index = [read_table(self._partial / part.name) for part in self._parts]
         table = pa.concat_tables(index)
         file = write_table(self._partial / INDEX_FILE, table)

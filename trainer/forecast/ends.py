@@ -63,14 +63,24 @@ class SeriesEnds:
         self._item_of = {name: item for item, name in enumerate(names)}
         self._problems: dict[str, dict[str, str]] = {}
         """Why series have no forecast -> their names -> these with what is particular to each."""
+        self._done: set[str] = set()
+        """Names of series that were forecast, from this origin or another."""
 
     def problems(self) -> list[str]:
-        """Return a sentence about each kind of series that has no forecast."""
-        return [
-            f"{len(names):,} series {'is' if len(names) == 1 else 'are'} not forecast: {why} "
-            f"({', '.join([*names.values()][:EXAMPLES])}{', ...' if len(names) > EXAMPLES else ''})"
-            for why, names in self._problems.items()
-        ]
+        """Return a sentence about each kind of series that has no forecast somewhere."""
+        answer = []
+        for why, named in self._problems.items():
+            partly = {name: text for name, text in named.items() if name in self._done}
+            wholly = {name: text for name, text in named.items() if name not in self._done}
+            for names, when in ((wholly, ""), (partly, " from some origins")):
+                if names:
+                    are = "is" if len(names) == 1 else "are"
+                    some = ", ".join([*names.values()][:EXAMPLES])
+                    more = ", ..." if len(names) > EXAMPLES else ""
+                    answer.append(
+                        f"{len(names):,} series {are} not forecast{when}: {why} ({some}{more})"
+                    )
+        return answer
 
     def is_fit(self, item: int) -> bool:
         """Return whether an item can be forecast; where it cannot, note why."""
@@ -83,12 +93,14 @@ class SeriesEnds:
             names = ", ".join(self._known_names)
             why = (
                 f"{names} must be known for the {counted(self.horizon, 'point')} to come; give "
-                "them in rows without targets, or as a table of the future"
+                "them in rows without targets, or in a table of the future (--future FILE, future=)"
             )
             first = int(np.flatnonzero(np.isnan(known).any(1))[0])
             place = f" from {self.times(item)[first]}"
-        if why is not None:
-            name = self.series.item_id(item)
+        name = self.series.item_id(item)
+        if why is None:
+            self._done.add(name)
+        else:
             self._problems.setdefault(why, {}).setdefault(name, f"{name}{place}")
         return why is None
 

@@ -165,7 +165,8 @@ def _opened(
             data = trained.model_copy(update=config.model_dump())
             ends = SeriesEnds(forecaster, opened.series, data, points, known)
         except UserError as error:
-            raise UserError(_without_folder(str(error), folder)) from None
+            sentence = str(error).removeprefix("data.source: ")  # the series were given otherwise
+            raise UserError(_without_folder(sentence, folder)) from None
         yield opened, ends
 
 

@@ -299,6 +299,10 @@ def test_a_backtest_leaves_out_series_that_are_too_short(general: Forecaster) ->
     ):
         made = general.backtest(shops(a=100, bb=10))
     assert set(made["shop"]) == {"a"}
+    partly = r"1 series is not forecast from some origins: too short to begin .* \(bb\)"
+    with pytest.warns(UserWarning, match=partly):
+        made = general.backtest(shops(a=100, bb=40), windows=4)
+    assert made.groupby("shop")["cutoff"].nunique().to_dict() == {"a": 4, "bb": 3}
     with pytest.raises(UserError, match="windows: expected a number from 1 on"):
         general.backtest(shops(a=100), windows=0)
 

@@ -12,7 +12,7 @@ import yaml
 from model.errors import UserError
 from tests.settings import QUICK, planned, tiny
 from trainer.prepare import prepare
-from trainer.run.folder import RunFolder
+from trainer.run.folder import RunFolder, check_same
 
 
 def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
@@ -44,6 +44,16 @@ def test_a_run_folder_of_another_configuration_is_refused(
         prepare(settings, run_dir=run.path, resume="never")
     with pytest.raises(UserError, match=r"--resume: .* is no checkpoint"):
         prepare(settings, run_dir=run.path, resume=str(tmp_path / "nowhere"))
+
+
+def test_a_key_that_the_version_before_had_not_is_at_its_default(tmp_path: Path) -> None:
+    configuration, stored = tiny(), tiny().settings.model_dump()
+    del stored["train"]["ema_decay"], stored["data"]["augment"]
+    check_same(configuration, stored, "the run")
+    with pytest.raises(UserError, match=r"train\.ema_decay is 0\.0 there and 0\.5 here"):
+        check_same(tiny(train__ema_decay=0.5), stored, "the run")
+    with pytest.raises(UserError, match=r"model\.gone is 3 there and None here"):
+        check_same(configuration, {**stored, "model": {**stored["model"], "gone": 3}}, "the run")
 
 
 @pytest.mark.parametrize("where", ["/proc/forescale", "/dev/null/run"])

@@ -322,9 +322,11 @@ class _Search:
             measured = flags if len(flags) == 1 else []
         if not measured:
             rest = shortened([f"{name} ({why})" for name, why in left_out.items()])
+            number = next((name for name, why in left_out.items() if why != "text"), None)
+            way_out = "" if number is None else f"; name it, as in 'data.targets=[{number}]'"
             raise UserError(
                 f"data.targets: {self.source} has no column of numbers to forecast without being "
-                f"named; it has {rest or 'no other column'}"
+                f"named; it has {rest or 'no other column'}{way_out}"
             )
         left_out |= dict.fromkeys(flat, "does not vary")
         others = [f"{name} ({why})" for name, why in left_out.items() if name not in measured]
