@@ -58,7 +58,8 @@ def errors(folder: Path, *frames: pd.DataFrame, model: dict[str, Any]) -> dict[s
         batch_size=64,
         levels=forecaster.network.output.levels,
     )
-    mean = found.absolute[MODEL].sum(1) / found.points.sum(1)
+    points = found.sums.of_items("points").sum(1)
+    mean = found.sums.of_items("absolute", MODEL).sum(1) / points
     return dict(zip(found.items, mean.tolist(), strict=True))
 
 
