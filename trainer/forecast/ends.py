@@ -36,6 +36,10 @@ class SeriesEnds:
         future: SeriesSet | None,
     ) -> None:
         self.forecaster, self.series, self.horizon = forecaster, series, horizon
+        at_once = forecaster.facts.shape.prediction_length
+        self._computed = -(-horizon // at_once) * at_once
+        """Points that the network computes: it sees as many ahead as in training, whatever is asked
+        for."""
         self.back = 0
         """Points before the end of each series from which it is forecast."""
         shape, channels = forecaster.facts.shape, len(series.columns.target)
@@ -89,7 +93,7 @@ class SeriesEnds:
             why = "a channel has no value at all"
         elif np.isnan(target[:, : max(0, self.end(item))]).all(1).any():
             why = "too short to begin so long before the end"
-        elif np.isnan(known := self._known_after(item)).any():
+        elif np.isnan(known := self._known_after(item)[: self.horizon]).any():
             names = ", ".join(self._known_names)
             why = (
                 f"{names} must be known for the {counted(self.horizon, 'point')} to come; give "
@@ -165,7 +169,7 @@ class SeriesEnds:
     def _covariates(self, item: int, end: int) -> Doubles:
         """Return what is known in advance of an item's context and future, [L + T, F]."""
         length = self.forecaster.facts.shape.context_length
-        dates = self._calendar.features(item, end - length, end + self.horizon)
+        dates = self._calendar.features(item, end - length, end + self._computed)
         parts: list[Any] = [dates, self._known(item, end, length)]
         if self._data.calendar_encoding == "embedding":
             parts.reverse()
@@ -174,7 +178,7 @@ class SeriesEnds:
     def _known(self, item: int, end: int, length: int) -> Doubles:
         """Return the standardised columns known in advance, [L + T, columns]; 0 where missing."""
         columns = self._known_names
-        answer = np.full((length + self.horizon, len(columns)), np.nan)
+        answer = np.full((length + self._computed, len(columns)), np.nan)
         if not columns:
             return answer
         past = self.series.known(item)[:, :end].T.astype(np.float64)
@@ -191,13 +195,13 @@ class SeriesEnds:
         return np.nan_to_num((answer - mean) / deviation)
 
     def _known_after(self, item: int) -> Doubles:
-        """Return the columns known in advance after an item's end [T, columns], NaN if missing.
+        """Return the columns known in advance of an item's computed points, NaN if missing.
 
         They stand beside the series, or else in the table of the future.
         """
         end = self.end(item)
-        beside = self.series.known(item)[:, end : end + self.horizon].T.astype(np.float64)
-        found = np.full((self.horizon, len(self._known_names)), np.nan)
+        beside = self.series.known(item)[:, end : end + self._computed].T.astype(np.float64)
+        found = np.full((self._computed, len(self._known_names)), np.nan)
         found[: len(beside)] = beside
         if self._future is not None:
             found = np.where(np.isnan(found), self._from_future(item), found)
@@ -206,18 +210,19 @@ class SeriesEnds:
     def _from_future(self, item: int) -> Doubles:
         """Return what the table of the future has of an item's points to come, NaN for the rest."""
         assert self._future is not None and self._future_calendar is not None
-        answer = np.full((self.horizon, len(self._known_names)), np.nan)
+        answer = np.full((self._computed, len(self._known_names)), np.nan)
         is_alone = len(self._future) == len(self.series) == 1
         other = self._item_of.get(self.series.item_id(item), 0 if is_alone else None)
         if other is None:
             return answer
         values = self._future.target(other).T.astype(np.float64)
         if np.isnat(self._future.starts[other]):
-            part = values[: self.horizon]
+            part = values[: self._computed]
             answer[: len(part)] = part
             return answer
         given = self._future_calendar.times(other, 0, len(values))
         assert given is not None
-        place = given.get_indexer(self.times(item))
+        end = self.end(item)
+        place = given.get_indexer(self.times(item, end, end + self._computed))
         answer[place >= 0] = values[place[place >= 0]]
         return answer

@@ -15,7 +15,6 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from model.network import TimeSeriesTransformer
 from trainer.config.settings import Settings
@@ -42,28 +41,27 @@ def forecast_paths(
     """Return the point forecast and quantiles of T = `horizon` points, [B, T, C, 1 + levels].
 
     In the network's standardised units: context [B, L, C], NaN where missing, L the longest that
-    the network takes; covariates [B, L + T, F].
+    the network takes; covariates [B, L + n * H, F] up to the end of the last H points that the
+    network forecasts at once, whether all of them are asked for or not.
     """
     at_once, length = forecaster.facts.shape.prediction_length, context.shape[1]
     paths, done = context.unsqueeze(1), []
     for first in range(0, horizon, at_once):
-        points = min(at_once, horizon - first)
-        known = covariates[:, first : first + length + points]
-        forecast = _next_points(forecaster, paths, known, points)
+        known = covariates[:, first : first + length + at_once]
+        forecast = _next_points(forecaster, paths, known)
         done.append(forecast)
         following = forecast[..., 1:] if forecaster.network.output.levels else forecast[..., :1]
         following = following.permute(0, 3, 1, 2)  # [B, P, points, C]
         before = paths.expand(-1, following.shape[1], -1, -1)
         paths = torch.cat([before, following], 2)[:, :, -length:]
-    return torch.cat(done, 1)
+    return torch.cat(done, 1)[:, :horizon]
 
 
-def _next_points(forecaster: Trained, paths: Tensor, covariates: Tensor, points: int) -> Tensor:
-    """Return [B, points, C, 1 + levels] from paths [B, P, L, C], covariates [B, L + points, F]."""
+def _next_points(forecaster: Trained, paths: Tensor, covariates: Tensor) -> Tensor:
+    """Return [B, H, C, 1 + levels] from paths [B, P, L, C] and covariates [B, L + H, F]."""
     shape, count = forecaster.facts.shape, paths.shape[1]
     rows = paths.flatten(0, 1)
-    missing = shape.prediction_length - points
-    known = F.pad(covariates, (0, 0, 0, missing)).repeat_interleave(count, 0)
+    known = covariates.repeat_interleave(count, 0)
     batch = WindowBatch(
         rows.numpy(),
         np.full((len(rows), shape.prediction_length, shape.channels), np.nan, np.float32),
@@ -71,7 +69,7 @@ def _next_points(forecaster: Trained, paths: Tensor, covariates: Tensor, points:
         np.ones(len(rows), np.float32),
     )
     [(_, forecast)] = forecaster.predict_windows([batch])
-    forecast = forecast[:, :points].unflatten(0, (-1, count)).float()
+    forecast = forecast.unflatten(0, (-1, count)).float()
     if count == 1:
         return forecast.squeeze(1)
     levels = torch.tensor([0.5, *forecaster.network.output.levels])

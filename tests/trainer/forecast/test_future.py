@@ -123,7 +123,7 @@ def test_any_horizon(general: Forecaster, horizon: int) -> None:
 def test_paths_are_the_quantiles_of_all_continuations(general: Forecaster) -> None:
     """By a loop over paths in plain numpy."""
     context = torch.from_numpy(waves(CONTEXT).astype(np.float32)).view(1, -1, 1)
-    made = forecast_paths(general, context, torch.zeros(1, CONTEXT + 20, 0), 20)[0, :, 0]
+    made = forecast_paths(general, context, torch.zeros(1, CONTEXT + 2 * HORIZON, 0), 20)[0, :, 0]
     first = general.forecast(context.numpy())  # in its own units; here they are standardised
     assert first.shape == (1, HORIZON, 1)
     levels = np.array(general.network.output.levels)
@@ -131,7 +131,7 @@ def test_paths_are_the_quantiles_of_all_continuations(general: Forecaster) -> No
     for path in made[:HORIZON, 1:].T:
         longer = torch.cat([context[0, :, 0], path])[-CONTEXT:]
         following = forecast_paths(
-            general, longer.view(1, -1, 1), torch.zeros(1, CONTEXT + 8, 0), 8
+            general, longer.view(1, -1, 1), torch.zeros(1, CONTEXT + HORIZON, 0), 8
         )
         samples.append(following[0, :, 0, 1:].numpy())
     together = np.concatenate(samples, axis=1)
@@ -326,3 +326,41 @@ def test_the_first_series_are_plotted_whatever_they_are_called(general: Forecast
     assert titles == [r"costs \$_ or \$", "b"]
     assert len(figure.axes[0].lines[1].get_xdata()) == 2 * HORIZON
     assert {text.get_text() for text in figure.legends[0].texts} == {"past", "forecast", "interval"}
+
+
+@pytest.mark.parametrize("horizon", [1, 5, 17])
+def test_a_shorter_horizon_is_the_beginning_of_a_longer_one_with_what_is_known_ahead(
+    informed: Forecaster, dated: Forecaster, horizon: int
+) -> None:
+    """The network sees the calendar and the prices of all points that it was trained to see."""
+    frame = shops(a=100, bb=90)
+    whole = dated.predict(frame, horizon=2 * HORIZON).groupby("shop").head(horizon)
+    made = dated.predict(frame, horizon=horizon)
+    np.testing.assert_allclose(made["mean"], whole["mean"], rtol=1e-5)
+    frame = priced(frame)
+    is_future = frame.groupby("shop").cumcount(ascending=False) < 2 * HORIZON
+    past, future = frame[~is_future], frame[is_future].drop(columns="sales")
+    whole = informed.predict(past, future=future, horizon=2 * HORIZON)
+    made = informed.predict(past, future=future, horizon=horizon)
+    expected = whole.groupby("shop").head(horizon)
+    np.testing.assert_allclose(made["mean"], expected["mean"], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def dated(tmp_path_factory: pytest.TempPathFactory) -> Forecaster:
+    """An encoder-decoder that knows dates, whose future tokens see each other."""
+    folder = tmp_path_factory.mktemp("dated")
+    shops(a=200, bb=150).to_csv(folder / "shops.csv", index=False)
+    changes = {
+        **MANY,
+        "data.source": str(folder / "shops.csv"),
+        "data.calendar": ["day_of_week"],
+        "model.architecture": "encoder_decoder",
+        "model.head": "flatten",
+        "model.patch_length": 4,
+        "model.loss": "mse",
+        "model.loss_units": "window",
+        "model.periods": 0,
+        "model.arcsinh": False,
+    }
+    return trained(folder, changes)
