@@ -202,51 +202,6 @@ def test_series_without_values_are_left_out_and_the_others_forecast(general: For
         general.predict(frame, id_colum="shop")
 
 
-@pytest.fixture(scope="module")
-def informed(tmp_path_factory: pytest.TempPathFactory) -> Forecaster:
-    """A network that reads a price and the day of the week in advance."""
-    folder = tmp_path_factory.mktemp("informed")
-    priced(shops(a=200, bb=150)).to_csv(folder / "shops.csv", index=False)
-    changes = {
-        **MANY,
-        "data.source": str(folder / "shops.csv"),
-        "data.targets": ["sales"],
-        "data.covariates": ["price"],
-        "data.calendar": ["day_of_week"],
-    }
-    return trained(folder, changes)
-
-
-def priced(frame: pd.DataFrame) -> pd.DataFrame:
-    price = 20 + np.random.default_rng(5).normal(size=len(frame))
-    return frame.assign(price=price)
-
-
-def test_what_is_known_in_advance_stands_in_a_file_of_its_own_or_in_empty_rows(
-    informed: Forecaster,
-) -> None:
-    frame = priced(shops(a=100, bb=90))
-    is_future = frame.groupby("shop").cumcount(ascending=False) < HORIZON
-    past, future = frame[~is_future], frame[is_future].drop(columns="sales")
-    apart = informed.predict(past, future=future)
-    together = informed.predict(frame.assign(sales=frame["sales"].where(~is_future)))
-    pd.testing.assert_frame_equal(apart, together)
-    other = informed.predict(past, future=future.assign(price=future["price"] + 30))
-    assert not np.allclose(other["mean"], apart["mean"])
-    halves = future.groupby("shop").cumcount() < 5
-    beside = pd.concat([past, future[halves]])
-    pd.testing.assert_frame_equal(informed.predict(beside, future=future[~halves]), apart)
-    missing = "price must be known for the 12 points to come; give them in rows without targets"
-    first = [times["day"].min() for _, times in future.groupby("shop")]
-    with pytest.raises(UserError, match=rf"{missing}.* \(a from {first[0]}, bb from {first[1]}\)"):
-        informed.predict(past)
-    sixth = future.groupby("shop")["day"].nth(5).tolist()
-    with pytest.raises(UserError, match=rf"{missing}.* \(a from {sixth[0]}, bb from {sixth[1]}\)"):
-        informed.predict(past, future=future[halves])
-    with pytest.raises(UserError, match="future: the table has no column 'price'"):
-        informed.predict(past, future=future.drop(columns="price").assign(cost=1.5))
-
-
 def test_what_would_be_lost_or_ignored_is_refused(general: Forecaster) -> None:
     frame = shops(a=100, bb=90)
     with pytest.raises(UserError, match="a column is called mean, as one of the forecasts"):
@@ -307,16 +262,6 @@ def test_a_backtest_leaves_out_series_that_are_too_short(general: Forecaster) ->
         general.backtest(shops(a=100), windows=0)
 
 
-def test_a_backtest_knows_covariates_and_nothing_later(informed: Forecaster) -> None:
-    """What comes after the origin changes no forecast, but for what is known in advance."""
-    frame = priced(shops(a=100))
-    made = informed.backtest(frame, windows=1)
-    later = frame.assign(sales=frame["sales"].where(frame.index < 100 - HORIZON, 1000.0))
-    np.testing.assert_allclose(informed.backtest(later, windows=1)["mean"], made["mean"])
-    dearer = frame.assign(price=frame["price"].where(frame.index < 100 - HORIZON, 90.0))
-    assert not np.allclose(informed.backtest(dearer, windows=1)["mean"], made["mean"])
-
-
 def test_the_first_series_are_plotted_whatever_they_are_called(general: Forecaster) -> None:
     """Two dollars with a formula between them that is none, too."""
     frame = shops(**{"costs $_ or $": 100, "b": 90})
@@ -326,41 +271,3 @@ def test_the_first_series_are_plotted_whatever_they_are_called(general: Forecast
     assert titles == [r"costs \$_ or \$", "b"]
     assert len(figure.axes[0].lines[1].get_xdata()) == 2 * HORIZON
     assert {text.get_text() for text in figure.legends[0].texts} == {"past", "forecast", "interval"}
-
-
-@pytest.mark.parametrize("horizon", [1, 5, 17])
-def test_a_shorter_horizon_is_the_beginning_of_a_longer_one_with_what_is_known_ahead(
-    informed: Forecaster, dated: Forecaster, horizon: int
-) -> None:
-    """The network sees the calendar and the prices of all points that it was trained to see."""
-    frame = shops(a=100, bb=90)
-    whole = dated.predict(frame, horizon=2 * HORIZON).groupby("shop").head(horizon)
-    made = dated.predict(frame, horizon=horizon)
-    np.testing.assert_allclose(made["mean"], whole["mean"], rtol=1e-5)
-    frame = priced(frame)
-    is_future = frame.groupby("shop").cumcount(ascending=False) < 2 * HORIZON
-    past, future = frame[~is_future], frame[is_future].drop(columns="sales")
-    whole = informed.predict(past, future=future, horizon=2 * HORIZON)
-    made = informed.predict(past, future=future, horizon=horizon)
-    expected = whole.groupby("shop").head(horizon)
-    np.testing.assert_allclose(made["mean"], expected["mean"], rtol=1e-5)
-
-
-@pytest.fixture(scope="module")
-def dated(tmp_path_factory: pytest.TempPathFactory) -> Forecaster:
-    """An encoder-decoder that knows dates, whose future tokens see each other."""
-    folder = tmp_path_factory.mktemp("dated")
-    shops(a=200, bb=150).to_csv(folder / "shops.csv", index=False)
-    changes = {
-        **MANY,
-        "data.source": str(folder / "shops.csv"),
-        "data.calendar": ["day_of_week"],
-        "model.architecture": "encoder_decoder",
-        "model.head": "flatten",
-        "model.patch_length": 4,
-        "model.loss": "mse",
-        "model.loss_units": "window",
-        "model.periods": 0,
-        "model.arcsinh": False,
-    }
-    return trained(folder, changes)
