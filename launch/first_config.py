@@ -196,14 +196,10 @@ def _sections(found: Survey) -> Sections:
     horizon = min(rhythm.horizon, max(1, found.length // 10))
     # Half of the typical training part: the other half is where windows differ.
     context = min(rhythm.context, max(horizon, int(0.35 * found.length) - horizon))
-    seasons = {
-        "season_lengths": (
-            [season for season in rhythm.seasons if 1 < season <= context],
-            "periods of the naive forecasts beside it",
-        )
-    }
-    if found.intervals > 1:
-        seasons = {}  # each series has those of its own interval
+    seasons = [season for season in rhythm.seasons if 1 < season <= context]
+    naive = (seasons, "periods of the naive forecasts beside it")
+    # Of several intervals each series has the seasons of its own.
+    season_lengths = {"season_lengths": naive} if found.intervals == 1 else {}
     patch = max(n for n in range(1, horizon + 1) if horizon % n == 0 and n <= max(1, context // 14))
     values = found.rows * channels
     size = next(size for size in SIZES if values <= size.values)
@@ -237,7 +233,7 @@ def _sections(found: Survey) -> Sections:
             "calendar": (calendar, "what the network is told of each timestamp"),
             "context_length": (context, "points that a forecast is made from"),
             "prediction_length": (horizon, "points that are forecast"),
-            **seasons,
+            **season_lengths,
             "split": ([0.7, 0.1, 0.2], "training, validation, test, in time order"),
         },
         "train": {

@@ -209,7 +209,7 @@ class Trainer:
         """Load the best step's weights, where they are not the last ones; return their step."""
         best = self.best.before(self.steps_done)
         is_loaded = best is not None and restore_best(
-            self.plan.run.store, best, self.engine, self.mesh
+            self.plan.run.store, best, self.settings.faults, self.engine, self.mesh
         )
         return best if best is not None and is_loaded else self.steps_done
 

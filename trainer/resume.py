@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from model.errors import UserError
 from trainer.checkpoint.store import Checkpoint, Store
 from trainer.config import Configuration
+from trainer.config.settings import FaultsConfig
 from trainer.data import Dataset
 from trainer.files import check_reachable
 from trainer.logs.log import log
@@ -173,19 +174,17 @@ def verify(start: Start, mesh: Mesh) -> Start:
     Collective. A damaged checkpoint is quarantined, and the one before it used, unless it was asked
     for by its name. Raises UserError where nothing intact is left, before anything is written.
     """
-    from parallel.collectives import join_records
-    from trainer.engine.pretrained import verify_weights
+    from trainer.engine.pretrained import damage, verify_weights
 
     if start.weights is not None:
         settings, shape = start.configuration.settings, start.dataset.shape
         start = replace(start, weights=verify_weights(start.weights, settings, shape, mesh))
     while start.checkpoint is not None:
-        checkpoint, readers = start.checkpoint, mesh.layout.world
-        wrong = checkpoint.verify(reader=mesh.rank, readers=readers)
-        found = join_records(mesh, {str(mesh.rank): wrong} if wrong else {})
-        if not found:
+        checkpoint = start.checkpoint
+        found = damage(checkpoint, mesh)
+        if found is None:
             return start
-        sentence = f"{checkpoint.path} is damaged: {next(iter(found.values()))}"
+        sentence = f"{checkpoint.path} is damaged: {found}"
         if not start.may_fall_back:
             raise UserError(f"--resume: {sentence}; choose another one")
         if mesh.is_main:
@@ -217,37 +216,40 @@ def restore(start: Start, engine: Engine) -> tuple[SkippedSteps, InitReport | No
 
     Returns the state of the skipped steps, and what was taken from another's weights, if any were.
     """
-    from trainer.checkpoint import tensor_files
     from trainer.engine.pretrained import load_pretrained
     from trainer.faults.skipped_steps import SkippedSteps
 
     faults = start.configuration.settings.faults
     if start.checkpoint is not None:
-        skipped = SkippedSteps(faults, start.checkpoint.description()["bad_steps"])
-        with engine.loading(start.steps_done - skipped.total) as state:
-            tensor_files.read(start.checkpoint.path, state)
-        return skipped, None
+        return _load(start.checkpoint, faults, engine), None
     report = load_pretrained(engine, start.weights) if start.weights is not None else None
     return SkippedSteps(faults), report
 
 
-def restore_best(store: Store, step: int, engine: Engine, mesh: Mesh) -> bool:
+def _load(checkpoint: Checkpoint, faults: FaultsConfig, engine: Engine) -> SkippedSteps:
+    """Load a checkpoint into `engine`; return the state of its skipped steps. Collective."""
+    from trainer.checkpoint import tensor_files
+    from trainer.faults.skipped_steps import SkippedSteps
+
+    skipped = SkippedSteps(faults, checkpoint.description()["bad_steps"])
+    with engine.loading(checkpoint.step - skipped.total) as state:
+        tensor_files.read(checkpoint.path, state)
+    return skipped
+
+
+def restore_best(store: Store, step: int, faults: FaultsConfig, engine: Engine, mesh: Mesh) -> bool:
     """Load the weights of a run's best step into `engine`; return whether they are intact.
 
     Collective. Where they are not, a warning says so, and the engine is as it was.
     """
-    from parallel.collectives import join_records
-    from trainer.checkpoint import tensor_files
+    from trainer.engine.pretrained import damage
 
     checkpoint = store.checkpoint(step)
-    wrong = checkpoint.verify(reader=mesh.rank, readers=mesh.layout.world)
-    found = join_records(mesh, {str(mesh.rank): wrong} if wrong else {})
-    if found:
+    found = damage(checkpoint, mesh)
+    if found is not None:
         if mesh.is_main:
-            why = next(iter(found.values()))
-            log.warning("%s, the best, is damaged: %s; the last is scored", checkpoint.path, why)
+            path = checkpoint.path
+            log.warning("%s, the best, is damaged: %s; the last is scored", path, found)
         return False
-    skipped = checkpoint.description()["bad_steps"].get("skipped", 0)
-    with engine.loading(step - skipped) as state:
-        tensor_files.read(checkpoint.path, state)
+    _load(checkpoint, faults, engine)
     return True

@@ -14,6 +14,7 @@ from model.sentences import shortened
 from parallel.collectives import join_records
 from parallel.mesh import Mesh
 from trainer.checkpoint.keys import NETWORK_KINDS, global_name, of_kinds, state_of
+from trainer.checkpoint.store import Checkpoint
 from trainer.checkpoint.tensor_files import Shapes
 from trainer.config.settings import Settings
 from trainer.engine.engine import Engine
@@ -56,7 +57,7 @@ def verify_weights(
     """
     for sentence in passed_over(source) if mesh.is_main else ():
         log.warning("model.init_from: %s", sentence)
-    while found := _damage(source, mesh):
+    while found := damage(source, mesh):
         # The main rank's: a cluster's file system may show others an older list.
         other = following(source) if mesh.is_main else None
         record = join_records(mesh, {"path": str(other.path)} if other else {})
@@ -76,7 +77,7 @@ def verify_weights(
     return source
 
 
-def _damage(source: WeightsSource, mesh: Mesh) -> str | None:
+def damage(source: WeightsSource | Checkpoint, mesh: Mesh) -> str | None:
     """Return what some rank finds wrong with its share of a source's files. Collective."""
     wrong = source.verify(reader=mesh.rank, readers=mesh.layout.world)
     found = join_records(mesh, {str(mesh.rank): wrong} if wrong else {})

@@ -39,11 +39,7 @@ class ExpertLoad:
 
 def expert_load(forecaster: Trained, dataset: Dataset, split: Split) -> ExpertLoad | None:
     """Return the load of a network's experts on a split's windows; None where it has no experts."""
-    mixtures = {
-        name: module
-        for name, module in forecaster.network.named_modules()
-        if isinstance(module, MixtureOfExperts)
-    }
+    mixtures = forecaster.network.mixtures()
     if not mixtures:
         return None
     chosen = _windows_by_interval(dataset, split)

@@ -32,7 +32,14 @@ from trainer.data import Dataset
 from trainer.data.scaling import own_scale
 from trainer.data.series_facts import SeriesFacts
 from trainer.data.windows import WindowBatch
-from trainer.forecast.future import Frame, FutureForecast, Wish, backtest, forecast_future
+from trainer.forecast.future import (
+    Frame,
+    FutureForecast,
+    Wish,
+    backtest,
+    first_forecasts,
+    forecast_future,
+)
 from trainer.weights.source import WeightsSource, find, intact
 
 if TYPE_CHECKING:
@@ -218,7 +225,7 @@ class Forecaster:
         from trainer.forecast.pictures import future_figure
 
         wish = Wish(horizon, quantiles, future, self._table(table))
-        return future_figure(forecast_future(self, data, wish).pictured)
+        return future_figure(first_forecasts(self, data, wish))
 
     def backtest(
         self,

@@ -118,6 +118,22 @@ def forecast_future(
         return FutureForecast(_joined(frames, ends), ends.problems(), pictured[:PICTURED])
 
 
+def first_forecasts(forecaster: Trained, source: str | Path | Frame, wish: Wish) -> list[Pictured]:
+    """Forecast the first series of a file, frame or set alone, for a picture.
+
+    Raises UserError where none can be forecast.
+    """
+    with _opened(forecaster, source, wish) as (_, ends):
+        pictured: list[Pictured] = []
+        for item, forecast in _forecasts(ends):
+            pictured += _pictured(ends, item, forecast)
+            if len(pictured) >= PICTURED:
+                break
+        if not pictured:
+            raise _none_forecast(ends)
+        return pictured[:PICTURED]
+
+
 def backtest(
     forecaster: Trained, source: str | Path | Frame, wish: Wish, *, windows: int, step: int | None
 ) -> FutureForecast:
@@ -217,8 +233,12 @@ def _forecasts(
 def _joined(frames: list[pd.DataFrame], ends: SeriesEnds) -> pd.DataFrame:
     """Return all rows. Raises UserError where there are none."""
     if not frames:
-        raise UserError("; ".join(ends.problems()) or f"{ends.series.name} holds no series")
+        raise _none_forecast(ends)
     return pd.concat(frames, ignore_index=True)
+
+
+def _none_forecast(ends: SeriesEnds) -> UserError:
+    return UserError("; ".join(ends.problems()) or f"{ends.series.name} holds no series")
 
 
 def _file(source: str | Path | Frame, file: Path) -> str:

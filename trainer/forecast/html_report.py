@@ -15,6 +15,7 @@ from trainer.forecast.baselines import baselines
 from trainer.forecast.charts import PicturedWindow
 from trainer.forecast.expert_load import expert_load
 from trainer.forecast.paths import Trained
+from trainer.forecast.pictures import window_clock
 from trainer.forecast.scores import MODEL, Evaluation
 from trainer.forecast.table import SCORES
 from trainer.logs.metrics import Row
@@ -171,14 +172,12 @@ def _pictured(
         return values * deviation[channel] + mean[channel]
 
     shown = min(batch.context.shape[1], 3 * evaluation.horizon)
-    times = dataset.window_times(split, int(index[0]))
     title = evaluation.items[int(evaluation.window_items[place])]
     if len(evaluation.channels) > 1:
         title += f", {evaluation.channels[channel]}"
-    numbers = np.arange(-shown, evaluation.horizon)
     return PicturedWindow(
         title=title[:40],
-        times=numbers if times is None else times[-len(numbers) :].tz_localize(None),
+        times=window_clock(dataset, split, int(index[0]))[-shown - evaluation.horizon :],
         past=real(batch.context[0, -shown:, channel]),
         truth=real(batch.target[0, :, channel]),
         forecast=real(forecast[:, channel, 0]),

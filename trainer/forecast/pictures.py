@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from model.sentences import drawn
 from trainer.data import Dataset, Split
 from trainer.forecast.baselines import baseline_names, baselines
+from trainer.forecast.charts import OTHERS, OURS, TRUTH
 from trainer.forecast.future import Pictured
 from trainer.forecast.scores import MODEL, Evaluation
 
@@ -22,6 +23,16 @@ def pictured_windows(dataset: Dataset, split: Split, count: int = 3) -> list[int
     """Return the numbers of windows at even distances over those of a split that are scored."""
     scored = dataset.scored(split)
     return [int(scored[int(len(scored) * (i + 0.5) / count)]) for i in range(count)]
+
+
+def window_clock(dataset: Dataset, split: Split, window: int) -> Any:
+    """Return the times of a window's points by the clock of their zone, or their numbers."""
+    times = dataset.window_times(split, window)
+    if times is None:
+        return np.arange(dataset.shape.context_length + dataset.shape.prediction_length)
+    if times.tz is not None:
+        times = times.tz_convert(dataset.config.timezone or times.tz).tz_localize(None)
+    return times.to_numpy()
 
 
 MAX_CHANNELS = 6
@@ -45,23 +56,20 @@ def draw(dataset: Dataset, evaluation: Evaluation, path: Path) -> None:
     naive_name = baseline_names(dataset)[0]
     for column, window in enumerate(windows):
         batch = dataset.batch(evaluation.split, np.array([window]))
-        times = dataset.window_times(evaluation.split, window)
-        if times is not None and times.tz is not None:
-            times = times.tz_convert(dataset.config.timezone or times.tz).tz_localize(None)
-        at = np.arange(length + horizon) if times is None else times.to_numpy()
+        at = window_clock(dataset, evaluation.split, window)
         items = dataset.items_of(evaluation.split, np.array([window]))
         mean, deviation = (of[0] for of in dataset.scales(items))
         naive = next(baselines(batch.context, dataset, dataset.seasons(items)))
         lines = (
-            ("truth", batch.target[0], {"color": "#444", "lw": 1.2}),
-            (naive_name, naive[0], {"color": "#e0a030", "lw": 1.2, "ls": ":"}),
-            (MODEL, evaluation.forecasts[window], {"color": "#1668c7", "lw": 2}),
+            ("truth", batch.target[0], {"color": TRUTH, "lw": 1.2}),
+            (naive_name, naive[0], {"color": OTHERS[0], "lw": 1.2, "ls": ":"}),
+            (MODEL, evaluation.forecasts[window], {"color": OURS, "lw": 2}),
         )
         for row, channel in enumerate(channels):
             past = batch.context[0, -shown:, row]
             ax = axes[row][column]
             ax.plot(
-                at[length - shown : length], past * deviation[row] + mean[row], color="#444", lw=1.2
+                at[length - shown : length], past * deviation[row] + mean[row], color=TRUTH, lw=1.2
             )
             for name, values, style in lines:
                 joined = np.concatenate([past[-1:], values[:, row]])
@@ -91,11 +99,11 @@ def future_figure(series: Sequence[Pictured]) -> Figure:
             ax.set_axis_off()
             continue
         one = series[place]
-        ax.plot(one.past_times, one.past, color="#444", lw=1.2, label="past")
-        ax.plot(one.times, one.forecast[:, 0], color="#1668c7", lw=2, label="forecast")
+        ax.plot(one.past_times, one.past, color=TRUTH, lw=1.2, label="past")
+        ax.plot(one.times, one.forecast[:, 0], color=OURS, lw=2, label="forecast")
         if one.forecast.shape[1] > 2:
             low, high = one.forecast[:, 1], one.forecast[:, -1]
-            ax.fill_between(one.times, low, high, color="#1668c7", alpha=0.2, label="interval")
+            ax.fill_between(one.times, low, high, color=OURS, alpha=0.2, label="interval")
         ax.set_title(drawn(one.name[:60]), fontsize=9, loc="left")
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(axis="x", rotation=30)
