@@ -23,6 +23,7 @@ from trainer.run.folder import RunFolder
 from trainer.weights.source import find, intact
 
 SETTINGS: dict[str, Any] = {
+    "data.rows": 800,
     "train.steps": 31,
     "train.warmup_steps": 1,
     "train.learning_rate": 0.03,  # so high that scores go up and down
@@ -75,8 +76,8 @@ def best_of(run: Path) -> int:
     [
         (1, {}),
         (2, {"parallel.pipeline": 2}),
-        (2, {"parallel.zero_stage": 3}),
-        (1, {"train.ema_decay": 0.9}),
+        pytest.param(2, {"parallel.zero_stage": 3}, marks=pytest.mark.slow),
+        pytest.param(1, {"train.ema_decay": 0.9}, marks=pytest.mark.slow),
         (2, {"parallel.zero_stage": 3, "train.ema_decay": 0.9}),
     ],
 )
