@@ -34,6 +34,7 @@ from parallel import flight_recorder
 from parallel.flight_recorder import Record
 from parallel.mesh import Mesh
 from trainer.faults.activity import Activity
+from trainer.faults.clock import Clock
 from trainer.faults.hang_report import Report, in_words
 from trainer.faults.stacks import main_thread, thread_state
 from trainer.logs.log import log
@@ -62,13 +63,14 @@ class Watchdog:
         self.is_excused: Callable[[], bool] = lambda: False
         """Returns whether the main thread waits for what may take longer, such as a disk."""
         self._pause = min(5.0, seconds / 5)
+        self._clock = Clock(self._pause / 4)
         self._closed = threading.Event()
         self._beats, self._pulse, self._moves = 0, 0, 0
         self._pulses: dict[int, tuple[str, float]] = {}
         """On the main rank: rank -> its last pulse, and when it came."""
         self._moved: dict[int, str] = {}
         """On the main rank: rank -> how often it has moved."""
-        self._moved_at = time.monotonic()
+        self._moved_at = self._clock.now()
         """On the main rank: when some rank moved last."""
         self.step, self.layer, self.loading = 0, "", "starting"
         self._is_first_step_made = False
@@ -76,6 +78,7 @@ class Watchdog:
 
     def start(self) -> None:
         """Begin to watch."""
+        self._clock.start()
         self._thread.start()
 
     def watch(self, network: nn.Module) -> None:
@@ -110,6 +113,7 @@ class Watchdog:
         A thread that is inside the store's C++ code when Python ends would abort the process.
         """
         self._closed.set()
+        self._clock.close()
         if self._thread.is_alive():
             self._thread.join(CLOSE_SECONDS)
 
@@ -132,22 +136,22 @@ class Watchdog:
             log.error(f"rank {self._mesh.rank} has no watchdog: {first_line(error)}")
             return
         activity = Activity()
-        beats, since, reached = -1, time.monotonic(), time.monotonic()
+        beats, since, reached = -1, self._clock.now(), self._clock.now()
         while not self._closed.wait(self._pause):
-            now = time.monotonic()
+            now = self._clock.now()
             is_active = activity.has_moved() and bool(self.loading)
             if self._beats != beats or self.is_excused() or is_active:
                 beats, since = self._beats, now
                 self._moves += 1
             try:
-                alarm = within(self._seconds, lambda: self._exchange(store, time.monotonic()))
+                alarm = within(self._seconds, lambda: self._exchange(store, self._clock.now()))
                 reached = now
             except (RuntimeError, TimeoutError):  # rank 0's process keeps the store
                 alarm = None
             if self._closed.is_set():
                 return
-            if time.monotonic() - reached > self._seconds:
-                self._end_alone()
+            if self._clock.now() - reached > self._seconds:
+                self._end_alone(f"has not answered for {self._seconds:g} s")
             if self._is_first_step_made and now - since > self._seconds:
                 alarm = alarm or f"no progress for {self._seconds:g} s"
             if alarm is not None:
@@ -193,8 +197,11 @@ class Watchdog:
                 time.sleep(0.2)
                 reports.update(self._reports(store))
 
-        with suppress(RuntimeError, TimeoutError):  # the report has those that have come
+        try:
             within(6 * self._pause + 2, gather)
+        except (RuntimeError, TimeoutError):
+            if 0 not in reports:  # it has reported about all ranks, and ended, before
+                self._end_alone("is not reached any more")
         if self._mesh.rank == min(reports):
             self._write_report(why, reports)
         time.sleep(1.0 if self._mesh.is_main else 0.5)  # rank 0, which keeps the store, ends last
@@ -208,12 +215,12 @@ class Watchdog:
             if store.check([f"report {rank}"])
         }
 
-    def _end_alone(self) -> None:
-        """Log where this rank is, and end it: rank 0, and the store with it, cannot be reached."""
+    def _end_alone(self, what: str) -> None:
+        """Log what became of rank 0 and where this rank is, and end it: there is no store."""
         mine = self._report()
         log.error(
-            f"rank {self._mesh.rank}: rank 0, at which the ranks meet, has not answered for "
-            f"{self._seconds:g} s; here: {mine.where()}: {mine.words}"
+            f"rank {self._mesh.rank}: rank 0, at which the ranks meet, {what}; "
+            f"here: {mine.where()}: {mine.words}"
         )
         os._exit(1)
 
