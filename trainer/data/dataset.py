@@ -36,18 +36,24 @@ class Dataset:
     """
 
     def __init__(
-        self, config: DataConfig, cache: Path | None = None, *, is_trained_on: bool = True
+        self,
+        config: DataConfig,
+        cache: Path | None = None,
+        *,
+        is_trained_on: bool = True,
+        ahead: int = 0,
     ) -> None:
         """Open the sources; tables are prepared into the folder `cache`, by default runs/.data.
 
-        Raises UserError where a source cannot be read, or no series is long enough to be trained on
+        Windows have the covariates of `ahead` points after their context, at least of those to
+        forecast: a network sees as many as it was trained with. Raises UserError where a source cannot be read, or no series is long enough to be trained on
         where it is to be.
         """
         self.config = config
         folder = cache or default_cache()
         sources = config.sources
         self.parts = [
-            Part(open_series(source, config.table, folder), config, _split(source))
+            Part(open_series(source, config.table, folder), config, _split(source), ahead)
             for source in sources
         ]
         refuse_twice(self.parts)
@@ -281,13 +287,13 @@ class Dataset:
         return WindowBatch(values[:, :context], values[:, context:], covariates, weight)
 
     def _contents(self, split: Split, index: Indices, context: int) -> tuple[Floats, Floats]:
-        """Return windows' values [B, L + H, C] and covariates [B, L + H, F], L = `context`."""
+        """Return windows' values [B, L + H, C] and covariates [B, L + A, F], L = `context`."""
         if len(self.parts) == 1:
             return self.parts[0].batch(split, index, context)
         length = context + self.config.prediction_length
         values = np.empty((len(index), length, len(self.channels)), np.float32)
         width = self.shape.covariates + len(self.shape.calendar)
-        covariates = np.empty((len(index), length, width), np.float32)
+        covariates = np.empty((len(index), context + self.parts[0].ahead, width), np.float32)
         for source, rows, own in self._by_source(split, index):
             values[rows], covariates[rows] = self.parts[source].batch(split, own, context)
         return values, covariates

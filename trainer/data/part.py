@@ -23,9 +23,15 @@ class Part:
     """A set's series as a configuration wants them."""
 
     def __init__(
-        self, series: SeriesSource, config: DataConfig, split: Sequence[float] | None = None
+        self,
+        series: SeriesSource,
+        config: DataConfig,
+        split: Sequence[float] | None = None,
+        ahead: int = 0,
     ) -> None:
         self.series, self.config = series, config
+        self.ahead = max(ahead, config.prediction_length)
+        """Points after a context whose covariates a window has."""
         self.name = series.name
         self.parts = parts_of(series, config, split)
         self.calendar = Calendar(series, config)
@@ -96,7 +102,7 @@ class Part:
     def batch(
         self, split: Split, index: Indices, context_length: int | None = None
     ) -> tuple[Floats, Floats]:
-        """Return windows' standardised values [B, L + H, C] and covariates [B, L + H, F].
+        """Return windows' standardised values [B, L + H, C] and covariates [B, L + ahead, F].
 
         L is `context_length`, by default data.context_length: the last points of the context.
         """
@@ -110,7 +116,7 @@ class Part:
             ends = (self.parts.train[items] - first)[:, None, None]
             values = np.where(np.arange(length) < ends, values, np.nan)
         values = self._scaled(values, items, slice(0, self._channels))
-        covariates = self._covariates(items, first, length)
+        covariates = self._covariates(items, first, context + self.ahead)
         return np.ascontiguousarray(values.transpose(0, 2, 1), np.float32), covariates
 
     def _scaled(self, values: Values, items: Indices, columns: slice) -> Values:

@@ -28,7 +28,8 @@ class WindowBatch:
     target: Floats
     """Future values [B, H, C], NaN where missing."""
     covariates: Floats
-    """Covariates [B, L + H, F] of past and future."""
+    """Covariates [B, L + A, F] of past and future, A at least H: as far ahead as they are known to
+    the network."""
     weight: Floats
     """Weights [B]: 1, or 0 for padding."""
     asked: Floats | None = None

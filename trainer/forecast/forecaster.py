@@ -94,8 +94,13 @@ class Forecaster:
         """
         if not overrides:
             return self.dataset
-        data = Dataset(changed(self.settings, overrides).data, is_trained_on=False)
-        given, taken = data.shape, self.facts.shape
+        taken = self.facts.shape
+        data = Dataset(
+            changed(self.settings, overrides).data,
+            is_trained_on=False,
+            ahead=taken.prediction_length,
+        )
+        given = data.shape
         for key, what, here, there in (
             ("data.targets", "channel", given.channels, taken.channels),
             ("data.covariates", "covariate", given.covariates, taken.covariates),
@@ -133,17 +138,14 @@ class Forecaster:
             yield batch, predicted[:, :horizon].cpu()
 
     def _window(self, context: Tensor, covariates: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a window of the network's lengths: before it nothing is known, nor after it."""
+        """Return a window of the network's length: nothing is known before it."""
         shape = self.facts.shape
         early = shape.context_length - context.shape[1]
-        late = shape.prediction_length - (covariates.shape[1] - context.shape[1])
         if early or context.isnan().any():
             # Missing points, and those before a context, are masked.
             self.network.shape = replace(self.network.shape, missing=True)
-        return (
-            F.pad(context, (0, 0, early, 0), value=math.nan),
-            F.pad(covariates, (0, 0, early, late)),
-        )
+        before = (0, 0, early, 0)
+        return F.pad(context, before, value=math.nan), F.pad(covariates, before)
 
     def _outputs(self, inputs: Sequence[Inputs]) -> list[Tensor]:
         return [self.network(one) for one in inputs]

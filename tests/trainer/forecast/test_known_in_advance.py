@@ -8,6 +8,7 @@ import pytest
 
 from model.errors import UserError
 from tests.trainer.forecast.test_future import HORIZON, MANY, shops, trained
+from trainer.data.windows import Split
 from trainer.forecast.forecaster import Forecaster
 
 
@@ -102,3 +103,20 @@ def test_a_backtest_knows_covariates_and_nothing_later(informed: Forecaster) -> 
     np.testing.assert_allclose(informed.backtest(later, windows=1)["mean"], made["mean"])
     dearer = frame.assign(price=frame["price"].where(frame.index < 100 - HORIZON, 90.0))
     assert not np.allclose(informed.backtest(dearer, windows=1)["mean"], made["mean"])
+
+
+@pytest.mark.parametrize("which", ["informed", "dated"])
+def test_scores_of_a_shorter_horizon_are_of_the_same_forecasts(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    forecaster = request.getfixturevalue(which)
+    whole, short = (
+        forecaster.dataset_of({"data.split": [0.6, 0.2, 0.2], "data.prediction_length": points})
+        for points in (HORIZON, 5)
+    )
+    expected, made = (
+        next(iter(forecaster.predict_windows([data.batch(Split.TEST, np.array([3]))])))
+        for data in (whole, short)
+    )
+    np.testing.assert_array_equal(made[0].target, expected[0].target[:, :5])
+    np.testing.assert_allclose(made[1], expected[1][:, :5], rtol=1e-5)
