@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.output import check_target, print_json, showing_log
+from model.errors import UserError
 
 if TYPE_CHECKING:
     from trainer.data import Dataset
@@ -29,7 +30,6 @@ def score(
     to write about them; one that is there is written over by `force`. Raises UserError where there
     are no weights or windows.
     """
-    from model.errors import UserError
     from trainer.config.load import parse_overrides
     from trainer.data import Split
     from trainer.forecast.evaluate import evaluate
@@ -40,6 +40,8 @@ def score(
 
     if report is not None:
         check_target("--report", report, (".html",), force=force)
+    elif force:
+        raise UserError("--force: no file is written; name one by --report")
     chosen, changes = Split(split), parse_overrides(overrides)
     for key in changes:
         if not key.startswith("data."):

@@ -17,6 +17,7 @@ import pandas as pd
 from launch.output import showing_log
 from launch.prepare_data import divided, table_config
 from model.errors import UserError
+from model.sentences import counted
 from trainer.config.data_settings import DataConfig
 from trainer.config.yaml_text import parse_value
 from trainer.data import Dataset
@@ -84,11 +85,15 @@ def write_config(arguments: Sequence[str]) -> None:
     """
     paths, settings = divided(arguments)
     if len(paths) not in (1, 2):
-        raise UserError("expected SOURCE [CONFIG]: what to look at, and the file to write")
+        raise UserError(
+            "expected SOURCE [CONFIG]: what to look at, and the file to write, as in: "
+            "forescale init sales.csv sales.yaml"
+        )
     source, config = Path(paths[0]), table_config(settings)
     file = Path(paths[1]) if paths[1:] else Path(f"{source.name.split('.')[0]}.yaml")
     if file.exists():
-        raise UserError(f"{file} is there already; name another: forescale init {source} CONFIG")
+        other = shlex.join(["forescale", "init", str(source), f"{file.stem}-2.yaml", *settings])
+        raise UserError(f"{file} is there already; name another: {other}")
     _check_folder(file)
     found = survey(str(source), config)
     text = first_config(found, file, config.model_dump(exclude_defaults=True))
@@ -112,7 +117,7 @@ def _check_folder(file: Path) -> None:
         else "the folder cannot be written to"
     )
     if why is not None:
-        raise UserError(f"{file}: {why}; name another place: forescale init SOURCE CONFIG")
+        raise UserError(f"{file}: {why}; name another place")
 
 
 def describe(found: Survey) -> str:
@@ -173,7 +178,7 @@ def first_config(found: Survey, file: Path, given: Mapping[str, Any]) -> str:
     if found.length < MIN_ROWS:
         each = "each of its series has" if found.series > 1 else "it has"
         raise UserError(
-            f"{found.source}: {each} {found.length} rows; at least {MIN_ROWS} are needed"
+            f"{found.source}: {each} {counted(found.length, 'row')}; at least {MIN_ROWS} are needed"
         )
     head = textwrap.wrap(describe(found), 98)
     lines = [*head, f"  forescale train {shlex.quote(str(file))}", "All keys: forescale keys"]
@@ -214,7 +219,7 @@ def _sections(found: Survey) -> Sections:
             "time_column": (found.time_column or "none", rhythm.words),
             **id_column,
             "targets": (found.targets, "what is forecast"),
-            "covariates": ([], "columns known in advance, such as holidays"),
+            "covariates": ([], "columns known in advance, such as prices: no targets then"),
         }
     calendar = list(rhythm.calendar) if found.has_times else []
     return {

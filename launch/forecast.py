@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -60,9 +61,12 @@ def forecast(
         table = forecaster.settings.data.table.model_dump() | given_table(list(settings))
         with CountingProgress("forecasting", "series", "points") as progress:
             wish = Wish(horizon, levels, future, checked_table(table))
-            found = forecast_future(
-                forecaster, source, wish, lambda series: progress.advance(series, 0)
-            )
+            with _told_by_options():
+                found = forecast_future(
+                    forecaster, source, wish, lambda series: progress.advance(series, 0)
+                )
+        for note in found.notes:
+            log.info(note)
         for problem in found.problems[:MOST]:
             log.warning(problem)
         if len(found.problems) > MOST:
@@ -70,12 +74,25 @@ def forecast(
         _write(found.table, out)
         if plot is not None:
             future_figure(found.pictured).savefig(plot, dpi=120)
+            log.info("wrote %s", plot)
         log.info("wrote %s: %s", out, _described(found.table))
 
 
+@contextmanager
+def _told_by_options() -> Iterator[None]:
+    """Within, errors about what was asked for name the command's options."""
+    try:
+        yield
+    except UserError as error:
+        sentence = str(error)
+        is_option = sentence.startswith(("future: ", "horizon: ", "quantiles: "))
+        raise UserError(f"--{sentence}" if is_option else sentence) from None
+
+
 def _described(table: pd.DataFrame) -> str:
-    names = table.iloc[:, 0].nunique()
-    return f"{len(table):,} rows of {names:,} series; columns {', '.join(table.columns)}"
+    names = [table.columns[0], *(name for name in ("variable",) if name in table)]
+    series = len(table[names].drop_duplicates())
+    return f"{len(table):,} rows of {series:,} series; columns {', '.join(table.columns)}"
 
 
 def _levels(text: str) -> list[float]:

@@ -46,6 +46,8 @@ def show_path(
     """
     if picture is not None:
         check_target("--picture", picture, (".png",), force=force)
+    elif force:
+        raise UserError("--force: no file is written; name one by --picture")
     with showing_log(as_json=as_json):
         known = _describe(path, verify=verify)
     if picture is not None:

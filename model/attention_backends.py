@@ -118,10 +118,15 @@ def _has_past_keys(visible: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _choose_once(att_type: str, call: Call, strict: bool) -> Choice:
-    """Return what `choose` does, and log it once."""
+    """Return what `choose` does, and log it where it is not known yet."""
     choice = choose(att_type, call, strict)
-    log.info("attention %s on %s: %s", att_type, call.device, choice)
+    _tell_once(f"attention {att_type} on {call.device}: {choice}")
     return choice
+
+
+@lru_cache(maxsize=1024)
+def _tell_once(sentence: str) -> None:
+    log.info(sentence)
 
 
 def choose(att_type: str, call: Call, strict: bool = False) -> Choice:

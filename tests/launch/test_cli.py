@@ -101,7 +101,8 @@ def test_a_mistake_in_a_file_names_its_line(
     file = tmp_path / "my.yaml"
     file.write_text("data:\n  source: nowhere.csv\n")
     assert refused(["train", str(file)], capsys) == (
-        f"forescale: {file}:2: data.source: there is no file nowhere.csv\n"
+        f"forescale: {file}:2: data.source: there is no file nowhere.csv in {Path.cwd()}, where "
+        "the command runs\n"
     )
 
 

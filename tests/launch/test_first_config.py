@@ -217,7 +217,7 @@ def test_a_file_that_is_there_stays(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "x.yaml").write_text("mine\n")
     with pytest.raises(SystemExit):
         main(["init", "x.csv"])
-    assert "x.yaml is there already; name another: forescale init x.csv CONFIG" in (
+    assert "x.yaml is there already; name another: forescale init x.csv x-2.yaml" in (
         capsys.readouterr().err
     )
     assert (tmp_path / "x.yaml").read_text() == "mine\n"

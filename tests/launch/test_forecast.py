@@ -35,6 +35,7 @@ def test_a_table_of_forecasts_is_written(
     assert table["shop"].value_counts().to_dict() == {"north": 20, "ye": 20}
     assert plot.read_bytes().startswith(b"\x89PNG")
     said = capsys.readouterr().out
+    assert f"wrote {plot}\n" in said and said.count("attention") <= 1
     assert f"wrote {out}: 40 rows of 2 series; columns shop, day, mean, 0.1, 0.5" in said
     assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".data")) == sorted(
         ["own.csv", out.name, plot.name]
@@ -49,12 +50,18 @@ def test_a_table_of_forecasts_is_written(
         (["--output", "{folder}/none/out.csv"], "there is no such folder"),
         (["--output", "{folder}/out.csv", "--plot", "a.jpg"], "name a file that ends with .png"),
         (["--output", "{folder}/out.csv", "--quantiles", "low"], "expected levels between 0 and 1"),
-        (["--output", "{folder}/out.csv", "--quantiles", "0.99"], "0.99 is another"),
+        (
+            ["--output", "{folder}/out.csv", "--quantiles", "0.99"],
+            "--quantiles: the network was trained for",
+        ),
         (["--output", "{folder}/out.csv", "--horizon", "0"], "'--horizon': 0 is not in the range"),
         (["--output", "{folder}/out.csv", "train.steps=1"], "only settings of data say how tables"),
         (["--output", "{folder}/out.csv", "data.targets=[x]"], "x"),
         (["--output", "{folder}/own.csv", "--force"], "is read too, and would be lost"),
-        (["--output", "{folder}/out.csv", "--future", "{folder}/own.csv"], "reads no columns"),
+        (
+            ["--output", "{folder}/out.csv", "--future", "{folder}/own.csv"],
+            "--future: the network reads no columns",
+        ),
         (["--output", "{folder}/out.csv", "--input", "{folder}/gone.csv"], "there is no file"),
     ],
 )
@@ -88,3 +95,22 @@ def test_words_of_other_tools_lead_there(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit, match="2"):
         main(["predict"])
     assert "that is `forescale forecast`" in capsys.readouterr().err
+
+
+def test_what_is_lost_in_reading_is_told(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A series without any value has no forecast; nor has an empty column of a wide table."""
+    frame = shops(north=100, ye=60)
+    frame["sales"] = frame["sales"].where(frame["shop"] != "ye")
+    frame.to_csv(tmp_path / "long.csv", index=False)
+    wide = shops(a=100).drop(columns="shop").assign(b=lambda rows: rows["sales"] + 1, c="nan")
+    wide.to_csv(tmp_path / "wide.csv", index=False)
+    for name, words, count in (
+        ("long.csv", "series without a value, left out: series ye of ", "1 series"),
+        ("wide.csv", "forecasting sales, b; left out: c (is empty)", "2 series"),
+    ):
+        files = ["--input", str(tmp_path / name), "--output", str(tmp_path / f"out-{name}")]
+        main(["forecast", str(run), *files, "data.targets=null", "data.id_column=null"])
+        said = capsys.readouterr().out
+        assert words in said and f" rows of {count}; columns" in said

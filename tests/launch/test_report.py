@@ -132,3 +132,12 @@ def test_the_load_of_experts_is_that_of_the_routers(run: Path) -> None:
     load = expert_load(forecaster, forecaster.dataset, Split.TEST)
     assert load is not None
     np.testing.assert_array_equal(load.share[..., 2], 1)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "show"])
+def test_force_without_a_file_is_refused(
+    run: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([command, str(run), "--force"])
+    assert "--force: no file is written; name one by --" in capsys.readouterr().err

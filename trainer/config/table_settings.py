@@ -50,7 +50,8 @@ class TableConfig(Section):
     time_unit: Literal["s", "ms", "us", "ns"] | None = None
     """Unit of times that are numbers since 1970. Default: told by their size."""
     freq: str | None = None
-    """Interval of series that do not say theirs, as an offset of pandas: 30min, h, D, W, MS."""
+    """Interval of series that do not say theirs, such as those of one row, as an offset of pandas:
+    30min, h, D, W, MS."""
     decimal: Literal[".", ","] | None = None
     """Decimal mark. Default: found by the numbers' look."""
     missing: list[str | float] = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from trainer.config.data_settings import DataConfig, SourceConfig
 from trainer.data.arrays import Doubles, Floats, Indices
 from trainer.data.augmentation import augmented
 from trainer.data.cache import default_cache
-from trainer.data.frequency import Frequency
+from trainer.data.frequency import Frequency, commonest
 from trainer.data.order import TrainingOrder
 from trainer.data.part import Part, refuse_twice
 from trainer.data.prepared import open_series, unused_settings
@@ -46,8 +45,8 @@ class Dataset:
         """Open the sources; tables are prepared into the folder `cache`, by default runs/.data.
 
         Windows have the covariates of `ahead` points after their context, at least of those to
-        forecast: a network sees as many as it was trained with. Raises UserError where a source cannot be read, or no series is long enough to be trained on
-        where it is to be.
+        forecast: a network sees as many as it was trained with. Raises UserError where a source
+        cannot be read, or no series is long enough to be trained on where it is to be.
         """
         self.config = config
         folder = cache or default_cache()
@@ -137,8 +136,7 @@ class Dataset:
         """Return the configured seasons, else those of the interval that most series have."""
         if self.config.season_lengths is not None:
             return self.config.season_lengths
-        freqs = Counter(freq for part in self.parts for freq in part.series.freqs())
-        freq = freqs.most_common(1)[0][0]
+        freq = commonest(freq for part in self.parts for freq in part.series.freqs())
         seasons = [] if freq is None else Frequency.parse(freq).seasons()
         return [season for season in seasons if season <= self.config.context_length]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import pandas as pd
 
@@ -9,7 +11,7 @@ from model.errors import UserError
 from trainer.config.data_settings import DataConfig
 from trainer.data.arrays import Floats
 from trainer.data.calendars import calendar_values, calendar_waves
-from trainer.data.frequency import Frequency
+from trainer.data.frequency import Frequency, commonest
 from trainer.data.series_source import SeriesSource
 
 KEPT_POINTS = 2**22
@@ -32,12 +34,17 @@ class Calendar:
                 "name it as data.time_column or set data.calendar=[]"
             )
 
+    @cached_property
+    def _commonest(self) -> str:
+        """The interval of series that have none of their own."""
+        return commonest(self._series.freqs()) or "D"
+
     def times(self, item: int, first: int, stop: int) -> pd.DatetimeIndex | None:
         """Return the times of an item's points first..stop-1, also of those it does not have."""
         start, freq = self._series.starts[item], self._series.freq(item)
         if np.isnat(start):
             return None
-        name = freq or "D"  # of one point
+        name = freq or self._commonest  # of one point
         if name not in self._frequencies:
             self._frequencies[name] = Frequency.parse(name)
         frequency = self._frequencies[name]

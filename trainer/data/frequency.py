@@ -6,6 +6,8 @@ Their names are pandas' offsets: s, 30min, h, D, B, W-SUN, MS, ME, QS, QE, YS, Y
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,6 +71,19 @@ class Frequency:
         unit = next(u for u in reversed(MICROSECONDS) if self.count % MICROSECONDS[u] == 0)
         return _counted(self.count // MICROSECONDS[unit], unit)
 
+    @classmethod
+    def named(cls, name: str, start: np.datetime64 | None) -> str:
+        """Return the interval `name` as a series from `start` has it: weeks have the start's day.
+
+        An interval in months whose points are not the last days of theirs is dated by its
+        beginnings. Raises ValueError where there is no such interval.
+        """
+        frequency = cls.parse(name)
+        anchor = np.datetime64("1970-01-04", "us") if start is None else start
+        if frequency.at_end and not _is_end_of_month(anchor):
+            frequency = cls(frequency.kind, frequency.count)
+        return frequency.name(anchor)
+
     def times(self, start: np.datetime64, first: int, stop: int) -> Moments:
         """Return the times of points first..stop-1 of a series that begins at `start`."""
         numbers = np.arange(first, stop) * self.count
@@ -118,6 +133,12 @@ class Grid:
 
 TOLERANCE = 0.1
 """Share of an interval by which a time may lie beside the grid."""
+
+
+def commonest(names: Iterable[str | None]) -> str | None:
+    """Return the interval that most series have; None where none has one."""
+    known = Counter(name for name in names if name is not None)
+    return known.most_common(1)[0][0] if known else None
 
 
 def find_grid(times: Moments) -> Grid | None:
@@ -171,6 +192,11 @@ def _fixed(times: Indices, steps: Indices) -> Grid | None:
     if beside.max() > TOLERANCE * interval or (np.diff(position) < 1).any():
         return None
     return Grid(Frequency("fixed", interval), position, int(np.count_nonzero(beside)))
+
+
+def _is_end_of_month(time: np.datetime64) -> bool:
+    month = time.astype("datetime64[M]")
+    return bool((time + np.timedelta64(1, "D")).astype("datetime64[M]") != month)
 
 
 def _commonest(steps: Indices) -> int:

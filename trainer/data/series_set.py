@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections import Counter
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -107,10 +106,6 @@ class SeriesSet:
     def freqs(self) -> list[str | None]:
         """Return the interval of every item."""
         return list(self._freqs.to_pylist())
-
-    def commonest_freq(self) -> str | None:
-        """Return the interval that most items have."""
-        return Counter(self.freqs()).most_common(1)[0][0]
 
     def statistics(self, name: str) -> npt.NDArray[np.float64]:
         """Return each item's `mean`, `deviation`, `minimum` or `maximum`, NaN for none."""

@@ -11,7 +11,7 @@ import pandas as pd
 from model.errors import SeveralSeriesError
 from trainer.config.table_settings import TableConfig
 from trainer.data.cache import default_cache
-from trainer.data.frequency import Frequency
+from trainer.data.frequency import Frequency, commonest
 from trainer.data.prepared import open_set
 from trainer.data.reading.problems import Problems
 from trainer.data.reading.source import Source, open_source
@@ -75,7 +75,7 @@ def survey(source: str, config: TableConfig, cache: Path | None = None) -> Surve
         series.info.points,
         len(series),
         int(np.median(series.lengths)),
-        _interval(series.commonest_freq()),
+        _interval(commonest(series.freqs())),
         len(set(series.freqs())),
     )
 

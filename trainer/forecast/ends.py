@@ -95,9 +95,12 @@ class SeriesEnds:
             why = "too short to begin so long before the end"
         elif np.isnan(known := self._known_after(item)[: self.horizon]).any():
             names = ", ".join(self._known_names)
+            given = self._future is not None and self._future_item(item) is not None
+            other = "" if self._future is None or given else ", which has no such series"
             why = (
                 f"{names} must be known for the {counted(self.horizon, 'point')} to come; give "
-                "them in rows without targets, or in a table of the future (--future FILE, future=)"
+                "them in rows without targets, or in a table of the future (--future FILE, "
+                f"future=){other}"
             )
             first = int(np.flatnonzero(np.isnan(known).any(1))[0])
             place = f" from {self.times(item)[first]}"
@@ -207,12 +210,16 @@ class SeriesEnds:
             found = np.where(np.isnan(found), self._from_future(item), found)
         return found
 
+    def _future_item(self, item: int) -> int | None:
+        """Return the item of the future's table that goes on with an item; None for none."""
+        is_alone = self._future is not None and len(self._future) == len(self.series) == 1
+        return self._item_of.get(self.series.item_id(item), 0 if is_alone else None)
+
     def _from_future(self, item: int) -> Doubles:
         """Return what the table of the future has of an item's points to come, NaN for the rest."""
         assert self._future is not None and self._future_calendar is not None
         answer = np.full((self._computed, len(self._known_names)), np.nan)
-        is_alone = len(self._future) == len(self.series) == 1
-        other = self._item_of.get(self.series.item_id(item), 0 if is_alone else None)
+        other = self._future_item(item)
         if other is None:
             return answer
         values = self._future.target(other).T.astype(np.float64)

@@ -21,6 +21,7 @@ from model.errors import UserError
 from model.sentences import first_line
 from trainer.config.table_settings import NO_ID, TableConfig
 from trainer.data.arrays import Doubles
+from trainer.data.reading.problems import costs_data
 from trainer.data.series_set import SeriesSet
 from trainer.data.survey import read_series
 from trainer.forecast.ends import SeriesEnds
@@ -45,9 +46,13 @@ class Source:
     """Columns that name the series; None for what is no table with a row for each point."""
     id_name: str
     time_name: str
+    notes: list[str]
+    """What was assumed in reading, in sentences."""
+    losses: list[str]
+    """What was left out in reading, in sentences."""
 
     @classmethod
-    def open(cls, source: str, config: TableConfig, cache: Path | None) -> Source:
+    def open(cls, source: str, config: TableConfig, cache: Path) -> Source:
         """Read a table or open a set. Raises UserError where it cannot be read."""
         series, opened = read_series(source, config, cache)
         roles = None if opened is None else opened.roles
@@ -55,7 +60,11 @@ class Source:
         time = roles.time if roles is not None else None
         id_name = ids[0] if len(ids) == 1 else "unique_id"
         columns = None if roles is None else list(ids)
-        return cls(series, columns, id_name, "ds" if time is None else time.name)
+        time_name = "ds" if time is None else time.name
+        told = [_without_folder(note, cache) for note in series.notes]
+        losses = [sentence for sentence in told if costs_data(sentence)]
+        notes = [sentence for sentence in told if sentence not in losses]
+        return cls(series, columns, id_name, time_name, notes, losses)
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,10 @@ class FutureForecast:
     """A row for each series, channel and time: name, `variable` where there are several channels,
     time, mean, and a column for each quantile, called by its level."""
     problems: list[str]
-    """A sentence about each kind of series that could not be forecast."""
+    """A sentence about each kind of data that were left out in reading, and of series that could
+    not be forecast."""
+    notes: list[str]
+    """A sentence about each thing that was assumed in reading."""
     pictured: list[Pictured]
     """The first series, for a picture."""
 
@@ -115,7 +127,8 @@ def forecast_future(
             frames += _frames(ends, item, forecast, opened, levels)
             if len(pictured) < PICTURED:
                 pictured += _pictured(ends, item, forecast)
-        return FutureForecast(_joined(frames, ends), ends.problems(), pictured[:PICTURED])
+        problems = [*opened.losses, *ends.problems()]
+        return FutureForecast(_joined(frames, ends), problems, opened.notes, pictured[:PICTURED])
 
 
 def first_forecasts(forecaster: Trained, source: str | Path | Frame, wish: Wish) -> list[Pictured]:
@@ -153,7 +166,8 @@ def backtest(
             ends.back = ends.horizon + window * (step or ends.horizon)
             for item, forecast in _forecasts(ends):
                 frames += _frames(ends, item, forecast, opened, levels, with_truth=True)
-        return FutureForecast(_joined(frames, ends), ends.problems(), [])
+        problems = [*opened.losses, *ends.problems()]
+        return FutureForecast(_joined(frames, ends), problems, opened.notes, [])
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -107,4 +108,4 @@ def show_command(folder: Path) -> str:
         command = "tensorboard"
     else:
         command = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-    return f"{command} --logdir {folder}"
+    return f"{shlex.quote(command)} --logdir {shlex.quote(str(folder))}"

@@ -24,6 +24,7 @@ from trainer.checkpoint.keys import averaged
 from trainer.checkpoint.store import Checkpoint
 from trainer.config.settings import Settings
 from trainer.data.series_facts import SeriesFacts
+from trainer.data.set_format import is_set
 from trainer.files import check_reachable
 from trainer.logs.log import log
 from trainer.run.folder import RunFolder
@@ -121,6 +122,8 @@ def find(path: Path) -> WeightsSource:
 
 def _way_out(path: Path) -> str:
     """Return what a user may have meant by a path without weights."""
+    if is_set(path):
+        return "it is a set of series: train on it, or forecast them by a run"
     if path.is_dir():
         runs = sorted(one.name for one in path.iterdir() if RunFolder(one).exists())
         if runs:

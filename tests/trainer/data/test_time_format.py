@@ -171,3 +171,9 @@ def test_a_word_among_times_is_missing_from_them() -> None:
     column = pd.Series([*DAYS.strftime("%d/%m/%Y"), "Total"])
     times, _ = parse(column, decide(column, "a.csv"))
     assert np.flatnonzero(times.isna()).tolist() == [60]
+
+
+@pytest.mark.parametrize("pattern", ["%Y-%W", "%Y-%U", "%G-W%V", "%YQ%Q", "%Y-%", "%k"])
+def test_a_format_by_which_no_time_can_be_read_is_refused(pattern: str) -> None:
+    with pytest.raises(UserError, match="data.date_format: .*; weeks such as 2024-W05 and quarter"):
+        read(["2024-05", "2024-06"], date_format=pattern)

@@ -271,3 +271,24 @@ def test_the_first_series_are_plotted_whatever_they_are_called(general: Forecast
     assert titles == [r"costs \$_ or \$", "b"]
     assert len(figure.axes[0].lines[1].get_xdata()) == 2 * HORIZON
     assert {text.get_text() for text in figure.legends[0].texts} == {"past", "forecast", "interval"}
+
+
+def test_a_series_without_a_value_is_told_of(general: Forecaster) -> None:
+    frame = shops(a=100, bb=90)
+    frame["sales"] = frame["sales"].where(frame["shop"] == "a")
+    with pytest.warns(UserWarning, match="series without a value, left out: series bb of the tab"):
+        made = general.predict(frame)
+    assert set(made["shop"]) == {"a"}
+
+
+@pytest.mark.parametrize(("given", "hours"), [({}, 168), ({"freq": "W"}, 168), ({"freq": "h"}, 1)])
+def test_a_series_of_one_row_has_the_interval_that_is_given_or_most_series_have(
+    general: Forecaster, given: dict[str, str], hours: int
+) -> None:
+    monday = pd.Timestamp("2024-05-06")
+    alone = pd.DataFrame({"shop": "new", "day": [monday], "sales": 3.0})
+    weeks = pd.date_range("2024-01-01", periods=40, freq="W-MON")
+    weekly = pd.DataFrame({"shop": "old", "day": weeks, "sales": np.arange(40) + 0.5})
+    made = general.predict(pd.concat([weekly, alone]), id_column="shop", **given)
+    days = made[made["shop"] == "new"]["day"]
+    assert days.tolist() == [monday + pd.Timedelta(hours=hours * n) for n in range(1, HORIZON + 1)]

@@ -73,6 +73,10 @@ def test_what_is_known_in_advance_stands_in_a_file_of_its_own_or_in_empty_rows(
     sixth = future.groupby("shop")["day"].nth(5).tolist()
     with pytest.raises(UserError, match=rf"{missing}.* \(a from {sixth[0]}, bb from {sixth[1]}\)"):
         informed.predict(past, future=future[halves])
+    with pytest.raises(
+        UserError, match=rf"{missing}.*future=\), which has no such series \(a from"
+    ):
+        informed.predict(past, future=future.assign(shop=future["shop"] + "2"))
     with pytest.raises(UserError, match="future: the table has no column 'price'"):
         informed.predict(past, future=future.drop(columns="price").assign(cost=1.5))
 

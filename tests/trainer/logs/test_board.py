@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from trainer.logs.board import CHARTS
+from trainer.logs.board import CHARTS, show_command
 from trainer.logs.metrics import MetricsLog, Row
 
 
@@ -79,3 +80,8 @@ def test_a_resumed_run_shows_each_step_once(tmp_path: Path) -> None:
             for step in steps:
                 metrics.write(row(step))
     assert [event.step for event in written(folder).Scalars("demo", "loss/loss")] == [1, 2, 3, 4]
+
+
+def test_the_command_that_shows_a_board_can_be_pasted() -> None:
+    words = shlex.split(show_command(Path("runs/my run; rm x/tensorboard")))
+    assert words[1:] == ["--logdir", "runs/my run; rm x/tensorboard"]

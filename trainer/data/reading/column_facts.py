@@ -11,7 +11,7 @@ import pandas as pd
 
 from trainer.data.arrays import Doubles
 from trainer.data.reading import number_format, time_format
-from trainer.data.reading.number_format import NumberFormat, share_of_numbers
+from trainer.data.reading.number_format import MISSING, NumberFormat, share_of_numbers
 
 LOOKED_AT = 4096
 """Rows of a sample by which a column's kind is told."""
@@ -48,9 +48,9 @@ class ColumnFacts:
         return time_format.looks_like_times(self._looked_at[name])
 
     def is_empty(self, name: str) -> bool:
-        """Return whether a column has no cell with something in it."""
+        """Return whether a column has no cell with something in it but marks of what is missing."""
         column = self._looked_at[name].dropna()
-        return not (column.astype("str").str.strip() != "").any()
+        return bool(column.astype("str").str.strip().str.lower().isin(MISSING).all())
 
     def is_whole(self, name: str) -> bool:
         """Return whether a column holds whole numbers alone."""

@@ -151,8 +151,8 @@ class LongTable:
                     self._static_categories(categories, of_series, where),
                     tuple(column.name for column in self.roles.known),
                 ),
+                self.config,
                 self.problems,
-                timezone=self.config.timezone,
                 dtype=self.dtype,
                 alone=not self.roles.ids,
             )

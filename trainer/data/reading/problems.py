@@ -60,6 +60,11 @@ class Problems:
         return tuple(map(_in_words, self._kinds.values()))
 
 
+def costs_data(sentence: str) -> bool:
+    """Return whether a line of `Problems.sentences` is about data that were there and are lost."""
+    return any(words in sentence for words in ("left out", "read as missing"))
+
+
 def _in_words(kind: _Kind) -> str:
     if not kind.example:
         return kind.sentence

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -165,7 +165,7 @@ def items_of(
                 count=infinite,
             )
             rows.target[np.isinf(rows.target)] = np.nan
-        item = make_item(rows, problems, timezone=config.timezone, dtype=dtype, alone=False)
+        item = make_item(rows, config, problems, dtype=dtype, alone=False)
         if item is None:
             continue
         if rows.times is None:
@@ -243,27 +243,10 @@ def _dated(
 def _with_freq(item: Item, start: np.datetime64 | None, freq: str, where: str) -> Item:
     """Return an item with its start and interval. Raises UserError where that is none."""
     try:
-        frequency = Frequency.parse(freq)
+        name = Frequency.named(freq, start)
     except ValueError as error:
         raise UserError(f"data.freq: {where}: {error}; use 30min, h, D, B, W, MS, QS, YS") from None
-    anchor = np.datetime64("1970-01-04", "us") if start is None else start
-    if frequency.at_end and not _is_end_of_month(anchor):
-        frequency = Frequency(frequency.kind, frequency.count)  # a period, dated by its beginning
-    return Item(
-        item.item_id,
-        start,
-        frequency.name(anchor),
-        item.target,
-        item.known,
-        item.past,
-        item.static_numbers,
-        item.static_categories,
-    )
-
-
-def _is_end_of_month(time: np.datetime64) -> bool:
-    month = time.astype("datetime64[M]")
-    return bool((time + np.timedelta64(1, "D")).astype("datetime64[M]") != month)
+    return replace(item, start=start, freq=name)
 
 
 def _is_list(value: object) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from trainer.config.table_settings import TableConfig
 from trainer.data.arrays import Doubles, Indices, Moments
 from trainer.data.frequency import DAY, Frequency, Grid, find_grid
 from trainer.data.reading.problems import Problems
@@ -48,12 +49,13 @@ class SeriesRows:
 
 
 def make_item(
-    series: SeriesRows, problems: Problems, *, timezone: str | None, dtype: str, alone: bool
+    series: SeriesRows, config: TableConfig, problems: Problems, *, dtype: str, alone: bool
 ) -> Item | None:
     """Return the item of a series' rows; None where nothing of it is left.
 
-    `alone` says that nothing tells series apart: the rows may then be of several. Raises UserError
-    by the policy of `problems`.
+    `config` has the zone of its times, and the interval of a series of one row. `alone` says that
+    nothing tells series apart: the rows may then be of several. Raises UserError by the policy of
+    `problems`.
     """
     if not np.isfinite(series.target).any():
         problems.note("series without a value, left out", series.where)
@@ -62,7 +64,7 @@ def make_item(
     if series.times is None:
         known = _filled(series.known, series, problems)
         return _item(series, None, None, series.target, known, series.past, dtype)
-    times = series.times
+    times, timezone = series.times, config.timezone
     has_clock = not series.numbered and _median_step(times) < DAY
     if has_clock and timezone is not None and not series.is_utc:
         times = _localised(times, timezone, series, problems)
@@ -84,7 +86,7 @@ def make_item(
             mend="resample it, or take its rows as they come with data.time_column=none",
         )
         return None
-    return _on_grid(series, order, times, grid, problems, dtype)
+    return _on_grid(series, order, times, grid, config, problems, dtype)
 
 
 def _check_known(series: SeriesRows, problems: Problems) -> None:
@@ -191,6 +193,7 @@ def _on_grid(
     order: Indices,
     times: Moments,
     grid: Grid | None,
+    config: TableConfig,
     problems: Problems,
     dtype: str,
 ) -> Item | None:
@@ -223,9 +226,20 @@ def _on_grid(
 
     known = _filled(scattered(series.known), series, problems)
     target, past = scattered(series.target), scattered(series.past)
-    start = None if series.numbered else times[0]
-    freq = None if grid is None or series.numbered else grid.frequency.name(times[0])
-    return _item(series, start, freq, target, known, past, dtype)
+    if series.numbered:
+        return _item(series, None, None, target, known, past, dtype)
+    if grid is not None:
+        freq = grid.frequency.name(times[0])
+    elif config.freq is not None:
+        freq = Frequency.named(config.freq, times[0])
+    else:
+        freq = None
+        problems.note(
+            "series of one time, whose interval is taken to be that of most series, or days where "
+            "there is none; set data.freq",
+            series.where,
+        )
+    return _item(series, times[0], freq, target, known, past, dtype)
 
 
 def _filled(known: Doubles, series: SeriesRows, problems: Problems) -> Doubles:

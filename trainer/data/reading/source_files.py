@@ -28,7 +28,8 @@ def find_files(text: str) -> tuple[Path, list[Path]]:
     else:
         files = sorted(filter(Path.is_file, _matching(path)), key=natural)
         if not files:
-            raise UserError(f"data.source: there is no file {path}")
+            where = "" if path.is_absolute() else f" in {Path.cwd()}, where the command runs"
+            raise UserError(f"data.source: there is no file {path}{where}")
     kinds = {suffix_of(file) for file in files}
     known = {
         *delimited.SUFFIXES,

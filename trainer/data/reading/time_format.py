@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from model.errors import UserError
+from model.sentences import first_line
 
 Times = pd.DatetimeIndex
 
@@ -73,6 +74,7 @@ def decide(
     if isinstance(column.dtype, pd.PeriodDtype) or column.dtype.kind == "M":
         return TimeFormat(TimeKind.TIMESTAMPS)
     if date_format is not None:
+        _check_pattern(date_format)
         return TimeFormat(TimeKind.PATTERN, date_format)
     if values.empty:
         raise UserError(f"data.time_column: {where} has no time")
@@ -88,6 +90,17 @@ def decide(
         if expression.match(texts.iloc[0]):
             return TimeFormat(kind)
     return _decide_texts(texts, where)
+
+
+def _check_pattern(pattern: str) -> None:
+    """Raise UserError where no time can be read by a pattern of strptime."""
+    try:
+        pd.to_datetime(pd.Series(["1"]), format=pattern, errors="coerce")
+    except ValueError as error:
+        raise UserError(
+            f"data.date_format: {pattern!r}: {first_line(error)}; weeks such as 2024-W05 and "
+            "quarters such as 2024Q1 are read without a format"
+        ) from None
 
 
 def looks_like_times(column: pd.Series) -> bool:
