@@ -175,5 +175,7 @@ def test_a_word_among_times_is_missing_from_them() -> None:
 
 @pytest.mark.parametrize("pattern", ["%Y-%W", "%Y-%U", "%G-W%V", "%YQ%Q", "%Y-%", "%k"])
 def test_a_format_by_which_no_time_can_be_read_is_refused(pattern: str) -> None:
-    with pytest.raises(UserError, match="data.date_format: .*; weeks such as 2024-W05 and quarter"):
+    with pytest.raises(
+        UserError, match=r"data\.date_format: .*; weeks such as 2024-W05 and quarter"
+    ):
         read(["2024-05", "2024-06"], date_format=pattern)
