@@ -12,13 +12,14 @@ EDITABLE := --config-settings editable_mode=compat --editable
 PARALLEL := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest \
   --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help setup demo test test-slow test-gpu bench check format clean
+.PHONY: help setup demo peers test test-slow test-gpu bench check format clean
 
 help:
 	@echo "make setup   a virtual environment in .venv with everything to train and test"
 	@echo "make demo    train a forecaster of electricity demand on two ranks (minutes)"
 	@echo "make test    the tests"
 	@echo "make test-slow  those that take minutes"
+	@echo "make peers   an environment in .peers with libraries whose adapters are tested"
 	@echo "make test-gpu  what needs a CUDA device"
 	@echo "make bench   measure beside torch, Hugging Face and DeepSpeed on this CPU"
 	@echo "make check   lint, types and the direction of imports"
@@ -44,6 +45,15 @@ demo: setup
 	@$(BIN)/forescale train configs/demo.yaml --ranks 2
 	@$(BIN)/forescale evaluate runs/demo --report runs/demo/report.html --force
 
+# They want an older pandas than ours: it stands before ours on this Python's path.
+peers: .peers/.installed
+.peers/.installed: .venv/.installed tests/peers.txt
+	@$(PYTHON) -m venv .peers
+	@.peers/bin/pip install --quiet --disable-pip-version-check --requirement tests/peers.txt
+	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > "$$(.peers/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/ours.pth"
+	@touch $@
+
 test: setup
 	@$(PARALLEL) --numprocesses $(WORKERS) -m "not slow and not gpu"
 
@@ -68,4 +78,4 @@ format: .venv/.checked
 	@$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .peers *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -12,7 +12,7 @@ from trainer.config.data_settings import DataConfig
 from trainer.data.arrays import Floats
 from trainer.data.calendars import calendar_values, calendar_waves
 from trainer.data.frequency import Frequency, commonest
-from trainer.data.series_source import SeriesSource
+from trainer.data.series_source import Series
 
 KEPT_POINTS = 2**22
 """Points of a set up to which its calendar features are computed once, and kept."""
@@ -21,7 +21,7 @@ KEPT_POINTS = 2**22
 class Calendar:
     """The calendar features of a set's points."""
 
-    def __init__(self, series: SeriesSource, config: DataConfig) -> None:
+    def __init__(self, series: Series, config: DataConfig) -> None:
         """Raises UserError where there are to be features, and an item has no times."""
         self._series, self._config = series, config
         self._frequencies: dict[str, Frequency] = {}

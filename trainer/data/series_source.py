@@ -1,4 +1,4 @@
-"""What a dataset needs of a source of series, whether it is read or made."""
+"""What is needed of series, whether they are read, made or in memory."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from trainer.data.set_format import Columns, Values
 Role = Literal["target", "known", "past"]
 
 
-class SeriesSource(Protocol):
-    """Items by number, with windows of their values."""
+class Series(Protocol):
+    """Items by number."""
 
     lengths: Indices
     """Points of each item."""
-    present: Indices
-    """Values of each item's target that are not missing."""
     starts: npt.NDArray[np.datetime64]
     """Time of each item's first point; NaT where its points are only numbered."""
 
@@ -39,14 +37,6 @@ class SeriesSource(Protocol):
     def points(self) -> int:
         """Points of all items."""
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Sentences about what was found in the sources."""
-
-    @property
-    def digest(self) -> str:
-        """A hash that changes with any value, name or time."""
-
     def __len__(self) -> int: ...
 
     def item_id(self, item: int) -> str:
@@ -61,14 +51,29 @@ class SeriesSource(Protocol):
     def freqs(self) -> list[str | None]:
         """Return the interval of every item."""
 
-    def statistics(self, name: str) -> npt.NDArray[np.float64]:
-        """Return each item's `mean`, `deviation`, `minimum` or `maximum`, NaN for none."""
-
     def target(self, item: int) -> Values:
         """Return the channels of an item [C, T]."""
 
     def known(self, item: int) -> Values:
         """Return the covariates of an item that are known in advance [F, T]."""
+
+
+class SeriesSource(Series, Protocol):
+    """Items that a dataset can be made of, with windows of their values."""
+
+    present: Indices
+    """Values of each item's target that are not missing."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about what was found in the sources."""
+
+    @property
+    def digest(self) -> str:
+        """A hash that changes with any value, name or time."""
+
+    def statistics(self, name: str) -> npt.NDArray[np.float64]:
+        """Return each item's `mean`, `deviation`, `minimum` or `maximum`, NaN for none."""
 
     def windows(self, items: Indices, first: Indices, length: int, role: Role = ...) -> Values:
         """Return [B, C, length]: windows of a role, each from the point `first` of its item."""

@@ -17,7 +17,7 @@ from trainer.config.data_settings import DataConfig
 from trainer.data.arrays import Doubles
 from trainer.data.features import Calendar
 from trainer.data.scaling import own_scale
-from trainer.data.series_set import SeriesSet
+from trainer.data.series_source import Series
 from trainer.forecast.paths import Trained, forecast_paths
 
 EXAMPLES = 3
@@ -30,11 +30,16 @@ class SeriesEnds:
     def __init__(
         self,
         forecaster: Trained,
-        series: SeriesSet,
+        series: Series,
         data: DataConfig,
         horizon: int,
-        future: SeriesSet | None,
+        future: Series | None = None,
+        *,
+        at_last_value: bool = True,
     ) -> None:
+        """`future` has the columns known in advance. A series ends at its last value, or where that
+        is not so, at its last point. Raises UserError where the network does not take the series.
+        """
         self.forecaster, self.series, self.horizon = forecaster, series, horizon
         at_once = forecaster.facts.shape.prediction_length
         self._computed = -(-horizon // at_once) * at_once
@@ -62,7 +67,8 @@ class SeriesEnds:
         self._future = future
         self._future_calendar = None if future is None else Calendar(future, data)
         self._ends: dict[int, int] = {}
-        """Points of each item up to its last value, once they were looked for."""
+        """Points of each item up to its end, once it was looked for."""
+        self._at_last_value = at_last_value
         names = [] if future is None else future.item_ids().tolist()
         self._item_of = {name: item for item, name in enumerate(names)}
         self._problems: dict[str, dict[str, str]] = {}
@@ -112,7 +118,9 @@ class SeriesEnds:
         return why is None
 
     def end(self, item: int) -> int:
-        """Return the number of an item's points that are known, up to its last value or earlier."""
+        """Return the number of an item's points that are known, up to its end or earlier."""
+        if not self._at_last_value:
+            return int(self.series.lengths[item]) - self.back
         if item not in self._ends:
             some = ~np.isnan(self.series.target(item)).all(0)
             self._ends[item] = int(np.flatnonzero(some)[-1]) + 1

@@ -6,7 +6,7 @@ Columns are called as in the table that the series come from.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from trainer.data.series_set import SeriesSet
 from trainer.data.survey import read_series
 from trainer.forecast.ends import SeriesEnds
 from trainer.forecast.paths import Trained
+from trainer.forecast.quantile_levels import at_levels, checked_levels
 
 Frame = Any
 """A pandas or polars frame."""
@@ -122,7 +123,7 @@ def forecast_future(
     with _opened(forecaster, source, wish) as (opened, ends):
         frames: list[pd.DataFrame] = []
         pictured: list[Pictured] = []
-        levels = _levels(forecaster, wish.levels)
+        levels = checked_levels(forecaster, wish.levels)
         for item, forecast in _forecasts(ends, advance):
             frames += _frames(ends, item, forecast, opened, levels)
             if len(pictured) < PICTURED:
@@ -161,7 +162,7 @@ def backtest(
             raise UserError(f"{name}: expected a number from 1 on, got {number}")
     with _opened(forecaster, source, wish) as (opened, ends):
         frames: list[pd.DataFrame] = []
-        levels = _levels(forecaster, wish.levels)
+        levels = checked_levels(forecaster, wish.levels)
         for window in reversed(range(windows)):
             ends.back = ends.horizon + window * (step or ends.horizon)
             for item, forecast in _forecasts(ends):
@@ -179,7 +180,7 @@ def _opened(
     config = wish.table or trained.table
     if forecaster.facts.known and not config.covariates:
         config = config.model_copy(update={"covariates": list(forecaster.facts.known)})
-    levels = _levels(forecaster, wish.levels)
+    levels = checked_levels(forecaster, wish.levels)
     trained_points = forecaster.facts.shape.prediction_length
     points = trained_points if wish.horizon is None else wish.horizon
     if not isinstance(points, int) or isinstance(points, bool) or points < 1:
@@ -269,27 +270,6 @@ def _file(source: str | Path | Frame, file: Path) -> str:
     return str(file)
 
 
-def _levels(forecaster: Trained, levels: Sequence[float] | None) -> list[float]:
-    """Return the levels that are wanted. Raises UserError for those that cannot be had."""
-    trained = forecaster.network.output.levels
-    if levels is None:
-        return list(trained)
-    if isinstance(levels, str) or not isinstance(levels, Iterable):
-        raise UserError(f"quantiles: expected a list of levels, as [0.1, 0.5, 0.9], got {levels!r}")
-    if levels and not trained:
-        raise UserError(
-            f"quantiles: the network was trained by loss {forecaster.settings.model.loss} and "
-            "forecasts points; leave them out, or train with model.loss=quantile"
-        )
-    outside = [level for level in levels if not trained[0] <= level <= trained[-1]]
-    if outside:
-        raise UserError(
-            f"quantiles: the network was trained for those from {trained[0]} to {trained[-1]}, and "
-            f"{outside[0]} is another; leave it out, or train with model.quantiles"
-        )
-    return sorted(set(levels))
-
-
 def _frames(
     ends: SeriesEnds,
     item: int,
@@ -312,8 +292,8 @@ def _frames(
             columns["cutoff"] = ends.times(item, end - 1, end)[0]
             columns["y" if len(variables) > 1 else variable] = truth
         columns["mean"] = points[:, 0]
-        for level in levels:
-            columns[f"{level:g}"] = [np.interp(level, trained, row) for row in points[:, 1:]]
+        quantiles = at_levels(trained, points[:, 1:], levels)
+        columns |= {f"{level:g}": quantiles[:, n] for n, level in enumerate(levels)}
         frames.append(pd.DataFrame(columns))
     return frames
 

@@ -1,20 +1,14 @@
-"""Sets are read by the libraries whose columns they have.
-
-These want other versions of packages: FORESCALE_TEST_PEERS names a Python that has them.
-"""
+"""Sets are read by the libraries whose columns they have."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from tests.peers import answer
 from tests.trainer.data.sets import csv, hourly, prepared
 
 READERS = {
@@ -42,17 +36,8 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture
-def peer(request: pytest.FixtureRequest) -> str:
-    """Return a Python that has the library, or skip."""
-    python = os.environ.get("FORESCALE_TEST_PEERS")
-    if python is None:
-        pytest.skip("FORESCALE_TEST_PEERS names no Python with datasets and gluonts")
-    return python
-
-
 @pytest.mark.parametrize("library", READERS)
-def test_a_library_reads_a_set(library: str, peer: str, tmp_path: Path) -> None:
+def test_a_library_reads_a_set(library: str, tmp_path: Path) -> None:
     frames = [
         hourly(50 + n, start=f"2024-01-0{n + 1}").assign(store=f"s{n}", price=np.arange(50.0 + n))
         for n in range(3)
@@ -63,15 +48,7 @@ def test_a_library_reads_a_set(library: str, peer: str, tmp_path: Path) -> None:
     )
     shard = next(made.folder.glob("shard-*.arrow"))
     script = SCRIPT.format(read=READERS[library])
-    done = subprocess.run(
-        [peer, "-c", script, str(shard), str(tmp_path / "cache")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    rows = answer(script, shard, tmp_path / "cache")
     assert [row["item_id"] for row in rows] == ["s0", "s1", "s2"]
     for n, (row, frame) in enumerate(zip(rows, frames, strict=True)):
         assert row["freq"] == "h" and row["start"].replace("T", " ") == f"2024-01-0{n + 1} 00:00:00"

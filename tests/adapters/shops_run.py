@@ -1,0 +1,37 @@
+"""A run on shops, to be evaluated by other libraries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from tests import ranks
+from tests.settings import train_rank
+from tests.trainer.forecast.test_future import MANY, shops
+
+KINDS = {
+    "alone": (["sales"], []),
+    "priced": (["sales"], ["price"]),
+    "together": (["sales", "visits"], []),
+}
+"""Kind of run -> targets, and columns known in advance."""
+
+
+def shops_run(folder: Path, kind: str) -> pd.DataFrame:
+    """Train a run of a kind in `folder`/run, and return its table."""
+    targets, known = KINDS[kind]
+    frame = shops(a=200, bb=150, c=60).astype({"day": "datetime64[us]"})
+    frame["price"] = np.random.default_rng(1).normal(20, 1, len(frame))
+    frame["visits"] = frame["sales"] * 3 + np.random.default_rng(2).normal(size=len(frame))
+    frame = frame[["shop", "day", *targets, *known]]
+    frame.to_csv(folder / "shops.csv", index=False)
+    changes = {
+        "data.source": str(folder / "shops.csv"),
+        "data.targets": targets,
+        "data.covariates": known,
+        "data.calendar": ["day_of_week"],
+    }
+    ranks.run(train_rank, 1, folder / "run", {**MANY, **changes})
+    return frame

@@ -1,0 +1,54 @@
+"""Forecasts of series in memory, for the adapters of other libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from model.errors import UserError
+from trainer.data.arrays import Doubles
+from trainer.data.memory_series import MemorySeries
+from trainer.data.set_format import Columns, Item
+from trainer.forecast.ends import SeriesEnds
+from trainer.forecast.paths import Trained
+from trainer.forecast.quantile_levels import at_levels
+
+
+def forecast_items(
+    forecaster: Trained,
+    items: Sequence[Item],
+    channels: Sequence[str],
+    horizon: int,
+    levels: Sequence[float],
+) -> tuple[Doubles, Doubles]:
+    """Return forecasts of the points after items' last ones, in their own units.
+
+    They are points [B, C, T], T = `horizon`, and quantiles [B, C, T, levels]; where the network has
+    no quantiles these are the points again. Items have the channels named `channels`, and what is
+    known in advance of T points more. What has no value at all is forecast as 0. Raises UserError
+    where the network does not take the items; `checked_levels` says which levels it has.
+    """
+    columns = Columns(tuple(channels), forecaster.facts.known)
+    for item in items:
+        known = np.asarray(item.known)[:, : item.length + horizon]
+        wanted = (len(columns.known), item.length + horizon)
+        if columns.known and (known.shape != wanted or np.isnan(known).any()):
+            raise UserError(
+                f"{item.item_id}: the network reads {', '.join(columns.known)} in advance; "
+                f"expected {list(wanted)} numbers, got {list(known.shape)}"
+            )
+    ends = SeriesEnds(
+        forecaster,
+        MemorySeries(items, columns),
+        forecaster.settings.data,
+        horizon,
+        at_last_value=False,
+    )
+    trained = forecaster.network.output.levels
+    made = np.zeros((len(items), len(columns.target), horizon, 1 + len(trained)))
+    some = [row for row, item in enumerate(items) if (~np.isnan(item.target)).any(1).all()]
+    if some:
+        made[some] = ends.forecasts(some)
+    quantiles = made[..., 1:] if trained else made
+    return made[..., 0], at_levels(trained or [0.5], quantiles, levels)
