@@ -110,6 +110,7 @@ def train(
 @click.option(
     "--report", type=click.Path(path_type=Path), metavar="HTML", help="Write a report, one file."
 )
+@click.option("--ridge", is_flag=True, help="Score a ridge regression on the training part, too.")
 @force_option
 @log_options
 def evaluate(run: Path, overrides: Sequence[str], **options: Any) -> None:

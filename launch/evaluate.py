@@ -22,21 +22,24 @@ def score(
     split: str,
     report: Path | None = None,
     force: bool = False,
+    ridge: bool = False,
     as_json: bool,
 ) -> None:
     """Print the scores on the windows of `split` that data.score_every chooses.
 
     `overrides` are settings of `data`, key=value, such as another source. `report` is an HTML file
-    to write about them; one that is there is written over by `force`. Raises UserError where there
+    to write about them; one that is there is written over by `force`. With `ridge` a ridge
+    regression is fitted to the training part and scored, too. Raises UserError where there
     are no weights or windows.
     """
     from trainer.config.load import parse_overrides
     from trainer.data import Split
     from trainer.forecast.evaluate import evaluate
     from trainer.forecast.forecaster import Forecaster
+    from trainer.forecast.ridge import RIDGE, Ridge
     from trainer.forecast.table import print_table
     from trainer.logs.log import log
-    from trainer.logs.progress import ScoringProgress
+    from trainer.logs.progress import CountingProgress, ScoringProgress
 
     if report is not None:
         check_target("--report", report, (".html",), force=force)
@@ -67,6 +70,10 @@ def score(
                 run,
             )
         size = forecaster.settings.train.micro_batch_size
+        others = {}
+        if ridge:
+            with CountingProgress("fitting a ridge regression", "windows", "points") as counting:
+                others[RIDGE] = Ridge.fit(dataset, counting.advance)
         with ScoringProgress(split) as progress:
             evaluation = evaluate(
                 dataset,
@@ -74,6 +81,7 @@ def score(
                 forecaster.predict_windows,
                 batch_size=size,
                 levels=forecaster.network.output.levels,
+                others=others,
                 progress=progress,
             )
         if report is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -141,3 +142,13 @@ def test_force_without_a_file_is_refused(
     with pytest.raises(SystemExit, match="2"):
         main([command, str(run), "--force"])
     assert "--force: no file is written; name one by --" in capsys.readouterr().err
+
+
+def test_a_ridge_regression_stands_beside_the_network(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "report.html"
+    main(["evaluate", str(run), "--ridge", "--json", "--report", str(file)])
+    scores = json.loads(capsys.readouterr().out)["scores"]
+    assert scores["ridge regression"]["mae"] < scores["last value"]["mae"]
+    assert "ridge regression" in file.read_text()

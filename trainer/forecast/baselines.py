@@ -38,7 +38,7 @@ def baselines(context: Floats, dataset: Dataset, seasons: Indices) -> Iterator[F
     intervals, the first repeats each window's own season, of `seasons`; there may be fewer of these
     than windows: the last are padding.
     """
-    filled = _fill_forward(context)
+    filled = fill_forward(context)
     length, horizon = filled.shape[1], dataset.shape.prediction_length
     if dataset.has_one_interval:
         for season in dataset.season_lengths:
@@ -61,7 +61,7 @@ def _slope(context: Floats, filled: Floats) -> Floats:
     return np.asarray(change / steps, np.float32)
 
 
-def _fill_forward(context: Floats) -> Floats:
+def fill_forward(context: Floats) -> Floats:
     """Return a context whose missing points have the value before them, else 0, the mean."""
     valid = ~np.isnan(context)
     if valid.all():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -23,6 +24,11 @@ Predict = Callable[[Iterable[WindowBatch]], Iterable[tuple[WindowBatch, Tensor]]
 These are points and quantiles [B, H, C, 1 + levels]. It yields nothing on ranks that see no output.
 """
 
+PointForecast = Callable[[Floats], Floats]
+"""A function from contexts [B, L, C] to point forecasts [B, H, C], in standardised units."""
+
+NO_OTHERS: Mapping[str, PointForecast] = MappingProxyType({})
+
 
 def evaluate(
     dataset: Dataset,
@@ -33,19 +39,21 @@ def evaluate(
     levels: Sequence[float] = (),
     mesh: Mesh | None = None,
     keep: Sequence[int] = (),
+    others: Mapping[str, PointForecast] = NO_OTHERS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Score the windows `dataset.scored(split)`, on the ranks of `mesh` or in this process alone.
 
     `levels` are those of the quantiles that come with forecasts. `keep` are those of the windows
-    whose point forecasts are kept; `progress` is called with the number of windows that are done,
-    and of all, after each batch. All replicas compute equally many batches of equal shape; padding
-    has weight 0. Sums are reduced over ranks, never means.
+    whose point forecasts are kept; `others` are further forecasts by name; `progress` is called
+    with the number of windows that are done, and of all, after each batch. All replicas compute
+    equally many batches of equal shape; padding has weight 0. Sums are reduced over ranks, never
+    means.
     """
     replicas, replica = (1, 0) if mesh is None else (mesh.layout.data, mesh.coordinates.data)
     scored = dataset.scored(split)
     batches = batches_of_replica(scored, batch_size, replicas, replica)
-    names = [MODEL, *baseline_names(dataset)]
+    names = [MODEL, *baseline_names(dataset), *others]
     horizon, channels = dataset.shape.prediction_length, len(dataset.channels)
     items, window_items = np.unique(dataset.items_of(split, scored), return_inverse=True)
     mean, deviation = dataset.scales(items)
@@ -61,7 +69,9 @@ def evaluate(
         at = np.searchsorted(scored, index)
         of_item = window_items[at]
         seasons = dataset.seasons(items[of_item])
-        made = [prediction[..., 0].numpy(), *baselines(window.context, dataset, seasons)]
+        naive = baselines(window.context, dataset, seasons)
+        further = (forecast(window.context) for forecast in others.values())
+        made = [prediction[..., 0].numpy(), *naive, *further]
         points = {name: forecast[: len(index)] for name, forecast in zip(names, made, strict=True)}
         values = _errors(
             window.target[: len(index)],
