@@ -18,12 +18,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.errors import UserError
-from trainer.checkpoint.keys import BUFFERS, NETWORK_KINDS, WEIGHTS, global_name, of_kinds
+from trainer.checkpoint.keys import BUFFERS, NETWORK_KINDS, global_name, of_kinds
 from trainer.checkpoint.manifest import MANIFEST, Entry, entry
 from trainer.checkpoint.tensor_files import Shapes
 from trainer.files import sync, write_synced
 from trainer.logs.log import log
 from trainer.weights.export_format import CONFIG, FORMAT, INDEX, MODEL_CARD, MODEL_TYPE, ONE_FILE
+from trainer.weights.model_card import model_card
 from trainer.weights.source import WeightsSource, intact
 
 MAX_FILE_BYTES = 5 * 10**9
@@ -77,7 +78,7 @@ def _write(
     files = split_into_files(sizes, file_bytes)
     file_of: dict[str, str] = {}
     total = 0
-    write_synced(folder / MODEL_CARD, _model_card(source, shapes, title))
+    write_synced(folder / MODEL_CARD, model_card(source, shapes, title))
     sums: dict[str, Entry] = {}
     for number, keys in enumerate(files, start=1):
         name = _file_name(number, len(files))
@@ -148,48 +149,3 @@ def _without_folders(source: Any) -> Any:
     if isinstance(source, dict):
         return source | {"path": _without_folders(source["path"])}
     return source if source is None else Path(source).name
-
-
-def _known_in_advance(source: WeightsSource) -> list[str]:
-    """Return the names of the covariates, in the order in which they are given."""
-    data, known = source.settings.data, list(source.facts.known)
-    if data.calendar_encoding == "embedding":
-        return [*known, *data.calendar]
-    return [*(f"{name} ({wave})" for name in data.calendar for wave in ("sin", "cos")), *known]
-
-
-def _model_card(source: WeightsSource, shapes: Shapes, title: str) -> str:
-    """Return the content of README.md."""
-    facts, shape = source.facts, source.facts.shape
-    parameters = sum(map(math.prod, of_kinds(shapes, WEIGHTS).values()))
-    columns = shape.covariates + len(shape.calendar)
-    arguments, covariates = "context", ""
-    if columns:
-        arguments = "context, covariates"
-        length = shape.context_length + shape.prediction_length
-        names = ", ".join(_known_in_advance(source)) or "no names are known"
-        covariates = f"; what is known in advance is [B, {length}, {columns}]: {names}"
-    return f"""---
-library_name: {MODEL_TYPE}
-pipeline_tag: time-series-forecasting
-tags:
-- time-series
-- forecasting
----
-
-# {title}
-
-Transformer ({source.settings.model.architecture.replace("_", "-")}) of {parameters:,} parameters
-after {source.step:,} optimizer steps. It forecasts {shape.prediction_length} points of
-{", ".join(facts.channels)} from {shape.context_length}.
-
-```python
-from forescale import Forecaster
-
-forecaster = Forecaster.load("{title}")
-forecast = forecaster.forecast({arguments})  # [B, {shape.prediction_length}, {shape.channels}]
-```
-
-Contexts are [B, {shape.context_length}, {shape.channels}], in the series' own units, as forecasts
-are{covariates}.
-"""

@@ -250,3 +250,29 @@ def test_an_export_describes_itself(run: Path, tmp_path: Path) -> None:
     assert card.startswith("---\nlibrary_name: forescale\npipeline_tag: time-series-forecasting\n")
     assert "It forecasts 32 points of\nDemand, Temperature from 96." in card
     assert Export(tmp_path / "forecaster").description()["model_type"] == "forescale"
+    assert "source | series |" in card and "last on pipeline 2 x data 1 x tensor 2 " in card
+    assert (
+        f"torch {torch.__version__}" in card and "| Forescale | " in card and str(run) not in card
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_told"),
+    [({}, True), ({"step": 2}, False), ({"scores": {"Forescale": 1}}, False), (None, False)],
+)
+def test_a_model_card_tells_the_scores_of_these_weights_alone(
+    run: Path, tmp_path: Path, changes: dict[str, Any] | None, is_told: bool
+) -> None:
+    """Not those of another step, nor what is no record of scores."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    scores = {"Forescale": {"mae": 0.25, "mase": None}, "seasonal | naive": {"mae": 0.5}}
+    found = {"step": 3, "split": "test", "windows": 1234, "units": "the source's units"}
+    text = "spoiled" if changes is None else json.dumps(found | {"scores": scores} | changes)
+    (copy / "evaluation.json").write_text(text)
+    export(find(copy), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    table = "| forecast | MAE | MASE |\n| --- | --- | --- |\n| Forescale | 0.2500 |  |\n"
+    told = (
+        f"On 1,234 test windows, errors in the source's units:\n\n{table}| seasonal   naive | 0.5"
+    )
+    assert (told in card) is is_told and ("## Scores" in card) is is_told
