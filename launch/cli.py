@@ -168,16 +168,14 @@ def forecast(run: Path, settings: Sequence[str], **options: Any) -> None:
 )
 @log_options
 def export(source: Path, out: Path, precision: Literal["fp32", "bf16"]) -> None:
-    """Write weights to a folder for others to use.
+    """Write weights to a folder for others to use, or a graph to a file.
 
-    They are those of SOURCE, a run or a checkpoint, and go to the new folder OUT.
+    They are those of SOURCE, a run or a checkpoint, and go to the new folder OUT. If OUT ends with
+    .onnx or .pt2 it is a file with all that a forecast takes, for ONNX runtimes or torch.export.
     """
-    from launch.output import showing_log
-    from trainer.weights.export import export as write
-    from trainer.weights.source import find
+    from launch.export import export as write
 
-    with showing_log():
-        write(find(source), out, precision=precision)
+    write(source, out, precision=precision)
 
 
 @forescale.command()

@@ -96,6 +96,8 @@ class QuantileOutput:
         if self._are_sorted:
             # Apart from the start: which of equal numbers gets which gradient would be chance.
             numbers = raw + constant(self._apart, raw.dtype, raw)
+            if torch.compiler.is_exporting():  # ONNX has no stable sort
+                return numbers.topk(numbers.shape[-1], largest=False).values
             return numbers.sort(stable=True, dim=-1).values
         steps = F.softplus(raw)
         middle = raw[..., self.middle : self.middle + 1]

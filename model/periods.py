@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from model.running_max import running_max
+
 SHORTEST = 2
 """The shortest period, in points."""
 
@@ -40,7 +42,7 @@ def find_periods(context: Tensor, count: int) -> Tensor:
     """
     length = context.shape[1]
     if length < 2 * SHORTEST:
-        return torch.ones(len(context), count, dtype=torch.int64, device=context.device)
+        return torch.ones(context.shape[0], count, dtype=torch.int64, device=context.device)
     span = length - (~context.isnan()).to(torch.uint8).argmax(1, keepdim=True)
     lags = torch.arange(SHORTEST, length // 2 + 1, device=context.device)
     strength = _autocorrelation(_without_trend(context))
@@ -105,7 +107,7 @@ def one_period_ago(context: Tensor, periods: Tensor, horizon: int) -> Tensor:
     """
     length = context.shape[1]
     place = torch.arange(length, device=context.device)
-    last = place.where(~context.isnan(), -1).cummax(1).values
+    last = running_max(place.where(~context.isnan(), -1))
     filled = context.nan_to_num().gather(1, last.clamp(min=0)).where(last >= 0, 0.0)
     period = periods.unsqueeze(1)  # [R, 1, K]
     past = place.view(1, -1, 1) - period

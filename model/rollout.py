@@ -30,7 +30,7 @@ def forecast(
     """
     horizon = network.shape.prediction_length
     future = [
-        context.new_full((len(context), horizon, context.shape[2]), math.nan)
+        context.new_full((context.shape[0], horizon, context.shape[2]), math.nan)
         for context, _ in windows
     ]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.running_max import running_max
 from model.window_scale import RESOLUTION, WindowScale, from_first_valid
 
 
@@ -35,7 +36,7 @@ def running_scale(
     shift = known.cumsum(1)[:, ends] / count.clamp(min=1)
     variance = known.square().cumsum(1)[:, ends] / count.clamp(min=1) - shift.square()
     deviation = variance.clamp(min=0).sqrt()
-    largest = padded.abs().nan_to_num().cummax(1).values[:, ends]
+    largest = running_max(padded.abs().nan_to_num())[:, ends]
     varies = deviation > RESOLUTION * largest
     mean = (level + shift).to(context.dtype).where(count > 0, 0.0)
     scale = WindowScale(

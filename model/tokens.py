@@ -127,7 +127,7 @@ class TokenNetwork(nn.Module):
         asked = (
             inputs[2]
             if len(inputs) > 2
-            else covariates.new_ones(len(context), self.shape.prediction_length)
+            else covariates.new_ones(context.shape[0], self.shape.prediction_length)
         )
         flags, padding = self.features.asked(asked)
         known, calendar = self._known(covariates, context.shape[1], align="start")

@@ -162,7 +162,7 @@ class Forecaster:
         Raises UserError for other shapes and values.
         """
         shape = self.facts.shape
-        values = _array("context", context, self._lengths(), shape.channels)
+        values = _array("context", context, self.context_lengths(), shape.channels)
         rows, length = values.shape[:2]
         features = _array(
             "covariates",
@@ -251,7 +251,7 @@ class Forecaster:
     def _table(self, given: Mapping[str, Any]) -> TableConfig:
         return checked_table(self.settings.data.table.model_dump() | dict(given))
 
-    def _lengths(self) -> range:
+    def context_lengths(self) -> range:
         """Return the lengths of the contexts that the network takes."""
         longest, model = self.facts.shape.context_length, self.settings.model
         takes_any = model.has_queries or model.scores_all_positions
