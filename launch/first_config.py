@@ -43,6 +43,8 @@ class Rhythm:
     calendar: tuple[str, ...]
 
 
+BUSINESS = Rhythm("business days", (5,), 60, 10, ("day_of_week", "day_of_year"))
+
 SLOW = (
     (1, Rhythm("daily", (7,), 56, 14, ("day_of_week", "day_of_year"))),
     (7, Rhythm("weekly", (52,), 104, 13, ("day_of_year",))),
@@ -122,7 +124,7 @@ def _check_folder(file: Path) -> None:
 
 def describe(found: Survey) -> str:
     """Return in words what was found in a table."""
-    what = [f"{found.rows:,} rows", rhythm_of(found.interval).words]
+    what = [f"{found.rows:,} rows", rhythm_of(found).words]
     if found.time_column:
         what[1] += f" by {found.time_column}"
     if found.intervals > 1:
@@ -140,10 +142,13 @@ def _shortened(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def rhythm_of(interval: pd.Timedelta | None) -> Rhythm:
-    """Return what an interval suggests; None for points without timestamps."""
+def rhythm_of(found: Survey) -> Rhythm:
+    """Return what the interval of a table's points suggests."""
+    interval = found.interval
     if interval is None:
         return Rhythm("without timestamps", (), 96, 24, ())
+    if found.is_business and interval == DAY:
+        return BUSINESS
     days = interval / DAY
     for length, rhythm in SLOW:
         if 0.9 < days / length < 1.1:
@@ -197,14 +202,14 @@ Sections = dict[str, dict[str, tuple[Any, str]]]
 
 
 def _sections(found: Survey) -> Sections:
-    rhythm, channels = rhythm_of(found.interval), len(found.targets)
+    rhythm, channels = rhythm_of(found), len(found.targets)
     horizon = min(rhythm.horizon, max(1, found.length // 10))
     # Half of the typical training part: the other half is where windows differ.
     context = min(rhythm.context, max(horizon, int(0.35 * found.length) - horizon))
     seasons = [season for season in rhythm.seasons if 1 < season <= context]
     naive = (seasons, "periods of the naive forecasts beside it")
     # Of several intervals each series has the seasons of its own.
-    season_lengths = {"season_lengths": naive} if found.intervals == 1 else {}
+    season_lengths = {"season_lengths": naive} if found.intervals <= 1 else {}
     patch = max(n for n in range(1, horizon + 1) if horizon % n == 0 and n <= max(1, context // 14))
     values = found.rows * channels
     size = next(size for size in SIZES if values <= size.values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,6 @@ import pandas as pd
 from launch.output import check_target, showing_log
 from launch.prepare_data import given_table
 from model.errors import UserError
-from trainer.config.table_settings import checked_table
 from trainer.forecast.forecaster import Forecaster
 from trainer.forecast.future import Wish, forecast_future
 from trainer.forecast.pictures import future_figure
@@ -26,6 +26,9 @@ WRITERS = {
     ".arrow": lambda table, path: table.to_feather(path, compression="uncompressed"),
 }
 """End of a file's name -> what writes a table there."""
+
+MANY_PASSES = 20
+"""Passes of the network for a forecast, from which on they are told of."""
 
 MOST = 10
 """Sentences about series that could not be forecast."""
@@ -58,9 +61,10 @@ def forecast(
     levels = None if quantiles is None else _levels(quantiles)
     with showing_log():
         forecaster = Forecaster.load(run)
-        table = forecaster.settings.data.table.model_dump() | given_table(list(settings))
+        table = forecaster.table_config(given_table(list(settings)))
+        _tell_of_passes(forecaster, horizon)
         with CountingProgress("forecasting", "series", "points") as progress:
-            wish = Wish(horizon, levels, future, checked_table(table))
+            wish = Wish(horizon, levels, future, table)
             with _told_by_options():
                 found = forecast_future(
                     forecaster, source, wish, lambda series: progress.advance(series, 0)
@@ -76,6 +80,20 @@ def forecast(
             future_figure(found.pictured).savefig(plot, dpi=120)
             log.info("wrote %s", plot)
         log.info("wrote %s: %s", out, _described(found.table))
+
+
+def _tell_of_passes(forecaster: Forecaster, horizon: int | None) -> None:
+    """Log how long a horizon is where it takes many passes of the network."""
+    at_once = forecaster.facts.shape.prediction_length
+    passes = math.ceil((horizon or at_once) / at_once)
+    if passes >= MANY_PASSES:
+        log.info(
+            "--horizon: %s points are %s passes of the network, which was trained for %s at once: "
+            "this takes a while, and says less and less",
+            f"{horizon:,}",
+            f"{passes:,}",
+            at_once,
+        )
 
 
 @contextmanager

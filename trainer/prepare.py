@@ -69,6 +69,7 @@ def prepare(
     _check_best(configuration, dataset, zero_shot)
     check_sizes(configuration, layout, dataset.shape)
     start = choose(configuration, run, dataset, resume)
+    _check_places(configuration, dataset, start)
     return Plan(configuration, layout, dataset, zero_shot, run, start)
 
 
@@ -93,6 +94,20 @@ def _check_best(
     if best not in scores:
         there = f"it may be {shortened(scores, ' or ')}" if scores else "no validation has any"
         raise configuration.error("checkpoint.best", f"no validation has {best}; {there}")
+
+
+def _check_places(configuration: Configuration, dataset: Dataset, start: Start) -> None:
+    """Raise UserError where weights of model.init_from would read a covariate as another one."""
+    if start.weights is None:
+        return
+    facts = start.weights.facts
+    moved = facts.moved(dataset.facts.known)
+    if moved is not None:
+        raise configuration.error(
+            "data.covariates",
+            f"{moved} has another place than in {start.weights.path}, which reads "
+            f"{', '.join(facts.known)}; name those first, in this order",
+        )
 
 
 def _is_runs_own(file: Path) -> bool:

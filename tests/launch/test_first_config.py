@@ -324,3 +324,11 @@ def test_what_it_asks_for_can_be_said(
         with pytest.raises(SystemExit, match="2"):
             main(["init", "sales.csv", "other.yaml", wrong])
         assert words in capsys.readouterr().err
+
+
+def test_business_days_have_a_season_of_five(tmp_path: Path) -> None:
+    days = pd.date_range("2024-01-01", periods=300, freq="B")
+    pd.DataFrame({"day": days, "v": np.arange(300.0) % 5}).to_csv("days.csv", index=False)
+    main(["init", "days.csv"])
+    text = (tmp_path / "days.yaml").read_text()
+    assert "business days by day" in text and "season_lengths: [5]" in text

@@ -19,7 +19,7 @@ from trainer.data.augmentation import augmented
 from trainer.data.cache import default_cache
 from trainer.data.frequency import Frequency, commonest
 from trainer.data.order import TrainingOrder
-from trainer.data.part import Part, refuse_twice
+from trainer.data.part import Part, common_channels, refuse_twice
 from trainer.data.prepared import open_series, unused_settings
 from trainer.data.series_facts import SeriesFacts, SourceFacts
 from trainer.data.windows import Split, WindowBatch
@@ -57,7 +57,7 @@ class Dataset:
         ]
         refuse_twice(self.parts)
         self._first_items = np.cumsum([0, *(len(part.series) for part in self.parts)])
-        self.channels = self._common_channels()
+        self.channels = common_channels(self.parts)
         self._windows = {split: self._windows_of(split) for split in Split}
         if is_trained_on:
             self._check_lengths()
@@ -87,20 +87,6 @@ class Dataset:
         for source, part in zip(self.config.sources, self.parts, strict=True):
             if not len(part.windows[Split.TRAIN]):
                 raise UserError(f"data.source: {source.name}: {part.why_no_windows()}")
-
-    def _common_channels(self) -> list[str]:
-        """Return the channels of all sources. Raises UserError where they differ in number."""
-        first = self.parts[0]
-        for part in self.parts[1:]:
-            ours, theirs = first.series.columns, part.series.columns
-            if (len(ours.target), len(ours.known)) != (len(theirs.target), len(theirs.known)):
-                raise UserError(
-                    f"data.source: {first.name} has {len(ours.target)} channels and "
-                    f"{len(ours.known)} covariates, and {part.name} {len(theirs.target)} and "
-                    f"{len(theirs.known)}; a network takes one number of each: `forescale prepare` "
-                    "them with data.targets and data.covariates"
-                )
-        return list(first.series.columns.target)
 
     def _windows_of(self, split: Split) -> Indices:
         """Return the number of windows of each source and all before it."""

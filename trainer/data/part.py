@@ -280,3 +280,27 @@ def refuse_twice(parts: Sequence[Part]) -> None:
                 "with the weight of both"
             )
         names[digest] = part.name
+
+
+def common_channels(parts: Sequence[Part]) -> list[str]:
+    """Return the channels of all parts.
+
+    Raises UserError where these differ in number, or in the covariates.
+    """
+    first = parts[0]
+    for part in parts[1:]:
+        ours, theirs = first.series.columns, part.series.columns
+        if (len(ours.target), len(ours.known)) != (len(theirs.target), len(theirs.known)):
+            raise UserError(
+                f"data.source: {first.name} has {len(ours.target)} channels and "
+                f"{len(ours.known)} covariates, and {part.name} {len(theirs.target)} and "
+                f"{len(theirs.known)}; a network takes one number of each: `forescale prepare` "
+                "them with data.targets and data.covariates"
+            )
+        if ours.known != theirs.known:
+            raise UserError(
+                f"data.source: {first.name} has the covariates {', '.join(ours.known)}, and "
+                f"{part.name} {', '.join(theirs.known)}; `forescale prepare` them with the "
+                "same, in one order, by data.covariates"
+            )
+    return list(first.series.columns.target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -64,6 +65,18 @@ class SeriesFacts:
                 raise ValueError(
                     f"{name}: expected {self.shape.covariates}, one for each covariate"
                 )
+
+    def moved(self, known: Sequence[str]) -> str | None:
+        """Return one of the columns known in advance that has another place in `known`, or None.
+
+        Of another number of columns weights are no one's: their shapes differ.
+        """
+        if len(known) != len(self.known):
+            return None
+        places = {name: place for place, name in enumerate(self.known)}
+        return next(
+            (name for place, name in enumerate(known) if places.get(name, place) != place), None
+        )
 
     def trained_on(self, other: SeriesFacts) -> list[str]:
         """Return a sentence about each source of `other` that was trained on, as far as known."""

@@ -118,7 +118,8 @@ class SetWriter:
         if self._shard is not None:
             self._close_shard()
         if not self._parts:
-            raise UserError(f"{self.folder}: no series has any value; there is none to write")
+            why = "; ".join(notes) or "the sources have no rows"
+            raise UserError(f"data.source: no series is left to write: {why}")
         index = [read_table(self._partial / part.name) for part in self._parts]
         table = pa.concat_tables(index)
         file = write_table(self._partial / INDEX_FILE, table)

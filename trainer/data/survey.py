@@ -43,6 +43,8 @@ class Survey:
     """Interval of most series, where there are times; of months it is an average."""
     intervals: int
     """Number of different intervals."""
+    is_business: bool = False
+    """Whether the interval is of business days."""
 
 
 def read_series(
@@ -64,6 +66,7 @@ def survey(source: str, config: TableConfig, cache: Path | None = None) -> Surve
     series, opened = read_series(source, config, cache)
     roles = None if opened is None else opened.roles
     found = (roles.ids if roles else ()) or ()
+    freq = commonest(series.freqs())
     return Survey(
         source,
         roles is not None,
@@ -75,8 +78,9 @@ def survey(source: str, config: TableConfig, cache: Path | None = None) -> Surve
         series.info.points,
         len(series),
         int(np.median(series.lengths)),
-        _interval(commonest(series.freqs())),
-        len(set(series.freqs())),
+        _interval(freq),
+        len({freq for freq in series.freqs() if freq is not None}),
+        freq is not None and Frequency.parse(freq).kind == "business",
     )
 
 

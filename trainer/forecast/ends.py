@@ -57,8 +57,9 @@ class SeriesEnds:
         self._known_names = forecaster.facts.known
         if self._known_names and self._known_names != series.columns.known:
             raise UserError(
-                f"{series.name}: the network reads {', '.join(self._known_names)} in advance; name "
-                "the columns by data.covariates, of a prepared set when it is prepared"
+                f"{series.name}: the network reads {', '.join(self._known_names)} in advance, and "
+                f"this has {', '.join(series.columns.known) or 'none'}; name those, in this order, "
+                "by data.covariates, of a prepared set when it is prepared"
             )
         if future is not None and not self._known_names:
             raise UserError("future: the network reads no columns in advance; leave it out")

@@ -40,6 +40,7 @@ from trainer.forecast.future import (
     first_forecasts,
     forecast_future,
 )
+from trainer.forecast.given_arrays import check_values, checked_array
 from trainer.weights.source import WeightsSource, find, intact
 
 if TYPE_CHECKING:
@@ -100,7 +101,13 @@ class Forecaster:
             is_trained_on=False,
             ahead=taken.prediction_length,
         )
-        given = data.shape
+        given, known = data.shape, data.parts[0].series.columns.known
+        if self.facts.known and known != self.facts.known:
+            raise UserError(
+                f"data.covariates: the network reads {', '.join(self.facts.known)} in advance, and "
+                f"{data.parts[0].name} has {', '.join(known) or 'none'}; name those, in this "
+                "order, of a prepared set when it is prepared"
+            )
         for key, what, here, there in (
             ("data.targets", "channel", given.channels, taken.channels),
             ("data.covariates", "covariate", given.covariates, taken.covariates),
@@ -162,9 +169,9 @@ class Forecaster:
         Raises UserError for other shapes and values.
         """
         shape = self.facts.shape
-        values = _array("context", context, self.context_lengths(), shape.channels)
+        values = checked_array("context", context, self.context_lengths(), shape.channels)
         rows, length = values.shape[:2]
-        features = _array(
+        features = checked_array(
             "covariates",
             np.zeros((rows, length + shape.prediction_length, 0))
             if covariates is None
@@ -174,7 +181,7 @@ class Forecaster:
         )
         if len(features) != rows:
             raise UserError(f"covariates: of {len(features)} contexts, and there are {rows}")
-        _check_values(values, features)
+        check_values(values, features)
         mean, deviation = self._scale(values)
         batch = WindowBatch(
             ((values - mean) / deviation).astype(np.float32),
@@ -208,7 +215,7 @@ class Forecaster:
         mean, and a column for each quantile. Series that cannot be forecast are left out, and a
         warning counts them. Raises UserError where none can.
         """
-        wish = Wish(horizon, quantiles, future, self._table(table))
+        wish = Wish(horizon, quantiles, future, self.table_config(table))
         return _told(forecast_future(self, data, wish))
 
     def plot(
@@ -226,7 +233,7 @@ class Forecaster:
         """
         from trainer.forecast.pictures import future_figure
 
-        wish = Wish(horizon, quantiles, future, self._table(table))
+        wish = Wish(horizon, quantiles, future, self.table_config(table))
         return future_figure(first_forecasts(self, data, wish))
 
     def backtest(
@@ -245,10 +252,19 @@ class Forecaster:
         horizon before the end. Beside `predict`'s columns stand cutoff, the last time that was
         known, and what came: under the target's name, or y where there are several channels.
         """
-        wish = Wish(horizon, quantiles, None, self._table(table))
+        wish = Wish(horizon, quantiles, None, self.table_config(table))
         return _told(backtest(self, data, wish, windows=windows, step=step))
 
-    def _table(self, given: Mapping[str, Any]) -> TableConfig:
+    def table_config(self, given: Mapping[str, Any]) -> TableConfig:
+        """Return how tables are read: as in training but for the settings `given`.
+
+        Raises UserError for settings that are wrong.
+        """
+        if self.facts.known and given.get("covariates") == []:
+            raise UserError(
+                f"data.covariates: the network reads {', '.join(self.facts.known)} in advance; "
+                "leave it out"
+            )
         return checked_table(self.settings.data.table.model_dump() | dict(given))
 
     def context_lengths(self) -> range:
@@ -289,45 +305,6 @@ def _told(found: FutureForecast) -> pd.DataFrame:
     for problem in found.problems:
         warnings.warn(problem, stacklevel=3)
     return found.table
-
-
-def _array(name: str, given: npt.ArrayLike, lengths: range, width: int) -> npt.NDArray[np.float64]:
-    """Return what a user gave as an array [B, one of `lengths`, width].
-
-    Raises UserError where it is none.
-    """
-    longest = lengths[-1]
-    if hasattr(given, "columns"):
-        raise UserError(
-            f"{name}: a table's columns are not known here; pass an array [B, {longest}, {width}], "
-            f"such as table[[columns]].to_numpy()[None, -{longest}:]"
-        )
-    try:
-        values = np.asarray(given, np.float64)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name}: not an array of numbers: {first_line(error)}") from None
-    if values.ndim != 3 or values.shape[1] not in lengths or values.shape[2] != width:
-        wanted = str(longest) if len(lengths) == 1 else f"{lengths[0]} to {longest}"
-        raise UserError(f"{name}: expected [B, {wanted}, {width}], got {list(values.shape)}")
-    return values
-
-
-def _check_values(context: npt.NDArray[np.float64], covariates: npt.NDArray[np.float64]) -> None:
-    """Raise UserError where values cannot be forecast from, naming the first of them."""
-    for name, values, wrong, sentence in (
-        ("context", context, np.isinf(context), "set it to NaN if it is missing"),
-        ("covariates", covariates, ~np.isfinite(covariates), "all covariates must be known"),
-    ):
-        if wrong.any():
-            place = [int(i) for i in np.argwhere(wrong)[0]]
-            raise UserError(f"{name}: found {values[tuple(place)]} at {place}; {sentence}")
-    empty = np.isnan(context).all(axis=1)
-    if empty.any():
-        row, channel = (int(i) for i in np.argwhere(empty)[0])
-        raise UserError(
-            f"context: channel {channel} of context {row} has no value at all; leave it out, or "
-            "begin where it has one"
-        )
 
 
 def _load_network(source: WeightsSource) -> TimeSeriesTransformer:

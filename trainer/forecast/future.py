@@ -158,8 +158,8 @@ def backtest(
     UserError where none can be forecast.
     """
     for name, number in (("windows", windows), ("step", step)):
-        if number is not None and number < 1:
-            raise UserError(f"{name}: expected a number from 1 on, got {number}")
+        if number is not None and not _is_count(number):
+            raise UserError(f"{name}: expected a number from 1 on, got {number!r}")
     with _opened(forecaster, source, wish) as (opened, ends):
         frames: list[pd.DataFrame] = []
         levels = checked_levels(forecaster, wish.levels)
@@ -183,8 +183,8 @@ def _opened(
     levels = checked_levels(forecaster, wish.levels)
     trained_points = forecaster.facts.shape.prediction_length
     points = trained_points if wish.horizon is None else wish.horizon
-    if not isinstance(points, int) or isinstance(points, bool) or points < 1:
-        raise UserError(f"horizon: expected a number of points from 1 on, got {points}")
+    if not _is_count(points):
+        raise UserError(f"horizon: expected a number of points from 1 on, got {points!r}")
     with TemporaryDirectory(prefix="forescale-") as name:
         folder = Path(name)
         try:
@@ -199,6 +199,10 @@ def _opened(
             sentence = str(error).removeprefix("data.source: ")  # the series were given otherwise
             raise UserError(_without_folder(sentence, folder)) from None
         yield opened, ends
+
+
+def _is_count(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
 
 def _read_future(

@@ -61,7 +61,7 @@ def test_encodings(tmp_path: Path, encoding: str) -> None:
 
 def test_another_encoding_is_asked_for(tmp_path: Path) -> None:
     file = written(tmp_path, TABLE, "cp1252")
-    with pytest.raises(UserError, match=r"is not UTF-8; .* set data.encoding=cp1252"):
+    with pytest.raises(UserError, match=r"is not UTF-8; .* such as data.encoding=cp1252"):
         read(file)
     with pytest.raises(UserError, match="there is no 'cp99999'"):
         read(file, encoding="cp99999")
@@ -190,3 +190,13 @@ def test_large_files_come_in_blocks(tmp_path: Path) -> None:
     file = written(tmp_path, text)
     blocks = [len(block) for block in read_texts(file, find_dialect(file))]
     assert len(blocks) > 1 and sum(blocks) == rows
+
+
+def test_a_carriage_return_within_a_line_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_bytes(b"date,v\n2024-01-01,1\n2024-01-02,2\r2024-01-03,3\n")
+    with pytest.raises(UserError, match=r"a\.csv, line 3: a carriage return stands within it"):
+        find_dialect(file)
+    file.write_bytes(bytes(range(256)) * 20)
+    with pytest.raises(UserError, match=r"a\.csv, line \d+: a carriage return stands within it"):
+        find_dialect(file, encoding="latin1")

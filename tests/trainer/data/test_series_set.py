@@ -155,7 +155,7 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     with pytest.raises(UserError, match="exists already"):
         write(tmp_path / "set", [made(1, ONE)], ONE)
-    with pytest.raises(UserError, match="no series has any value"):
+    with pytest.raises(UserError, match="no series is left to write: "):
         write(tmp_path / "other", [], ONE)
 
 

@@ -258,8 +258,15 @@ def test_a_backtest_leaves_out_series_that_are_too_short(general: Forecaster) ->
     with pytest.warns(UserWarning, match=partly):
         made = general.backtest(shops(a=100, bb=40), windows=4)
     assert made.groupby("shop")["cutoff"].nunique().to_dict() == {"a": 4, "bb": 3}
-    with pytest.raises(UserError, match="windows: expected a number from 1 on"):
-        general.backtest(shops(a=100), windows=0)
+    for wrong in (
+        {"windows": 0},
+        {"windows": 1.5},
+        {"windows": "3"},
+        {"step": 1.5},
+        {"step": True},
+    ):
+        with pytest.raises(UserError, match=f"{next(iter(wrong))}: expected a number from 1 on"):
+            general.backtest(shops(a=100), **wrong)
 
 
 def test_the_first_series_are_plotted_whatever_they_are_called(general: Forecaster) -> None:

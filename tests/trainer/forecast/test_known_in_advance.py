@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from model.errors import UserError
+from tests.settings import planned
 from tests.trainer.forecast.test_future import HORIZON, MANY, shops, trained
+from trainer.config.data_settings import DataConfig
+from trainer.config.table_settings import TableConfig
+from trainer.data import Dataset
+from trainer.data.prepare_set import prepare_set
 from trainer.data.windows import Split
 from trainer.forecast.forecaster import Forecaster
 
@@ -124,3 +131,55 @@ def test_scores_of_a_shorter_horizon_are_of_the_same_forecasts(
     )
     np.testing.assert_array_equal(made[0].target, expected[0].target[:, :5])
     np.testing.assert_allclose(made[1], expected[1][:, :5], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Forecaster, Path]:
+    """A network that reads a price and a holiday in advance, and its table."""
+    folder = tmp_path_factory.mktemp("two")
+    frame = priced(shops(a=200, bb=150))
+    frame = frame.assign(holiday=(frame.index % 7 == 0).astype(int))
+    frame.to_csv(folder / "shops.csv", index=False)
+    changes = {
+        **MANY,
+        "data.source": str(folder / "shops.csv"),
+        "data.targets": ["sales"],
+        "data.covariates": ["price", "holiday"],
+    }
+    return trained(folder, changes), folder / "shops.csv"
+
+
+@pytest.mark.parametrize("names", [["holiday", "price"], ["sales", "holiday"], ["price"], []])
+def test_columns_are_never_read_as_others(
+    two: tuple[Forecaster, Path], names: list[str], tmp_path: Path
+) -> None:
+    """Not in scores, nor in forecasts, nor of prepared sets, nor by weights that are taken over."""
+    forecaster, file = two
+    targets = ["price"] if "sales" in names else ["sales"]
+    reads = "the network reads price, holiday in advance"
+    with pytest.raises(UserError, match=reads):
+        forecaster.dataset_of({"data.covariates": names, "data.targets": targets})
+    with pytest.raises(UserError, match=reads):
+        forecaster.predict(file, covariates=names, targets=targets)
+    prepare_set([str(file)], tmp_path / "set", TableConfig(covariates=names, targets=targets))
+    plain = {"data.covariates": [], "data.targets": None, "data.source": str(tmp_path / "set")}
+    with pytest.raises(UserError, match=reads):
+        forecaster.dataset_of(plain)
+    if names[:1] == ["holiday"]:
+        changes = {**MANY, "data.source": str(file), "data.targets": ["sales"]}
+        changes |= {"data.covariates": names, "model.init_from": str(file.parent / "run")}
+        with pytest.raises(UserError, match=r"data\.covariates: holiday has another place than in"):
+            planned(tmp_path / "run", changes, 1)
+
+
+def test_a_mixture_has_its_covariates_in_one_order(
+    two: tuple[Forecaster, Path], tmp_path: Path
+) -> None:
+    paths = []
+    for names in (["price", "holiday"], ["holiday", "price"]):
+        config = TableConfig(covariates=names, targets=["sales"])
+        prepare_set([str(two[1])], tmp_path / names[0], config)
+        paths.append({"path": str(tmp_path / names[0])})
+    settings = {"source": paths, "context_length": 48, "prediction_length": 12}
+    with pytest.raises(UserError, match=r"covariates price, holiday, and .* holiday, price"):
+        Dataset(DataConfig.model_validate(settings))

@@ -89,10 +89,10 @@ def find_dialect(
         raise UserError(f"data.skip_rows: {path} has no line besides those")
     notes = []
     if separator is None:
-        separator = _separator(path, [line for _, line in kept[:200]])
+        separator = _separator(kept[:200], path)
         if separator != ",":
             notes.append(f"{path}: cells are divided by {SEPARATORS[separator]}")
-    rows = [next(csv.reader([line], delimiter=separator)) for _, line in kept[:200]]
+    rows = [_cells(path, number, line, separator) for number, line in kept[:200]]
     _check_header(path, rows, kept)
     names = tuple(name.strip() or f"column {at}" for at, name in enumerate(rows[0], start=1))
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
@@ -158,9 +158,10 @@ def _check_rows(path: Path, wrong: list[pa.csv.InvalidRow], dialect: Dialect) ->
 
 
 def _not_encoded(path: Path, encoding: str) -> UserError:
+    frequent = ", such as data.encoding=cp1252 (Western European)" if encoding != "cp1252" else ""
     return UserError(
-        f"data.encoding: {path} is not {encoding.upper()}; convert it, or set "
-        "data.encoding=cp1252 (Western European) or what it was written in"
+        f"data.encoding: {path} is not {encoding.upper()}; convert it, or set data.encoding to "
+        f"what it was written in{frequent}"
     )
 
 
@@ -179,11 +180,22 @@ def _decoded(path: Path, sample: bytes, encoding: str | None) -> tuple[str, str]
         raise _not_encoded(path, encoding) from None
 
 
-def _separator(path: Path, lines: list[str]) -> str:
+def _cells(path: Path, number: int, line: str, separator: str) -> list[str]:
+    """Return the cells of a line. Raises UserError where it is none."""
+    try:
+        return next(csv.reader([line], delimiter=separator))
+    except csv.Error:
+        raise UserError(
+            f"data.source: {path}, line {number}: a carriage return stands within it; save the "
+            "file with line ends of one kind, or it is no table of text"
+        ) from None
+
+
+def _separator(lines: list[tuple[int, str]], path: Path) -> str:
     """Return what divides the cells: what most lines have as many of, and more than none."""
     best, most = ",", 0.0
     for separator in SEPARATORS:
-        counts = Counter(len(next(csv.reader([line], delimiter=separator))) for line in lines)
+        counts = Counter(len(_cells(path, *line, separator)) for line in lines)
         cells, often = counts.most_common(1)[0]
         score = often / len(lines) * (1 + 0.01 * cells) if cells > 1 else 0.0
         if score > most + 1e-9:

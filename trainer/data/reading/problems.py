@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model.errors import UserError
+from model.sentences import shortened
 
 Policy = Literal["refuse", "skip"]
 
@@ -70,3 +71,17 @@ def _in_words(kind: _Kind) -> str:
         return kind.sentence
     count = f"{kind.count:,}, the first: " if kind.count > 1 else ""
     return f"{kind.sentence}: {count}{kind.example}"
+
+
+def no_target(source: str, left_out: dict[str, str]) -> UserError:
+    """Return the error for a table of whose columns none can be forecast: column -> why not."""
+    rest = shortened([f"{name} ({why})" for name, why in left_out.items()])
+    some = [name for name, why in left_out.items() if why != "is empty"]
+    some.sort(key=lambda name: left_out[name] == "text")
+    way_out = f"; name it, as in 'data.targets=[{some[0]}]'" if some else ""
+    if some and left_out[some[0]] == "text":
+        way_out += ", to be told which of its cells is no number"
+    return UserError(
+        f"data.targets: {source} has no column of numbers to forecast without being named; it has "
+        f"{rest or 'no other column'}{way_out}"
+    )

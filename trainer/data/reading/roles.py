@@ -19,6 +19,7 @@ from trainer.data.reading import number_format, time_format
 from trainer.data.reading.cells import NumberColumn, TimeColumn
 from trainer.data.reading.column_facts import ColumnFacts
 from trainer.data.reading.number_format import NumberFormat
+from trainer.data.reading.problems import no_target
 from trainer.data.reading.time_format import TimeFormat, TimeKind
 
 TIME_NAMES = ("time", "date", "timestamp", "datetime", "ds", "date_time", "datetime_utc", "datum")
@@ -321,13 +322,7 @@ class _Search:
             flags = [name for name, why in left_out.items() if why == "is a flag"]
             measured = flags if len(flags) == 1 else []
         if not measured:
-            rest = shortened([f"{name} ({why})" for name, why in left_out.items()])
-            number = next((name for name, why in left_out.items() if why != "text"), None)
-            way_out = "" if number is None else f"; name it, as in 'data.targets=[{number}]'"
-            raise UserError(
-                f"data.targets: {self.source} has no column of numbers to forecast without being "
-                f"named; it has {rest or 'no other column'}{way_out}"
-            )
+            raise no_target(self.source, left_out)
         left_out |= dict.fromkeys(flat, "does not vary")
         others = [f"{name} ({why})" for name, why in left_out.items() if name not in measured]
         if others or len(measured) > 1:
