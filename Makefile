@@ -12,13 +12,14 @@ EDITABLE := --config-settings editable_mode=compat --editable
 PARALLEL := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest \
   --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help setup demo peers test test-slow test-gpu bench check format clean
+.PHONY: help setup demo docs peers test test-slow test-gpu bench check format clean
 
 help:
 	@echo "make setup   a virtual environment in .venv with everything to train and test"
 	@echo "make demo    train a forecaster of electricity demand on two ranks (minutes)"
 	@echo "make test    the tests"
 	@echo "make test-slow  those that take minutes"
+	@echo "make docs    the documentation as a site, in site/"
 	@echo "make peers   an environment in .peers with libraries whose adapters are tested"
 	@echo "make test-gpu  what needs a CUDA device"
 	@echo "make bench   measure beside torch, Hugging Face and DeepSpeed on this CPU"
@@ -44,6 +45,14 @@ setup: .venv/.installed
 demo: setup
 	@$(BIN)/forescale train configs/demo.yaml --ranks 2
 	@$(BIN)/forescale evaluate runs/demo --report runs/demo/report.html --force
+
+docs: .docs/.installed
+	@NO_MKDOCS_2_WARNING=1 .docs/bin/mkdocs build --quiet --site-dir site
+
+.docs/.installed: docs/requirements.txt
+	@$(PYTHON) -m venv .docs
+	@.docs/bin/pip install --quiet --disable-pip-version-check --requirement docs/requirements.txt
+	@touch $@
 
 # They want an older pandas than ours: it stands before ours on this Python's path.
 peers: .peers/.installed
@@ -78,4 +87,4 @@ format: .venv/.checked
 	@$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .peers *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .peers .docs site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +111,8 @@ def test_onnxruntime_forecasts_as_the_run_does(name: str, tmp_path: Path) -> Non
     assert got["told"]["forecast"][1:] == list(forecaster.network.output.levels)
 
 
-@pytest.mark.parametrize(
-    "name", ["known", *(pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS if n != "known")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_exported_program_forecasts_as_the_run_does(name: str, tmp_path: Path) -> None:
     forecaster = trained(tmp_path, NETWORKS[name])
     main(["export", str(tmp_path / "run"), str(tmp_path / "out.pt2")])
@@ -163,8 +163,6 @@ def test_what_cannot_be_is_one_line_and_writes_nothing(
     options: list[str],
     words: str,
 ) -> None:
-    import sys
-
     trained(tmp_path, {})
     before = sorted(tmp_path.iterdir())
     monkeypatch.setitem(sys.modules, "onnxscript", None)

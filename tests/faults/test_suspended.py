@@ -10,6 +10,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from parallel.layout import Layout
@@ -47,6 +48,7 @@ def _train_slowly(rank: int, world: int, run: Path) -> list[Row]:
     return train_rank(rank, world, run, SETTINGS, on_step=step)
 
 
+@pytest.mark.slow
 def test_a_suspended_run_goes_on(tmp_path: Path) -> None:
     """As `scontrol suspend` and `resume` do: all ranks are stopped for longer than a hang lasts."""
     [expected, _] = ranks.run(train_rank, 2, tmp_path / "undisturbed", SETTINGS)

@@ -129,6 +129,7 @@ def test_a_run_that_fails_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     assert "lower train.learning_rate in a new run" in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_mistake_under_the_launcher_is_said_once_with_exit_code_2(tmp_path: Path) -> None:
     ended = finished(
         [
@@ -183,6 +184,7 @@ def training(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_resumes(
     training: subprocess.Popen[str], tmp_path: Path
 ) -> None:

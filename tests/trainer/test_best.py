@@ -75,7 +75,7 @@ def best_of(run: Path) -> int:
     ("world", "changes"),
     [
         (1, {}),
-        (2, {"parallel.pipeline": 2}),
+        pytest.param(2, {"parallel.pipeline": 2}, marks=pytest.mark.slow),
         pytest.param(2, {"parallel.zero_stage": 3}, marks=pytest.mark.slow),
         pytest.param(1, {"train.ema_decay": 0.9}, marks=pytest.mark.slow),
         (2, {"parallel.zero_stage": 3, "train.ema_decay": 0.9}),
@@ -121,6 +121,7 @@ def test_another_is_used_where_the_best_is_damaged(
     assert find(run).step == second
 
 
+@pytest.mark.slow
 def test_training_ends_where_nothing_better_comes(tmp_path: Path) -> None:
     """On one rank as on four, and after a stop; and it goes on with more patience."""
     changes = {**SETTINGS, "train.patience": 2, "train.steps": 90}

@@ -23,7 +23,7 @@ from trainer.data.reading.source import Source, open_source
 from trainer.data.reading.source_files import find_files
 from trainer.data.remote import is_remote, local_copy
 from trainer.data.set_format import Columns, Item, SetInfo, Values
-from trainer.data.set_writer import SetWriter
+from trainer.data.set_writer import SetWriter, partial_folder
 from trainer.files import file_digest
 
 VERSION = 3
@@ -66,10 +66,11 @@ def prepare_set(
                 progress(item)
             return writer.finish(problems.sentences(), timezone=_zone(opened, config))
         except OSError as error:
-            raise UserError(
-                f"{folder}: {first_line(error)}; what is written stays, and the same command goes "
-                "on from there"
-            ) from None
+            reason = error.strerror or first_line(error)
+            rest = "what is written stays, and the same command goes on from there"
+            if not partial_folder(folder).is_dir():
+                rest = "name another folder"
+            raise UserError(f"{folder}: {reason}; {rest}") from None
 
 
 def _here(sources: Sequence[str], folder: Path) -> list[str]:

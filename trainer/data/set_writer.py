@@ -38,6 +38,11 @@ PROGRESS_FILE = "progress.json"
 _Row = dict[str, Any]
 
 
+def partial_folder(folder: Path) -> Path:
+    """Return where a set lies while it is written."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
 class SetWriter:
     """Writes a set beside its folder, and moves it there when it is whole.
 
@@ -62,7 +67,7 @@ class SetWriter:
             raise UserError(f"{folder} exists already; remove it, or name another folder")
         self.folder = folder
         self.columns, self.dtype = columns, np.dtype(dtype)
-        self._partial = folder.with_name(f".{folder.name}.partial")
+        self._partial = partial_folder(folder)
         self._schema = shard_schema(columns, dtype)
         self._origin, self._shard_bytes = origin, shard_bytes
         self._shards: list[FileSum] = []

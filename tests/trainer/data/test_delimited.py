@@ -15,6 +15,7 @@ import pytest
 
 from model.errors import UserError
 from trainer.data.reading.delimited import find_dialect, is_delimited, read_texts
+from trainer.data.reading.problems import Problems
 
 TABLE = "time,load,place\n" + "".join(
     f"2024-01-01 {hour:02}:00,{hour}.5,Zürich\n" for hour in range(24)
@@ -24,7 +25,7 @@ TABLE = "time,load,place\n" + "".join(
 def read(file: Path, **options: Any) -> pd.DataFrame:
     """Return all rows of a file."""
     dialect = find_dialect(file, **options)
-    blocks = [block.to_pandas() for block in read_texts(file, dialect)]
+    blocks = [block.to_pandas() for block in read_texts(file, dialect, Problems())]
     return pd.concat(blocks, ignore_index=True)
 
 
@@ -154,7 +155,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("row", ["2024-01-02 00:00,1", "2024-01-02 00:00,1,a,b"])
 def test_a_row_of_another_length_is_named(tmp_path: Path, row: str) -> None:
     file = written(tmp_path, f"{TABLE}{row}\n{TABLE.split(chr(10), 1)[1]}")
-    with pytest.raises(UserError, match=rf"row 25: '{row}' has {row.count(',') + 1} cells"):
+    with pytest.raises(UserError, match=rf"line 26: '{row}' has {row.count(',') + 1} cells"):
         read(file)
 
 
@@ -181,14 +182,14 @@ def test_an_empty_file(tmp_path: Path, text: str) -> None:
 
 def test_a_header_alone_has_no_rows(tmp_path: Path) -> None:
     file = written(tmp_path, "time,load\n")
-    assert sum(len(block) for block in read_texts(file, find_dialect(file))) == 0
+    assert sum(len(block) for block in read_texts(file, find_dialect(file), Problems())) == 0
 
 
 def test_large_files_come_in_blocks(tmp_path: Path) -> None:
     rows = 800_000
     text = "time,load\n" + "2024-01-01 00:00:00,1.5\n" * rows
     file = written(tmp_path, text)
-    blocks = [len(block) for block in read_texts(file, find_dialect(file))]
+    blocks = [len(block) for block in read_texts(file, find_dialect(file), Problems())]
     assert len(blocks) > 1 and sum(blocks) == rows
 
 
@@ -200,3 +201,26 @@ def test_a_carriage_return_within_a_line_is_named(tmp_path: Path) -> None:
     file.write_bytes(bytes(range(256)) * 20)
     with pytest.raises(UserError, match=r"a\.csv, line \d+: a carriage return stands within it"):
         find_dialect(file, encoding="latin1")
+
+
+def test_a_row_with_other_cells_names_its_line_and_can_be_left_out(tmp_path: Path) -> None:
+    """Also after a cell with line ends, and in another encoding."""
+    text = 'date,v,é\n2024-01-01,1,"two\nlines"\n2024-01-02,2,b\n2024-01-03,3\n2024-01-04,4,d\nx\n'
+    for encoding in ("utf-8", "cp1252"):
+        file = tmp_path / f"{encoding}.csv"
+        file.write_bytes(text.encode(encoding))
+        dialect = find_dialect(file, encoding=encoding)
+        with pytest.raises(UserError) as caught:
+            list(read_texts(file, dialect, Problems()))
+        assert f"{file}, line 5: '2024-01-03,3' has 2 cells, and the header 3" in str(caught.value)
+        assert "set 'data.skip_rows=[5]', or leave it out with data.on_error=skip" in str(
+            caught.value
+        )
+        dialect = find_dialect(file, encoding=encoding, skip_rows=[5])
+        with pytest.raises(UserError, match=r"line 7: 'x' has 1 cell, .*'data\.skip_rows=\[5,7\]'"):
+            list(read_texts(file, dialect, Problems()))
+        problems = Problems("skip")
+        blocks = read_texts(file, find_dialect(file, encoding=encoding), problems)
+        assert sum(len(block) for block in blocks) == 3
+        [told] = problems.sentences()
+        assert told.startswith("rows with more or fewer cells than the header, left out: 2, the fi")

@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.csv
 
 from model.errors import UserError
+from model.sentences import counted
 from trainer.data.reading.compression import BROKEN, opened, suffix_of, unreadable
+from trainer.data.reading.problems import Problems
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".tab", ".dat")
 
@@ -103,10 +105,11 @@ def find_dialect(
     return Dialect(encoding, separator, names, header, later, tuple(notes))
 
 
-def read_texts(path: Path, dialect: Dialect) -> Iterator[pa.RecordBatch]:
+def read_texts(path: Path, dialect: Dialect, problems: Problems) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a file, block after block, with each cell as its text.
 
-    Raises UserError, naming the row, for one with more or fewer cells than the header.
+    Rows with more or fewer cells than the header are left out. Raises UserError, naming the line,
+    by the policy of `problems`.
     """
     wrong: list[pa.csv.InvalidRow] = []
 
@@ -135,9 +138,9 @@ def read_texts(path: Path, dialect: Dialect) -> Iterator[pa.RecordBatch]:
                 ),
             )
             for block in blocks:
-                _check_rows(path, wrong, dialect)
+                _report(path, wrong, dialect, problems)
                 yield block
-            _check_rows(path, wrong, dialect)
+            _report(path, wrong, dialect, problems)
     except UnicodeDecodeError:
         raise _not_encoded(path, dialect.encoding) from None
     except BROKEN as error:
@@ -146,15 +149,38 @@ def read_texts(path: Path, dialect: Dialect) -> Iterator[pa.RecordBatch]:
         raise unreadable(path, error) from None
 
 
-def _check_rows(path: Path, wrong: list[pa.csv.InvalidRow], dialect: Dialect) -> None:
-    if wrong:
-        first = wrong[0]
-        text = first.text if len(first.text) <= 60 else f"{first.text[:60]}..."
-        line = "" if first.number is None else f", row {first.number}"
-        raise UserError(
-            f"data.source: {path}{line}: {text!r} has {first.actual_columns} cells, and the "
-            f"header {first.expected_columns}; mend the row, or name its line in data.skip_rows"
-        )
+def _report(
+    path: Path, wrong: list[pa.csv.InvalidRow], dialect: Dialect, problems: Problems
+) -> None:
+    """Report rows with a wrong number of cells, and forget them."""
+    if not wrong:
+        return
+    first = wrong[0]
+    text = first.text if len(first.text) <= 60 else f"{first.text[:60]}..."
+    line = _line_of(path, dialect, first.text)
+    mend = "mend it"
+    if line is not None and dialect.skipped == 1:
+        others = sorted({*dialect.left_out, line})
+        mend += f", or set 'data.skip_rows=[{','.join(map(str, others))}]'"
+    where = "" if line is None else f", line {line}"
+    problems.lose(
+        "rows with more or fewer cells than the header, left out",
+        f"data.source: {path}{where}: {text!r} has {counted(first.actual_columns, 'cell')}, and "
+        f"the header {first.expected_columns}",
+        mend=mend,
+        count=len(wrong),
+    )
+    wrong.clear()
+
+
+def _line_of(path: Path, dialect: Dialect, text: str) -> int | None:
+    """Return the number of the first line after the header that is `text`; None for no such."""
+    with opened(path) as file:
+        for number, line in enumerate(_in_utf8(file, dialect.encoding), start=1):
+            is_text = line.decode("utf-8", "replace").rstrip("\r\n") == text
+            if is_text and number > dialect.skipped and number not in dialect.left_out:
+                return number
+    return None
 
 
 def _not_encoded(path: Path, encoding: str) -> UserError:
@@ -253,9 +279,7 @@ class _Content(io.RawIOBase):
     """The lines of a file that hold rows of data, in UTF-8."""
 
     def __init__(self, file: IO[bytes], dialect: Dialect) -> None:
-        is_utf8 = dialect.encoding.lower().replace("_", "-") in ("utf-8", "utf8", "ascii")
-        raw = file if is_utf8 else cast(IO[bytes], _Recoded(file, dialect.encoding))
-        self._file = io.BufferedReader(cast(io.RawIOBase, raw), 2**20)
+        self._file = _in_utf8(file, dialect.encoding)
         left_out = {*range(1, dialect.skipped + 1), *dialect.left_out}
         kept = (
             line
@@ -271,6 +295,13 @@ class _Content(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         before, self._before = self._before, b""
         return before or self._file.read(size)
+
+
+def _in_utf8(file: IO[bytes], encoding: str) -> io.BufferedReader:
+    """Return a file's content in UTF-8."""
+    is_utf8 = encoding.lower().replace("_", "-") in ("utf-8", "utf8", "ascii")
+    raw = file if is_utf8 else cast(IO[bytes], _Recoded(file, encoding))
+    return io.BufferedReader(cast(io.RawIOBase, raw), 2**20)
 
 
 class _Recoded(io.RawIOBase):

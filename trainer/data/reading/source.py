@@ -109,7 +109,7 @@ def _delimited(
     blocks = (
         _with_file(block.select(dialects[0].names), file, config)
         for file, dialect in zip(files, dialects, strict=True)
-        for block in delimited.read_texts(file, dialect)
+        for block in delimited.read_texts(file, dialect, problems)
     )
     for note in dialects[0].notes:
         problems.say(note)
