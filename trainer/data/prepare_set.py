@@ -67,10 +67,10 @@ def prepare_set(
             return writer.finish(problems.sentences(), timezone=_zone(opened, config))
         except OSError as error:
             reason = error.strerror or first_line(error)
-            rest = "what is written stays, and the same command goes on from there"
+            way_out = "what is written stays, and the same command goes on from there"
             if not partial_folder(folder).is_dir():
-                rest = "name another folder"
-            raise UserError(f"{folder}: {reason}; {rest}") from None
+                way_out = "name another folder"
+            raise UserError(f"{folder}: {reason}; {way_out}") from None
 
 
 def _here(sources: Sequence[str], folder: Path) -> list[str]:

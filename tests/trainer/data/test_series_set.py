@@ -12,6 +12,9 @@ import pyarrow as pa
 import pytest
 
 from model.errors import UserError
+from tests.trainer.data.sets import csv, hourly
+from trainer.config.table_settings import TableConfig
+from trainer.data.prepare_set import prepare_set
 from trainer.data.series_set import SeriesSet
 from trainer.data.set_format import Columns, Item, SetInfo
 from trainer.data.set_writer import SetWriter
@@ -211,3 +214,9 @@ def test_the_digest_is_of_the_contents(tmp_path: Path) -> None:
         write(tmp_path / name, of, ONE)
     a, b, c = (SeriesSet(tmp_path / name).digest for name in "abc")
     assert a == b != c
+
+
+def test_a_folder_in_which_nothing_can_be_written_is_told(tmp_path: Path) -> None:
+    file = csv(tmp_path, hourly(48))
+    with pytest.raises(UserError, match=r"^/proc/s: .*; name another folder$"):
+        prepare_set([str(file)], Path("/proc/s"), TableConfig())
