@@ -30,121 +30,11 @@ from trainer.logs.log import log
 MOST_SERIES = 2**16
 """Series of a batch, at most."""
 
-
-def export_graph(forecaster: Forecaster, out: Path) -> None:
-    """Write a forecaster's graph to `out`: ONNX if it ends with .onnx, else torch's program.
-
-    Its inputs are context [B, L, C] and, where something is known in advance, covariates
-    [B, L + H, F]; its output is forecast [B, H, C, 1 + levels]; see ForecasterGraph. B is any, and
-    L any up to data.context_length where the network takes such contexts. Raises UserError where
-    the file is there, or the network cannot be written so.
-    """
-    if out.exists():
-        raise UserError(f"{out} is there already; choose another file")
-    if not out.parent.is_dir():
-        raise UserError(f"{out}: there is no such folder")
-    partial = out.with_name(f".{uuid.uuid4().hex}.partial{out.suffix}")
-    try:
-        with _quiet():
-            (_write_onnx if out.suffix == ".onnx" else _write_program)(forecaster, partial)
-        partial.replace(out)
-    except ImportError as error:
-        raise UserError(f"{error.name} is not there; run: pip install 'forescale[onnx]'") from None
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
-    except RuntimeError as error:  # of torch.export and torch.onnx
-        raise UserError(
-            f"{out}: this network cannot be written as {out.suffix}: {_reason(error)}; name a "
-            "folder, to which any network can be exported"
-        ) from None
-    finally:
-        partial.unlink(missing_ok=True)
-    log.info("wrote %s: %s", out, f"{out.stat().st_size / 1e6:,.1f} MB")
-
-
-def _write_onnx(forecaster: Forecaster, file: Path) -> None:
-    import onnxscript  # noqa: F401 - torch's exporter needs it, and says so less plainly
-
-    graph, inputs, sizes = _traced(forecaster)
-    program = torch.onnx.export(
-        graph,
-        inputs,
-        dynamo=True,
-        dynamic_shapes=sizes,
-        input_names=["context", "covariates"][: len(inputs)],
-        output_names=["forecast"],
-        verbose=False,
-    )
-    assert program is not None
-    program.model.metadata_props["forescale"] = json.dumps(_description(forecaster))
-    program.save(file)
-
-
-def _write_program(forecaster: Forecaster, file: Path) -> None:
-    graph, inputs, sizes = _traced(forecaster)
-    program = torch.export.export(graph, inputs, dynamic_shapes=sizes)
-    extra = {"forescale.json": json.dumps(_description(forecaster))}
-    torch.export.save(program, file, extra_files=extra)
-
+MOST_BYTES = 2**31 - 2**24
+"""Bytes of weights that an ONNX file holds, which is one message of at most 2 GiB."""
 
 Sizes = tuple[dict[int, Dim], ...]
-
-
-def _traced(forecaster: Forecaster) -> tuple[ForecasterGraph, tuple[Tensor, ...], Sizes]:
-    """Return a graph, inputs to trace it with, and which of their sizes may be others."""
-    graph, shape = ForecasterGraph(forecaster).eval(), forecaster.facts.shape
-    lengths, horizon = forecaster.context_lengths(), shape.prediction_length
-    # Some lengths are fixed by patches and others not; the longest but one stands for any.
-    length = lengths[-1] if len(lengths) == 1 else lengths[-2]
-    batch = Dim("series", min=1, max=MOST_SERIES)
-    generator = torch.Generator().manual_seed(0)
-
-    def some(points: int, columns: int) -> Tensor:
-        return torch.randn(3, points, columns, generator=generator, dtype=torch.float64)
-
-    inputs, sizes = [some(length, shape.channels)], [{0: batch}]
-    if graph.columns:
-        inputs.append(some(length + horizon, graph.columns))
-        sizes.append({0: batch})
-    if len(lengths) > 2:
-        points = Dim("points", min=2, max=lengths[-1])
-        for size, of in zip(sizes, (points, points + horizon), strict=False):
-            size[1] = of
-    return graph, tuple(inputs), tuple(sizes)
-
-
-def _description(forecaster: Forecaster) -> dict[str, object]:
-    """Return what a graph's numbers are."""
-    facts, levels = forecaster.facts, forecaster.network.output.levels
-    return {
-        "channels": list(facts.channels),
-        "forecast": ["point", *levels],
-        "calendar": list(forecaster.settings.data.calendar),
-        "calendar_encoding": forecaster.settings.data.calendar_encoding,
-        "known": list(facts.known),
-        "step": forecaster.step,
-    }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Within, torch's exporters say nothing of what does not concern a user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def _reason(error: BaseException) -> str:
-    """Return the first line of an error's first cause."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return first_line(error)
+"""For each input of a graph, the dimensions whose size may be another."""
 
 
 class ForecasterGraph(nn.Module):
@@ -162,7 +52,8 @@ class ForecasterGraph(nn.Module):
 
     def __init__(self, forecaster: Forecaster) -> None:
         super().__init__()
-        self.network, self._facts = deepcopy(forecaster.network).float(), forecaster.facts
+        self.network = deepcopy(forecaster.network).float().cpu()
+        self._facts = forecaster.facts
         self.network.shape = replace(self.network.shape, missing=True)
         shape = self._facts.shape
         self._length, self._horizon = shape.context_length, shape.prediction_length
@@ -234,3 +125,118 @@ def _own_scale(values: Tensor) -> tuple[Tensor, Tensor]:
     centred = (values - mean).where(valid, 0.0)
     deviation = (centred.square().sum(1, keepdim=True) / count).sqrt()
     return mean, deviation.where(deviation > 0, 1.0)
+
+
+def export_graph(forecaster: Forecaster, out: Path) -> None:
+    """Write a forecaster's graph to `out`: ONNX if it ends with .onnx, else torch's program.
+
+    Its inputs are context [B, L, C] and, where something is known in advance, covariates
+    [B, L + H, F]; its output is forecast [B, H, C, 1 + levels]; see ForecasterGraph. B is any, and
+    L any up to data.context_length where the network takes such contexts. Raises UserError where
+    the file is there, or the network cannot be written so.
+    """
+    if out.exists():
+        raise UserError(f"{out} is there already; choose another file")
+    if not out.parent.is_dir():
+        raise UserError(f"{out}: there is no such folder")
+    partial = out.with_name(f".{uuid.uuid4().hex}.partial{out.suffix}")
+    try:
+        with _quiet():
+            (_write_onnx if out.suffix == ".onnx" else _write_program)(forecaster, partial)
+        partial.replace(out)
+    except ImportError as error:
+        raise UserError(f"{error.name} is not there; run: pip install 'forescale[onnx]'") from None
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
+    except RuntimeError as error:  # of torch.export and torch.onnx
+        raise UserError(
+            f"{out}: this network cannot be written as {out.suffix}: {_reason(error)}; name a "
+            "folder, to which any network can be exported"
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+    log.info("wrote %s: %s", out, f"{out.stat().st_size / 1e6:,.1f} MB")
+
+
+def _write_onnx(forecaster: Forecaster, file: Path) -> None:
+    import onnxscript  # noqa: F401 - torch's exporter needs it, and says so less plainly
+
+    graph, inputs, sizes = _traced(forecaster)
+    if sum(one.numel() * one.element_size() for one in graph.parameters()) > MOST_BYTES:
+        raise RuntimeError("it has more weights than the 2 GiB of an ONNX file hold")
+    program = torch.onnx.export(
+        graph,
+        inputs,
+        dynamo=True,
+        dynamic_shapes=sizes,
+        input_names=["context", "covariates"][: len(inputs)],
+        output_names=["forecast"],
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props["forescale"] = json.dumps(_description(forecaster))
+    program.save(file)
+
+
+def _write_program(forecaster: Forecaster, file: Path) -> None:
+    graph, inputs, sizes = _traced(forecaster)
+    program = torch.export.export(graph, inputs, dynamic_shapes=sizes)
+    extra = {"forescale.json": json.dumps(_description(forecaster))}
+    torch.export.save(program, file, extra_files=extra)
+
+
+def _traced(forecaster: Forecaster) -> tuple[ForecasterGraph, tuple[Tensor, ...], Sizes]:
+    """Return a graph, inputs to trace it with, and which of their sizes may be others."""
+    graph, shape = ForecasterGraph(forecaster).eval(), forecaster.facts.shape
+    lengths, horizon = forecaster.context_lengths(), shape.prediction_length
+    # Some lengths are fixed by patches and others not; the longest but one stands for any.
+    length = lengths[-1] if len(lengths) == 1 else lengths[-2]
+    batch = Dim("series", min=1, max=MOST_SERIES)
+    generator = torch.Generator().manual_seed(0)
+
+    def some(points: int, columns: int) -> Tensor:
+        return torch.randn(3, points, columns, generator=generator, dtype=torch.float64)
+
+    inputs, sizes = [some(length, shape.channels)], [{0: batch}]
+    if graph.columns:
+        inputs.append(some(length + horizon, graph.columns))
+        sizes.append({0: batch})
+    if len(lengths) > 2:
+        points = Dim("points", min=2, max=lengths[-1])
+        for size, of in zip(sizes, (points, points + horizon), strict=False):
+            size[1] = of
+    return graph, tuple(inputs), tuple(sizes)
+
+
+def _description(forecaster: Forecaster) -> dict[str, object]:
+    """Return what a graph's numbers are."""
+    facts, levels = forecaster.facts, forecaster.network.output.levels
+    return {
+        "channels": list(facts.channels),
+        "forecast": ["point", *levels],
+        "calendar": list(forecaster.settings.data.calendar),
+        "calendar_encoding": forecaster.settings.data.calendar_encoding,
+        "known": list(facts.known),
+        "step": forecaster.step,
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within, torch's exporters say nothing of what does not concern a user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of an error's first cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
