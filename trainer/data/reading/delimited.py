@@ -91,7 +91,7 @@ def find_dialect(
         raise UserError(f"data.skip_rows: {path} has no line besides those")
     notes = []
     if separator is None:
-        separator = _separator(kept[:200], path)
+        separator = _separator(path, kept[:200])
         if separator != ",":
             notes.append(f"{path}: cells are divided by {SEPARATORS[separator]}")
     rows = [_cells(path, number, line, separator) for number, line in kept[:200]]
@@ -112,9 +112,14 @@ def read_texts(path: Path, dialect: Dialect, problems: Problems) -> Iterator[pa.
     by the policy of `problems`.
     """
     wrong: list[pa.csv.InvalidRow] = []
+    """The first one alone: a file may have many."""
+    count = 0
 
     def on_wrong(row: pa.csv.InvalidRow) -> str:
-        wrong.append(row)
+        nonlocal count
+        count += 1
+        if not wrong:
+            wrong.append(row)
         return "skip"
 
     try:
@@ -138,9 +143,11 @@ def read_texts(path: Path, dialect: Dialect, problems: Problems) -> Iterator[pa.
                 ),
             )
             for block in blocks:
-                _report(path, wrong, dialect, problems)
+                if wrong and problems.policy == "refuse":
+                    break
                 yield block
-            _report(path, wrong, dialect, problems)
+            if wrong:
+                _report(path, wrong[0], count, dialect, problems)
     except UnicodeDecodeError:
         raise _not_encoded(path, dialect.encoding) from None
     except BROKEN as error:
@@ -150,12 +157,9 @@ def read_texts(path: Path, dialect: Dialect, problems: Problems) -> Iterator[pa.
 
 
 def _report(
-    path: Path, wrong: list[pa.csv.InvalidRow], dialect: Dialect, problems: Problems
+    path: Path, first: pa.csv.InvalidRow, count: int, dialect: Dialect, problems: Problems
 ) -> None:
-    """Report rows with a wrong number of cells, and forget them."""
-    if not wrong:
-        return
-    first = wrong[0]
+    """Report `count` rows with a wrong number of cells, of which one is the first."""
     text = first.text if len(first.text) <= 60 else f"{first.text[:60]}..."
     line = _line_of(path, dialect, first.text)
     mend = "mend it"
@@ -168,9 +172,8 @@ def _report(
         f"data.source: {path}{where}: {text!r} has {counted(first.actual_columns, 'cell')}, and "
         f"the header {first.expected_columns}",
         mend=mend,
-        count=len(wrong),
+        count=count,
     )
-    wrong.clear()
 
 
 def _line_of(path: Path, dialect: Dialect, text: str) -> int | None:
@@ -217,7 +220,7 @@ def _cells(path: Path, number: int, line: str, separator: str) -> list[str]:
         ) from None
 
 
-def _separator(lines: list[tuple[int, str]], path: Path) -> str:
+def _separator(path: Path, lines: list[tuple[int, str]]) -> str:
     """Return what divides the cells: what most lines have as many of, and more than none."""
     best, most = ",", 0.0
     for separator in SEPARATORS:
