@@ -258,14 +258,13 @@ class Forecaster:
     def table_config(self, given: Mapping[str, Any]) -> TableConfig:
         """Return how tables are read: as in training but for the settings `given`.
 
-        Raises UserError for settings that are wrong.
+        Covariates are by default those that the network reads, of which the settings of one that
+        was trained on a prepared set say nothing. Raises UserError for settings that are wrong.
         """
-        if self.facts.known and given.get("covariates") == []:
-            raise UserError(
-                f"data.covariates: the network reads {', '.join(self.facts.known)} in advance; "
-                "leave it out"
-            )
-        return checked_table(self.settings.data.table.model_dump() | dict(given))
+        table = self.settings.data.table.model_dump()
+        if not table["covariates"]:
+            table["covariates"] = list(self.facts.known)
+        return checked_table(table | dict(given))
 
     def context_lengths(self) -> range:
         """Return the lengths of the contexts that the network takes."""

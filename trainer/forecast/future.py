@@ -100,14 +100,14 @@ class FutureForecast:
 class Wish:
     """What is to be forecast."""
 
-    horizon: int | None = None
+    horizon: int | None
     """Points, by default as many as were trained; beyond those quantile paths are fed back."""
-    levels: Sequence[float] | None = None
+    levels: Sequence[float] | None
     """Quantiles, by default those that the network forecasts."""
-    future: str | Path | Frame | None = None
+    future: str | Path | Frame | None
     """Columns known in advance; they may stand beside the series, in rows without targets."""
-    table: TableConfig | None = None
-    """How tables are read, by default as in training."""
+    table: TableConfig
+    """How tables are read."""
 
 
 def forecast_future(
@@ -176,10 +176,7 @@ def _opened(
     forecaster: Trained, source: str | Path | Frame, wish: Wish
 ) -> Iterator[tuple[Source, SeriesEnds]]:
     """Within, a source's series are read. Raises UserError where that cannot be."""
-    trained = forecaster.settings.data
-    config = wish.table or trained.table
-    if forecaster.facts.known and not config.covariates:
-        config = config.model_copy(update={"covariates": list(forecaster.facts.known)})
+    trained, config = forecaster.settings.data, wish.table
     levels = checked_levels(forecaster, wish.levels)
     trained_points = forecaster.facts.shape.prediction_length
     points = trained_points if wish.horizon is None else wish.horizon

@@ -183,3 +183,18 @@ def test_a_mixture_has_its_covariates_in_one_order(
     settings = {"source": paths, "context_length": 48, "prediction_length": 12}
     with pytest.raises(UserError, match=r"covariates price, holiday, and .* holiday, price"):
         Dataset(DataConfig.model_validate(settings))
+
+
+def test_a_set_with_what_the_network_reads_may_be_taken_as_it_is(
+    two: tuple[Forecaster, Path], tmp_path: Path
+) -> None:
+    """As the sentence about a set of other columns tells to, by data.covariates=[]."""
+    forecaster, file = two
+    frame = pd.read_csv(file)
+    is_future = frame.groupby("shop").cumcount(ascending=False) < HORIZON
+    frame.assign(sales=frame["sales"].where(~is_future)).to_csv(tmp_path / "own.csv", index=False)
+    config = TableConfig(covariates=["price", "holiday"], targets=["sales"])
+    prepare_set([str(tmp_path / "own.csv")], tmp_path / "set", config)
+    made = forecaster.predict(tmp_path / "set", covariates=[], targets=None)
+    expected = forecaster.predict(tmp_path / "own.csv")
+    np.testing.assert_allclose(made["mean"], expected["mean"], rtol=1e-6)
