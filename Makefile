@@ -19,9 +19,9 @@ help:
 	@echo "make demo    train a forecaster of electricity demand on two ranks (minutes)"
 	@echo "make test    the tests"
 	@echo "make test-slow  those that take minutes"
-	@echo "make docs    the documentation as a site, in site/"
-	@echo "make peers   an environment in .peers with libraries whose adapters are tested"
 	@echo "make test-gpu  what needs a CUDA device"
+	@echo "make peers   an environment in .peers with libraries whose adapters are tested"
+	@echo "make docs    the documentation as a site, in site/"
 	@echo "make bench   measure beside torch, Hugging Face and DeepSpeed on this CPU"
 	@echo "make check   lint, types and the direction of imports"
 

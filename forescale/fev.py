@@ -16,11 +16,9 @@ from fev import EvaluationWindow, ForecastingModel, Task
 from forescale import Forecaster, UserError
 from trainer.data.frequency import Frequency, find_grid
 from trainer.data.set_format import Item
+from trainer.forecast.future import BATCH
 from trainer.forecast.items import forecast_items
 from trainer.forecast.quantile_levels import checked_levels
-
-BATCH = 64
-"""Series that are forecast at once."""
 
 
 class ForescaleModel(ForecastingModel):  # type: ignore[misc]
@@ -67,19 +65,17 @@ class ForescaleModel(ForecastingModel):  # type: ignore[misc]
         levels: list[float],
     ) -> datasets.DatasetDict:
         """Return the forecasts of a window, by target."""
-        targets, points, quantiles = window.target_columns, [], []
+        targets, made = window.target_columns, []
         for first in range(0, len(past), BATCH):
             rows = range(first, min(first + BATCH, len(past)))
             items = [self._item(task, window, past[row], future[row]) for row in rows]
-            made = forecast_items(self._forecaster, items, targets, window.horizon, levels)
-            points.append(made[0])
-            quantiles.append(made[1])
-        both = np.concatenate([np.concatenate(points)[..., None], np.concatenate(quantiles)], -1)
+            made.append(forecast_items(self._forecaster, items, targets, window.horizon, levels))
+        forecasts = np.concatenate(made)  # [B, C, T, 1 + levels]
         names = ["predictions", *map(str, levels)]
         return datasets.DatasetDict(
             {
                 target: datasets.Dataset.from_dict(
-                    {name: list(both[:, channel, :, n]) for n, name in enumerate(names)}
+                    {name: list(forecasts[:, channel, :, n]) for n, name in enumerate(names)}
                 )
                 for channel, target in enumerate(targets)
             }
@@ -92,7 +88,9 @@ class ForescaleModel(ForecastingModel):  # type: ignore[misc]
         name = str(past[window.id_column])
         times = np.asarray(past[window.timestamp_column], "datetime64[us]")
         grid = find_grid(times)
-        freq = task.freq if grid is None else grid.frequency.name(times[0])
+        freq = (
+            Frequency.named(task.freq, times[0]) if grid is None else grid.frequency.name(times[0])
+        )
         known = [
             np.concatenate([_numbers(past[column]), _numbers(future[column])])
             for column in self._forecaster.facts.known
@@ -101,7 +99,7 @@ class ForescaleModel(ForecastingModel):  # type: ignore[misc]
         return Item(
             name,
             times[0],
-            Frequency.named(freq, times[0]),
+            freq,
             target,
             np.stack(known) if known else np.empty((0, len(times))),
             np.empty((0, len(times))),

@@ -52,11 +52,8 @@ class Predictor(RepresentablePredictor):  # type: ignore[misc]
             items = [self._item(entry) for entry in entries]
             channels = range(1, 1 + len(items[0].target))
             names = ["target"] if len(channels) == 1 else [f"target {n}" for n in channels]
-            points, quantiles = forecast_items(
-                self._forecaster, items, names, self.prediction_length, levels
-            )
-            both = np.concatenate([points[..., None], quantiles], -1)  # [B, C, T, keys]
-            for entry, forecast in zip(entries, both, strict=True):
+            made = forecast_items(self._forecaster, items, names, self.prediction_length, levels)
+            for entry, forecast in zip(entries, made, strict=True):
                 arrays = forecast.transpose(2, 1, 0)
                 yield QuantileForecast(
                     arrays if np.ndim(entry["target"]) > 1 else arrays[..., 0],

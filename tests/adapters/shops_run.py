@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tests import ranks
-from tests.settings import train_rank
-from tests.trainer.forecast.test_future import MANY, shops
+from tests.trainer.forecast.test_future import MANY, shops, trained
 
 KINDS = {
     "alone": (["sales"], []),
@@ -33,5 +31,5 @@ def shops_run(folder: Path, kind: str) -> pd.DataFrame:
         "data.covariates": known,
         "data.calendar": ["day_of_week"],
     }
-    ranks.run(train_rank, 1, folder / "run", {**MANY, **changes})
+    trained(folder, {**MANY, **changes})
     return frame

@@ -14,10 +14,8 @@ import torch
 
 from launch.cli import main
 from model.errors import UserError
-from tests import ranks
 from tests.peers import answer
-from tests.settings import train_rank
-from tests.trainer.forecast.test_future import CONTEXT, HORIZON, MANY, shops
+from tests.trainer.forecast.test_future import CONTEXT, HORIZON, MANY, shops, trained
 from trainer.forecast.forecaster import Forecaster
 from trainer.forecast.graph import export_graph
 
@@ -57,7 +55,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 """Networks that graphs are made of."""
 
 
-def trained(folder: Path, changes: dict[str, Any]) -> Forecaster:
+def trained_on_shops(folder: Path, changes: dict[str, Any]) -> Forecaster:
     frame = shops(a=200, bb=150)
     frame["price"] = np.random.default_rng(1).normal(20, 1, len(frame))
     frame.to_csv(folder / "shops.csv", index=False)
@@ -68,8 +66,7 @@ def trained(folder: Path, changes: dict[str, Any]) -> Forecaster:
         "data.calendar": ["day_of_week"],
         **changes,
     }
-    ranks.run(train_rank, 1, folder / "run", changes)
-    return Forecaster.load(folder / "run")
+    return trained(folder, changes)
 
 
 def windows(forecaster: Forecaster) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
@@ -96,7 +93,7 @@ def expected(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_onnxruntime_forecasts_as_the_run_does(name: str, tmp_path: Path) -> None:
-    forecaster = trained(tmp_path, NETWORKS[name])
+    forecaster = trained_on_shops(tmp_path, NETWORKS[name])
     given = windows(forecaster)
     arrays = {f"context {n}": context for n, (context, _) in enumerate(given)}
     arrays |= {f"covariates {n}": covariates for n, (_, covariates) in enumerate(given)}
@@ -114,7 +111,7 @@ def test_onnxruntime_forecasts_as_the_run_does(name: str, tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_exported_program_forecasts_as_the_run_does(name: str, tmp_path: Path) -> None:
-    forecaster = trained(tmp_path, NETWORKS[name])
+    forecaster = trained_on_shops(tmp_path, NETWORKS[name])
     main(["export", str(tmp_path / "run"), str(tmp_path / "out.pt2")])
     extra = {"forescale.json": ""}
     program = torch.export.load(tmp_path / "out.pt2", extra_files=extra).module()
@@ -140,7 +137,7 @@ def test_the_exported_program_forecasts_as_the_run_does(name: str, tmp_path: Pat
 def test_what_onnx_cannot_hold_is_refused_with_the_reason(
     changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    trained(tmp_path, changes)
+    trained_on_shops(tmp_path, changes)
     np.savez(tmp_path / "inputs.npz")
     got = answer(SCRIPT, tmp_path / "run", tmp_path / "out.onnx", tmp_path / "inputs.npz")
     assert "cannot be written as .onnx: " in got["refused"]
@@ -163,7 +160,7 @@ def test_what_cannot_be_is_one_line_and_writes_nothing(
     options: list[str],
     words: str,
 ) -> None:
-    trained(tmp_path, {})
+    trained_on_shops(tmp_path, {})
     before = sorted(tmp_path.iterdir())
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(SystemExit, match="2"):

@@ -21,11 +21,11 @@ def forecast_items(
     channels: Sequence[str],
     horizon: int,
     levels: Sequence[float],
-) -> tuple[Doubles, Doubles]:
+) -> Doubles:
     """Return forecasts of the points after items' last ones, in their own units.
 
-    They are points [B, C, T], T = `horizon`, and quantiles [B, C, T, levels]; where the network has
-    no quantiles these are the points again. Items have the channels named `channels`, and what is
+    They are points and quantiles [B, C, T, 1 + levels], T = `horizon`; where the network has no
+    quantiles these are the points again. Items have the channels named `channels`, and what is
     known in advance of T points more. What has no value at all is forecast as 0. Raises UserError
     where the network does not take the items; `checked_levels` says which levels it has.
     """
@@ -51,4 +51,4 @@ def forecast_items(
     if some:
         made[some] = ends.forecasts(some)
     quantiles = made[..., 1:] if trained else made
-    return made[..., 0], at_levels(trained or [0.5], quantiles, levels)
+    return np.concatenate([made[..., :1], at_levels(trained or [0.5], quantiles, levels)], -1)
