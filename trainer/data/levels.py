@@ -40,7 +40,10 @@ def _note_outliers(
     problems: Problems,
 ) -> None:
     sample = present[:: max(1, len(present) // LOOKED_AT)]
-    bottom, top = np.percentile(sample, [5, 95]).tolist()
+    usual = sample[~np.isin(sample, CODES)]  # a code may be more frequent than any value
+    if not len(usual):
+        return
+    bottom, top = np.percentile(usual, [5, 95]).tolist()
     spread = top - bottom
     for value, beyond in ((low, bottom - low), (high, high - top)):
         if spread <= 0 or beyond <= FAR * spread:

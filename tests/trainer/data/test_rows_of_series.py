@@ -209,6 +209,13 @@ def test_codes_and_mistakes_are_said(tmp_path: Path, value: float, word: str) ->
     assert np.isnan(clean.target(0)).sum() in (1, 3)
 
 
+def test_a_frequent_code_is_said(tmp_path: Path) -> None:
+    frame = hourly(500).assign(load=10 + np.sin(np.arange(500)))
+    frame.loc[::4, "load"] = -9999
+    (note,) = prepared(tmp_path, csv(tmp_path, frame)).info.notes
+    assert "data.missing=[-9999]" in note and "125 values" in note
+
+
 def test_infinite_values(tmp_path: Path) -> None:
     frame = hourly()
     frame.loc[7, "load"] = np.inf
