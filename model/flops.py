@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from model.attention import CrossAttention, SelfAttention
-from model.layers import DecoderLayer, EncoderLayer
+from model.layers import BaseTransformerLayer, DecoderLayer, EncoderLayer, VariateLayer
 from model.moe import MixtureOfExperts
 from model.network import TimeSeriesTransformer
 from model.sequential import Layer
@@ -30,9 +30,14 @@ def forward_flops(network: TimeSeriesTransformer, layer: Layer) -> float:
 def _module(module: nn.Module, tokens: int, memory: int) -> float:
     """Return the operations of one row of `tokens` tokens."""
     if isinstance(module, EncoderLayer):
-        return _self_attention(module.self_attention, tokens) + _feed_forward(module, tokens)
+        return _self_attention(module.self_attention, tokens, tokens) + _feed_forward(
+            module, tokens
+        )
+    if isinstance(module, VariateLayer):
+        attention = _self_attention(module.variate_attention, tokens, module.variates)
+        return attention + _feed_forward(module, tokens)
     if isinstance(module, DecoderLayer):
-        attention = _self_attention(module.self_attention, tokens)
+        attention = _self_attention(module.self_attention, tokens, tokens)
         attention += _cross_attention(module.cross_attention, tokens, memory)
         return attention + _feed_forward(module, tokens)
     return 2 * tokens * _matrices(module)
@@ -43,10 +48,10 @@ def _matrices(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.ndim > 1)
 
 
-def _self_attention(module: SelfAttention, tokens: int) -> float:
-    """Return the operations of one row of `tokens` tokens."""
+def _self_attention(module: SelfAttention, tokens: int, seen: int) -> float:
+    """Return the operations of one row of `tokens` tokens, each of which attends to `seen`."""
     weights = module.query_key_value.numel() + module.output.numel()
-    return 2 * tokens * weights + 4 * tokens * tokens * _width(module)
+    return 2 * tokens * weights + 4 * tokens * seen * _width(module)
 
 
 def _cross_attention(module: CrossAttention, tokens: int, memory: int) -> float:
@@ -61,7 +66,7 @@ def _width(module: SelfAttention | CrossAttention) -> int:
     return module.output[0].numel()
 
 
-def _feed_forward(layer: EncoderLayer | DecoderLayer, tokens: int) -> float:
+def _feed_forward(layer: BaseTransformerLayer, tokens: int) -> float:
     """Return the operations of one row of `tokens` tokens; of experts only the chosen count."""
     module = layer.feed_forward
     if not isinstance(module, MixtureOfExperts):

@@ -109,6 +109,44 @@ class EncoderLayer(BaseTransformerLayer):
         return self.feed_forward_block(x, padding)
 
 
+class VariateLayer(BaseTransformerLayer):
+    """Attention among the variates of a sample at each token, then feed-forward.
+
+    Variates have no order, so no position enters, and any number of them can be given (Woo et al.
+    2024, Moirai; Cohen et al. 2024, Toto; Ansari et al. 2025, Chronos-2).
+    """
+
+    def __init__(self, config: TransformerConfig, att_type: AttentionType, variates: int) -> None:
+        super().__init__(config)
+        self.variates = variates
+        """Consecutive rows that are one sample's."""
+        self.variate_attention_norm = make_norm(config)
+        # Frequencies are those of time.
+        att_type = "flash" if att_type == "frequency" else att_type
+        self.variate_attention = SelfAttention(config, att_type)
+        self.variate_attention.rotary = False
+
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Apply the layer to x [B * variates, T, d_model].
+
+        padding [B * variates, T] bool is True on tokens that the others do not attend to.
+        """
+        mask = None if padding is None else merge_masks(self._exchanged(padding, self.variates))
+        tokens = x.shape[1]
+
+        def attend(h: Tensor) -> Tensor:
+            among = self.variate_attention(self._exchanged(h, self.variates), mask)
+            return self._exchanged(among, tokens)
+
+        x = self.residual(x, self.variate_attention_norm, attend)
+        return self.feed_forward_block(x, padding)
+
+    @staticmethod
+    def _exchanged(x: Tensor, count: int) -> Tensor:
+        """Return x [B * count, n, ...] as [B * n, count, ...]."""
+        return x.unflatten(0, (-1, count)).transpose(1, 2).flatten(0, 1)
+
+
 class DecoderLayer(BaseTransformerLayer):
     """Self-attention, cross-attention to the memory, then feed-forward."""
 

@@ -46,9 +46,13 @@ class ModelConfig(TransformerConfig):
     patch_projection: Literal["linear", "residual"] = "linear"
     """Projection of a patch's numbers to a token, and of a token to what it forecasts: linear, or
     with a hidden layer added to that (Das et al. 2024, TimesFM)."""
-    channels: Literal["independent", "mixed"] = "independent"
-    """Treatment of a series' channels: independent forecasts each by itself with the same weights,
-    mixed puts all channels of a patch into one token."""
+    channels: Literal["independent", "grouped", "mixed"] = "independent"
+    """Treatment of a series' channels: independent forecasts each by itself with the same weights;
+    grouped does so, too, but some layers attend to the other channels of the series at the same
+    time, in place of other times; mixed puts all channels of a patch into one token."""
+    variates_every: Annotated[int, Field(ge=2, le=10_000)] = 2
+    """Of channels: grouped, one layer of so many attends to other channels; not those of a query
+    decoder."""
     channel_embedding: bool = False
     """Whether a learned vector per channel is added, so that the same weights can distinguish
     channels. It needs channels: independent, and ties the weights to this set of channels."""
@@ -87,6 +91,18 @@ class ModelConfig(TransformerConfig):
             raise ValueError(
                 "channel_embedding: mixed tokens hold all channels already; "
                 "use channels: independent or channel_embedding: false"
+            )
+        if self.channels == "grouped" and self.share_layers:
+            raise ValueError(
+                "channels: grouped has layers of two kinds, which share no weights; use "
+                "share_layers: false"
+            )
+        if self.channels == "grouped" and not self.variate_layers:
+            raise ValueError(
+                f"variates_every: none of num_layers: {self.num_layers} would attend to other "
+                f"channels; use at most {self.num_layers}, or channels: independent"
+                if self.num_layers > 1
+                else "channels: grouped needs num_layers: 2 at least, as its layers alternate"
             )
         if self.architecture == "decoder" and self.att_type_of_decoder == "frequency":
             raise ValueError(f"att_type: {FREQUENCY_SEES_ALL}")
@@ -139,6 +155,13 @@ class ModelConfig(TransformerConfig):
         if not self.share_layers:
             return self.transformer_layers
         return 2 if self.architecture == "encoder_decoder" else 1
+
+    @property
+    def variate_layers(self) -> range:
+        """Layers of the stack that reads values which attend to other channels."""
+        if self.channels != "grouped":
+            return range(0)
+        return range(self.variates_every - 1, self.num_layers, self.variates_every)
 
     @property
     def has_queries(self) -> bool:
@@ -202,6 +225,7 @@ class ModelConfig(TransformerConfig):
             (self.architecture != "encoder_decoder", architecture, ("num_decoder_layers",)),
             (self.architecture == "encoder", architecture, ("decoder_att_type",)),
             (self.architecture != "encoder", architecture, ("head",)),
+            (self.channels != "grouped", f"channels: {self.channels}", ("variates_every",)),
             (self.architecture != "decoder", architecture, ("loss_positions",)),
             (
                 not (self.has_queries or self.scores_all_positions),

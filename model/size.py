@@ -9,18 +9,17 @@ from model.network_config import ModelConfig, SeriesShape
 def network_parameters(config: ModelConfig, shape: SeriesShape) -> int:
     """Return the number of parameters of `TimeSeriesTransformer(config, shape)`."""
     memory, _ = config.patches(shape.context_length, shape.prediction_length)
-    channels = 1 if config.channels == "independent" else shape.channels
+    channels = shape.channels if config.channels == "mixed" else 1
     values = (2 + config.periods) * config.patch_length * channels
     known = config.known_patch_length * shape.covariates
     asked = 1 + config.periods * channels + shape.covariates
-    causal = config.att_type_of_decoder
     total = 0
     if config.architecture == "encoder":
-        total += stack_parameters(config, values + known, encoder_layer(config, config.att_type))
+        total += reading_stack(config, values + known, config.att_type)
     elif config.architecture == "decoder":
-        total += stack_parameters(config, values + known, encoder_layer(config, causal))
+        total += reading_stack(config, values + known, config.att_type_of_decoder)
     else:
-        total += stack_parameters(config, values + known, encoder_layer(config, config.att_type))
+        total += reading_stack(config, values + known, config.att_type)
         queries = config.future_patch_length * asked
         total += stack_parameters(config, queries, decoder_layer(config), config.decoder_layers)
     if config.has_token_head:
@@ -49,6 +48,16 @@ def projection(config: TransformerConfig, inputs: int, outputs: int) -> int:
         return linear
     hidden = 2 * config.d_model
     return linear + (inputs + 1) * hidden + (hidden + 1) * outputs
+
+
+def reading_stack(config: ModelConfig, input_size: int, att_type: AttentionType) -> int:
+    """Return the parameters of a stack that reads values, some of whose layers attend to variates.
+
+    Those have no frequencies.
+    """
+    layer = encoder_layer(config, att_type)
+    fewer = layer - encoder_layer(config, "flash") if att_type == "frequency" else 0
+    return stack_parameters(config, input_size, layer) - len(config.variate_layers) * fewer
 
 
 def stack_parameters(

@@ -5,12 +5,14 @@ Shapes and letters as in `network`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from model.config import AttentionType
 from model.embedding import CalendarEmbedding, ChannelEmbedding
-from model.layers import DecoderLayer, EncoderLayer
+from model.layers import DecoderLayer, EncoderLayer, VariateLayer
 from model.network_config import ModelConfig, SeriesShape
 from model.patches import Align
 from model.projection import make_projection
@@ -40,10 +42,10 @@ class TokenNetwork(nn.Module):
         self.encoder: Stack | None = None
         self.decoder: Stack | None = None
         if config.architecture != "decoder":
-            layers = make_layers(config, config.num_layers, lambda: EncoderLayer(config))
+            layers = self._alternating(config.att_type, lambda: EncoderLayer(config))
             self.encoder = Stack(self._projection(self.features.size), config, layers)
         if config.architecture == "decoder":
-            layers = make_layers(config, config.num_layers, self._causal_layer)
+            layers = self._alternating(config.att_type_of_decoder, self._causal_layer)
             self.decoder = Stack(self._projection(self.features.size), config, layers)
         if config.architecture == "encoder_decoder":
             layers = make_layers(config, config.decoder_layers, self._query_layer)
@@ -60,6 +62,14 @@ class TokenNetwork(nn.Module):
 
     def _projection(self, numbers: int) -> nn.Module:
         return make_projection(self.config, numbers, self.config.d_model)
+
+    def _alternating(self, att_type: AttentionType, make: Callable[[], nn.Module]) -> nn.ModuleList:
+        """Return the layers of a stack that reads values: some of them attend to other variates."""
+        config = self.config
+        layers = make_layers(config, config.num_layers, make)
+        for index in config.variate_layers:
+            layers[index] = VariateLayer(config, att_type, self.rows_per_sample)
+        return layers
 
     def _causal_layer(self) -> EncoderLayer:
         return EncoderLayer(self.config, self.config.att_type_of_decoder, is_causal=True)
@@ -129,13 +139,13 @@ class TokenNetwork(nn.Module):
             if len(inputs) > 2
             else covariates.new_ones(context.shape[0], self.shape.prediction_length)
         )
-        flags, padding = self.features.asked(asked)
+        flags, not_asked = self.features.asked(asked)
         known, calendar = self._known(covariates, context.shape[1], align="start")
         features = [known, flags]
         if ahead is not None:
             by_point = ahead.unflatten(-1, (flags.shape[-1], -1))
             features.append((by_point * flags.unsqueeze(-1)).flatten(2))
-        return torch.cat(features, -1), calendar, padding
+        return torch.cat(features, -1), calendar, not_asked
 
     def embed_asked(self, inputs: Inputs) -> LayerState:
         """Return the tokens of an encoder with a token head: the context's and the future's."""
@@ -144,7 +154,7 @@ class TokenNetwork(nn.Module):
         assert self.encoder is not None
         start = self.memory_patches
         future = self._tokens(self.encoder, features, start, calendar, self.query_projection)
-        return torch.cat([tokens, future], 1), torch.cat([padding, not_asked], 1)
+        return torch.cat([tokens, future], 1), self._with_future(padding, not_asked)
 
     def embed_known(self, inputs: Inputs) -> LayerState:
         """Return the tokens of an encoder alone: the context's patches, and the future's.
@@ -159,7 +169,14 @@ class TokenNetwork(nn.Module):
         features = [values, known] if ahead is None else [values, known, ahead]
         assert self.encoder is not None
         future = self._tokens(self.encoder, torch.cat(features, -1), self.memory_patches, calendar)
-        return torch.cat([tokens, future], 1), F.pad(padding, (0, self.future_patches))
+        not_asked = padding.new_zeros(padding.shape[0], self.future_patches)
+        return torch.cat([tokens, future], 1), self._with_future(padding, not_asked)
+
+    def _with_future(self, padding: Tensor, not_asked: Tensor) -> Tensor:
+        """Return the padding of a context's and a future's tokens [R, M + N]."""
+        if self.config.channels == "grouped":  # a channel without a past is as none to the others
+            not_asked = not_asked | padding.all(1, keepdim=True)
+        return torch.cat([padding, not_asked], 1)
 
     def embed_both(self, inputs: Inputs) -> LayerState:
         """Return the tokens of an encoder, and beside them the queries of a query decoder."""

@@ -20,7 +20,7 @@ class WindowFeatures:
 
     def __init__(self, config: ModelConfig, shape: SeriesShape) -> None:
         self._config, self._shape = config, shape
-        self.row_channels = 1 if config.channels == "independent" else shape.channels
+        self.row_channels = shape.channels if config.channels == "mixed" else 1
         self.rows_per_sample = shape.channels // self.row_channels
         is_window = config.scores_all_positions or (config.loss_units is None and shape.many_series)
         self.loss_units: LossUnits = "data"

@@ -39,6 +39,24 @@ PLAIN_MLP = {"use_swiglu": False, "activation": "gelu", "shared_expert": True}
 TIED = {"share_layers": True}
 SIX = {"num_experts": 6, "balance_loss": 0.02}
 MIXED = {"channels": "mixed", "use_moe": False}
+VARIATES = {
+    "architecture": "encoder",
+    "head": "token",
+    "channels": "grouped",
+    "num_layers": 4,
+    "channel_embedding": True,
+    "att_type": "flash",
+    "position": "rotary",
+    "loss": "quantile",
+}
+"""Layers that attend to other times and to other channels, with experts."""
+CAUSAL_VARIATES = {
+    "architecture": "decoder",
+    "channels": "grouped",
+    "num_kv_heads": 2,
+    "qk_norm": True,
+    "use_moe": False,
+}
 ASKED = {
     "architecture": "encoder",
     "head": "token",
@@ -94,8 +112,11 @@ FIRST = {
     "2-pp2-asked_queries",
     "2-pp2-running",
     "2-tp2-ep2-running",
+    "2-pp2-variates",
+    "2-tp2-variates",
+    "2-zero3-recomputeselective-causal_variates",
 }
-"""Cases of ASKED, ASKED_QUERIES and RUNNING that are not slow."""
+"""Cases of ASKED, ASKED_QUERIES, RUNNING and the VARIATES that are not slow."""
 
 
 def case(world: int, *, model: dict[str, Any] | None = None, **axes: Any) -> Case:
@@ -115,7 +136,7 @@ def parameters(cases: Iterable[Case], *, grouped: bool = False) -> list[Any]:
     """
     result = []
     for name, world, changes in cases:
-        is_new = "asked" in name or "running" in name
+        is_new = any(word in name for word in ("asked", "running", "variates"))
         is_repeated = name in REPEATED or (is_new and name not in FIRST)
         marks = [pytest.mark.slow] if world == 8 or is_repeated else []
         marks += [pytest.mark.xdist_group(name.rpartition("-")[2])] if grouped else []
@@ -175,6 +196,27 @@ CASES: list[Case] = [
     case(4, ep=2, zero=2),
     case(4, tp=4, ep=2),
     case(6, tp=2, ep=3, micro=4, batch=12, model=SIX),
+    case(1, recompute="selective", model=VARIATES),
+    case(2, micro=2, model=VARIATES),
+    case(2, zero=2, model=VARIATES),
+    case(2, zero=3, recompute="block", model=VARIATES),
+    case(2, pp=2, model=VARIATES),
+    case(2, tp=2, model=VARIATES),
+    case(2, ep=2, model=VARIATES),
+    case(2, tp=2, ep=2, recompute="selective", model=VARIATES),
+    case(2, offload="cpu", model=VARIATES),
+    case(2, tp=2, model=CAUSAL_VARIATES),
+    case(2, pp=2, model=CAUSAL_VARIATES),
+    case(2, zero=3, recompute="selective", model=CAUSAL_VARIATES),
+    case(4, micro=1, model=VARIATES),
+    case(4, pp=2, tp=2, model=VARIATES),
+    case(4, pp=2, ep=2, model=VARIATES),
+    case(4, tp=2, ep=4, zero=2, model=VARIATES),
+    case(4, pp=4, model=VARIATES),
+    case(4, pp=2, tp=2, ep=2, recompute="block", model=VARIATES),
+    case(4, tp=2, zero=2, model=CAUSAL_VARIATES),
+    case(4, pp=2, tp=2, model=CAUSAL_VARIATES),
+    case(8, pp=2, tp=2, ep=2, model=VARIATES),
     # what models of many series need
     case(1, micro=16, model=ASKED),
     case(1, zero=3, recompute="selective", model=ASKED),

@@ -10,9 +10,9 @@ from model.flops import forward_flops
 from tests.model.networks import inputs, network
 
 
-def test_flops_are_those_that_torch_counts() -> None:
-
-    net = network(use_moe=False)
+@pytest.mark.parametrize("changes", [{}, {"channels": "grouped", "num_layers": 2}])
+def test_flops_are_those_that_torch_counts(changes: dict[str, object]) -> None:
+    net = network(use_moe=False, **changes)
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):
         net(inputs(batch=2))

@@ -12,13 +12,15 @@ import torch
 from model.network_config import SeriesShape
 from tests.model.networks import SHAPE, inputs, network
 
+GROUPED = {"channels": "grouped", "num_layers": 3}
 
-@pytest.mark.parametrize("channels", ["independent", "mixed"])
+
+@pytest.mark.parametrize("channels", ["independent", "grouped", "mixed"])
 @pytest.mark.parametrize("shape", [SHAPE, SeriesShape(37, 5, 1, 0)], ids=["whole", "partial"])
 def test_forecast_has_the_targets_shape_and_follows_scale_and_level(
     channels: str, shape: SeriesShape
 ) -> None:
-    net = network(shape, channels=channels)
+    net = network(shape, channels=channels, num_layers=2)
     context, covariates = inputs(shape)
     forecast = net.forecast(net((context, covariates)), context)
     assert forecast.shape == (4, shape.prediction_length, shape.channels)
@@ -27,15 +29,51 @@ def test_forecast_has_the_targets_shape_and_follows_scale_and_level(
     torch.testing.assert_close(again, 10 * forecast + 3, rtol=1e-4, atol=1e-3)
 
 
-def test_independent_channels_do_not_see_each_other_and_mixed_ones_do() -> None:
+def test_independent_channels_do_not_see_each_other_and_others_do() -> None:
     context, covariates = inputs()
     other = context.clone()
     other[:, :, 2] = torch.randn(4, 40)
-    alone, mixed = network(), network(channels="mixed")
+    alone, mixed, grouped = network(), network(channels="mixed"), network(**GROUPED)
     first, second = (alone((x, covariates))[:, :, :2] for x in (context, other))
     assert torch.equal(first, second)
-    first, second = (mixed((x, covariates))[:, :, :2] for x in (context, other))
-    assert not torch.allclose(first, second)
+    for net in (mixed, grouped):
+        first, second = (net((x, covariates))[:, :, :2] for x in (context, other))
+        assert not torch.allclose(first, second)
+
+
+KINDS = [
+    {"architecture": "encoder"},
+    {"architecture": "encoder", "head": "token", "periods": 1},
+    {"architecture": "encoder_decoder", "position": "rotary"},
+    {"architecture": "decoder", "position": "rotary"},
+    {"architecture": "decoder", "loss_positions": "all"},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_grouped_channels_have_no_order(kind: dict[str, object]) -> None:
+    """Channels in another order have their forecasts in that order."""
+    net = network(**GROUPED, **kind, use_moe=False)
+    context, covariates = inputs()
+    future, order = torch.randn(4, 12, 3), [2, 0, 1]
+    forecast = net(net.inputs(context, covariates, future))
+    again = net(net.inputs(context[..., order], covariates, future[..., order]))
+    torch.testing.assert_close(again, forecast[:, :, order], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_channel_that_is_missing_is_as_none(kind: dict[str, object]) -> None:
+    """The others are forecast as by a network of them alone, with the same weights."""
+    net = network(**GROUPED, **kind, use_moe=False)
+    fewer = network(replace(SHAPE, channels=2), **GROUPED, **kind, use_moe=False)
+    fewer.load_state_dict(net.state_dict())
+    context, covariates = inputs()
+    future = torch.full((4, 12, 3), math.nan)
+    context[..., 2] = math.nan
+    forecast = net(net.inputs(context, covariates, future))
+    assert forecast.isfinite().all()
+    alone = fewer(fewer.inputs(context[..., :2], covariates, future[..., :2]))
+    torch.testing.assert_close(forecast[:, :, :2], alone, rtol=1e-5, atol=1e-5)
 
 
 def test_channel_embedding_distinguishes_equal_channels() -> None:
@@ -153,12 +191,13 @@ ASKED = {"architecture": "encoder", "head": "token", "position": "rotary", "use_
 
 @pytest.mark.parametrize("changes", [ASKED, {"architecture": "encoder_decoder"}])
 @pytest.mark.parametrize("position", ["sinusoidal", "rotary", "learned"])
-@pytest.mark.parametrize("channels", ["independent", "mixed"])
+@pytest.mark.parametrize("channels", ["independent", "grouped", "mixed"])
 @pytest.mark.parametrize("units", ["window", "season"])
 def test_a_shorter_context_is_one_whose_first_points_are_missing(
     changes: dict[str, object], position: str, channels: str, units: str
 ) -> None:
     changes = {**changes, "position": position, "channels": channels, "use_moe": False}
+    changes["num_layers"] = 2
     net = network(**changes, periods=2, arcsinh=True, loss_units=units)
     context, covariates = inputs()
     for length in (3, 24, 37):

@@ -67,7 +67,7 @@ def test_the_points_after_each_patch() -> None:
     ]
 
 
-@pytest.mark.parametrize("channels", ["independent", "mixed"])
+@pytest.mark.parametrize("channels", ["independent", "grouped", "mixed"])
 @pytest.mark.parametrize("arcsinh", [False, True])
 def test_no_position_sees_what_comes_after_it(channels: str, arcsinh: bool) -> None:
     """Neither by attention nor by its scale, whatever is changed."""

@@ -17,14 +17,15 @@ def random_configuration(seed: int) -> tuple[ModelConfig, SeriesShape]:
     draw = random.Random(seed)
     heads = draw.choice([2, 4])
     swiglu = draw.random() < 0.5
-    channels = draw.choice(["independent", "mixed"])
+    layers = draw.randint(1, 3)
+    channels = draw.choice(["independent", "mixed", *["grouped"] * (layers > 1)])
     architecture = draw.choice(["encoder", "decoder", "encoder_decoder"])
     kinds = ["standard", "xformer", "flash"] + ["frequency"] * (architecture != "decoder")
     config = ModelConfig(
         d_model=8 * heads,
         nhead=heads,
         num_kv_heads=draw.choice([None, 1, 2]),
-        num_layers=draw.randint(1, 3),
+        num_layers=layers,
         num_decoder_layers=draw.choice([None, 1, 2]),
         dim_feedforward=draw.choice([32, 100, 200]),
         use_swiglu=swiglu,
@@ -34,7 +35,7 @@ def random_configuration(seed: int) -> tuple[ModelConfig, SeriesShape]:
         freq_modes=draw.randint(1, 6),
         use_adaptive_ln=draw.choice(["layer", "rms", "adaptive"]),
         norm_strategy=draw.choice(["pre_norm", "post_norm"]),
-        share_layers=draw.random() < 0.3,
+        share_layers=draw.random() < 0.3 and channels != "grouped",
         use_final_norm=draw.random() < 0.7,
         position=draw.choice(["sinusoidal", "learned", "rotary"]),
         max_seq_len=64,
@@ -50,7 +51,7 @@ def random_configuration(seed: int) -> tuple[ModelConfig, SeriesShape]:
         output_patch_length=draw.choice([None, 3, 8]),
         periods=draw.choice([0, 0, 2]) if architecture != "decoder" else 0,
         channels=channels,
-        channel_embedding=channels == "independent" and draw.random() < 0.5,
+        channel_embedding=channels != "mixed" and draw.random() < 0.5,
         loss=draw.choice(["mse", "mae", "huber", "quantile", "student_t"]),
         quantiles=[0.1, 0.5, 0.9],
     )

@@ -69,7 +69,7 @@ def micro_batch_bytes(settings: Settings, shape: SeriesShape) -> int:
     model = settings.model
     points = shape.context_length + shape.prediction_length
     memory, _ = model.patches(shape.context_length, shape.prediction_length)
-    rows = shape.channels if model.channels == "independent" else 1
+    rows = 1 if model.channels == "mixed" else shape.channels
     tokens = rows * memory * model.d_model
     window = 4 * points * shape.channels + weight_bytes(settings) * tokens
     return settings.train.micro_batch_size * window
