@@ -24,8 +24,8 @@ from trainer.forecast.quantile_levels import checked_levels
 class ForescaleModel(ForecastingModel):  # type: ignore[misc]
     """A model with the weights of `path`: a run folder, a checkpoint or an export.
 
-    It is not trained on a task. What the network knows in advance it takes from the task's known
-    columns of the same names.
+    It is not trained on a task. What the network knows in advance, or up to the present, it takes
+    from the task's columns of the same names.
     """
 
     model_name = "forescale"
@@ -48,6 +48,13 @@ class ForescaleModel(ForecastingModel):  # type: ignore[misc]
             raise UserError(
                 f"{task.task_name}: the network reads {', '.join(sorted(missing))} in advance, and "
                 f"the task knows {', '.join(task.known_dynamic_columns) or 'nothing'}"
+            )
+        seen = {*task.known_dynamic_columns, *task.past_dynamic_columns}
+        unseen = set(self._forecaster.past) - seen
+        if unseen:
+            raise UserError(
+                f"{task.task_name}: the network reads {', '.join(sorted(unseen))} up to the "
+                f"present, and the task has {', '.join(sorted(seen)) or 'nothing'}"
             )
         predictions = []
         for window in task.iter_windows():
@@ -96,13 +103,14 @@ class ForescaleModel(ForecastingModel):  # type: ignore[misc]
             for column in self._forecaster.facts.known
         ]
         target = np.stack([_numbers(past[column]) for column in window.target_columns])
+        beside = [_numbers(past[column]) for column in self._forecaster.past]
         return Item(
             name,
             times[0],
             freq,
             target,
             np.stack(known) if known else np.empty((0, len(times))),
-            np.empty((0, len(times))),
+            np.stack(beside) if beside else np.empty((0, len(times))),
         )
 
 

@@ -21,7 +21,7 @@ from trainer.data.set_format import Item
 from trainer.forecast.items import forecast_items
 
 Entry = dict[str, Any]
-"""A series as GluonTS has it: start, target, item_id, feat_dynamic_real."""
+"""A series as GluonTS has it: start, target, item_id, feat_dynamic_real and the like."""
 
 
 class Predictor(RepresentablePredictor):  # type: ignore[misc]
@@ -29,7 +29,8 @@ class Predictor(RepresentablePredictor):  # type: ignore[misc]
 
     It yields the mean and the quantiles that were trained, and of a network that forecasts points
     these as the median, too. Contexts are of any length. What the network knows in advance it takes
-    from feat_dynamic_real, in the order of the columns that it was trained on.
+    from feat_dynamic_real, and what it reads up to the present from past_feat_dynamic_real, in the
+    order of the columns that it was trained on.
     """
 
     @validated()  # type: ignore[untyped-decorator]
@@ -71,8 +72,14 @@ class Predictor(RepresentablePredictor):  # type: ignore[misc]
         except ValueError as error:
             raise UserError(f"start: {error}; use 30min, h, D, B, W, M, Q or Y") from None
         target = np.atleast_2d(np.asarray(entry["target"], np.float64))
-        known = np.atleast_2d(np.asarray(entry.get("feat_dynamic_real", []), np.float64))
-        is_read = bool(self._forecaster.facts.known)
-        known = known if is_read else np.empty((0, target.shape[1]))
+        known, past = (
+            np.atleast_2d(np.asarray(entry.get(field, []), np.float64))
+            if names
+            else np.empty((0, target.shape[1]))
+            for field, names in (
+                ("feat_dynamic_real", self._forecaster.facts.known),
+                ("past_feat_dynamic_real", self._forecaster.past),
+            )
+        )
         name = str(entry.get("item_id", "a series without item_id"))
-        return Item(name, moment, freq, target, known, np.empty((0, target.shape[1])))
+        return Item(name, moment, freq, target, known, past)

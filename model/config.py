@@ -62,7 +62,7 @@ class TransformerConfig(Section):
     attention is computed block by block there, in linear memory but slower."""
     drop_path: Probability = 0.0
     """Probability that a sample skips a sub-layer in training (Huang et al. 2016, stochastic
-    depth). Where channels are independent, it is drawn for each channel of a sample."""
+    depth). Unless channels are mixed, it is drawn for each channel of a sample."""
     activation: Literal["gelu", "relu", "swish"] | None = None
     """Activation of the plain MLP. Default: gelu. With SwiGLU only swish is possible."""
     att_type: AttentionType = "standard"

@@ -78,6 +78,26 @@ class ChannelEmbedding(nn.Module):
         return self.weight.repeat(rows // self.weight.shape[0], 1).unsqueeze(1)
 
 
+class RoleEmbedding(nn.Module):
+    """Learns a vector for the channels of a sample that are read and not forecast: its last."""
+
+    def __init__(self, forecast: int, read: int, d_model: int) -> None:
+        super().__init__()
+        self.counts = forecast, read
+        self.weight = nn.Parameter(torch.empty(1, d_model))
+        start_parameters(self)
+
+    def initial(self) -> Mapping[str, Init]:
+        """Return how the module's own parameters start, by name."""
+        return {"weight": Init(std=0.02)}
+
+    def forward(self, rows: int) -> Tensor:
+        """Return zeros and the vector, repeated for each sample: [rows, 1, d_model]."""
+        forecast, read = self.counts
+        each = F.pad(self.weight.expand(read, -1), (0, 0, forecast, 0))
+        return each.repeat(rows // (forecast + read), 1).unsqueeze(1)
+
+
 class CalendarEmbedding(nn.Module):
     """Learns a vector for each value of each calendar feature (Zhou et al. 2021, Informer)."""
 

@@ -4,19 +4,22 @@
 slice of that list. Layers hand on one float tensor (in an encoder_decoder the memory and the
 decoder's states, joined along time) and the padding of the tokens that are attended to.
 
-Shapes: B samples, L context points, H future points, C channels, F covariates, R rows that the
-transformer computes (B * C where channels are independent, else B), c channels of a row, M context
+Shapes: B samples, L context points, H future points, C channels to forecast, V channels to read
+(those, and columns that are known only up to the present), F covariates, R rows that the
+transformer computes (B where channels are mixed, else B * V), c channels of a row, M context
 patches, N future patches, P points per patch, S tokens.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from model.attention import Attention
 from model.losses import sample_mean
@@ -43,7 +46,9 @@ class TimeSeriesTransformer(TokenNetwork):
         is_flat = config.has_flatten_head
         inputs = config.d_model * (self.memory_patches if is_flat else 1)
         points = shape.prediction_length if is_flat else config.future_patch_length
-        numbers = points * self.row_channels * self.output.size
+        self._head_channels = shape.channels if config.channels == "mixed" else 1
+        """Channels that the head forecasts from a row's token."""
+        numbers = points * self._head_channels * self.output.size
         # With periods a forecast is what is added to seasonal naive, and starts near that.
         self.head = make_projection(config, inputs, numbers, is_small=config.periods > 0)
         for mixture in self.mixtures().values():
@@ -105,7 +110,7 @@ class TimeSeriesTransformer(TokenNetwork):
             for stack, tokens in stacks.items()
             for part in ("input_projection", "positions")
         }
-        for extra in ("channel_embedding", "calendar_embedding"):
+        for extra in ("channel_embedding", "role_embedding", "calendar_embedding"):
             if getattr(self, extra) is not None:
                 used[extra] = 0
         return Layer("embedding", tuple(used), run, tuple(used.values()))
@@ -142,7 +147,11 @@ class TimeSeriesTransformer(TokenNetwork):
         return cast(Tensor, state)
 
     def scaled(self, raw: Tensor, context: Tensor) -> Tensor:
-        """Return what `forward` returned in the units of its context, [B, H, C, output size]."""
+        """Return what `forward` returned in the units of its context, [B, H, C, output size].
+
+        The context is [B, L, C], or with what else is read [B, L, V].
+        """
+        context = self._forecast_alone(context)
         scale, forecast = self.features.scale(context), self.output.shaped(raw)
         start = self.features.seasonal_naive(context, scale)
         if start is not None:
@@ -162,9 +171,9 @@ class TimeSeriesTransformer(TokenNetwork):
     def loss(self, raw: Tensor, labels: tuple[Tensor, Tensor]) -> Tensor:
         """Return the mean over samples of each sample's mean loss, a scalar.
 
-        labels: target [B, H, C] with NaN where missing, and the context [B, L, C].
+        labels: target [B, H, C] with NaN where missing, and the context as `scaled` takes it.
         """
-        target, context = labels
+        target, context = labels[0], self._forecast_alone(labels[1])
         if raw.ndim == 5:
             return self._loss_at_all_positions(raw, target, context)
         if self.features.loss_units == "data":
@@ -179,6 +188,10 @@ class TimeSeriesTransformer(TokenNetwork):
         per_point = self.output.loss(forecast, target.nan_to_num())
         return sample_mean(per_point, ~target.isnan())
 
+    def _forecast_alone(self, context: Tensor) -> Tensor:
+        """Return the channels of a context that are forecast, [B, L, C]."""
+        return context[..., : self.shape.channels]
+
     def _loss_at_all_positions(self, raw: Tensor, target: Tensor, context: Tensor) -> Tensor:
         patch, (positions, ahead) = self.config.patch_length, raw.shape[1:3]
         scale, has_seen = running_scale(context, patch, is_squashed=self.config.arcsinh)
@@ -192,11 +205,15 @@ class TimeSeriesTransformer(TokenNetwork):
     ) -> Inputs:
         """Return what the first layer takes.
 
-        `future` [B, H, C] holds values as far as they are known, NaN beyond. `asked` [B, H] is 1
-        where a point is to be forecast, by default everywhere.
+        The context [B, L, V] may have more channels than the network reads. `future` [B, H, C]
+        holds values as far as they are known, NaN beyond. `asked` [B, H] is 1 where a point is to
+        be forecast, by default everywhere.
         """
+        variates = self.features.variates
+        context = context[..., :variates]
         if self.config.architecture == "decoder" and not self.config.scores_all_positions:
-            return context, covariates, future
+            beside = (0, variates - self.shape.channels)
+            return context, covariates, F.pad(future, beside, value=math.nan)
         if asked is None or not self.config.has_queries:
             return context, covariates
         return context, covariates, asked
@@ -225,7 +242,7 @@ class TimeSeriesTransformer(TokenNetwork):
 
     def _mask(self, padding: Tensor) -> Tensor | None:
         """Return the padding, or None where no point can be missing: kernels need no mask then."""
-        return padding if self.shape.missing else None
+        return padding if self.shape.missing or self.reads_past else None
 
     def _encode(self, layer: nn.Module, state: LayerState) -> LayerState:
         states, padding = state
@@ -273,9 +290,10 @@ class TimeSeriesTransformer(TokenNetwork):
         assert self.decoder is not None
         states = state[0] if self.training else state[0][:, -1:]
         numbers = self.head(self.decoder.final_norm(states)).float()
-        points = numbers.unflatten(-1, (-1, self.row_channels, self.output.size))
+        points = numbers.unflatten(-1, (-1, self._head_channels, self.output.size))
         if self.rows_per_sample > 1:  # [R, positions, T, 1, size]
-            points = points.squeeze(3).unflatten(0, (-1, self.shape.channels)).movedim(1, 3)
+            points = points.squeeze(3).unflatten(0, (-1, self.rows_per_sample)).movedim(1, 3)
+            points = points[:, :, :, : self.shape.channels]
         return points if self.training else points[:, 0, : self.shape.prediction_length]
 
     def _head_queries(self, state: LayerState) -> Tensor:
@@ -286,8 +304,9 @@ class TimeSeriesTransformer(TokenNetwork):
     def _project(self, states: Tensor) -> Tensor:
         """Apply the head to states [R, projections, d]; return [B, H, C, output size]."""
         numbers = self.head(states).float()
-        points = numbers.unflatten(-1, (-1, self.row_channels, self.output.size)).flatten(1, 2)
+        points = numbers.unflatten(-1, (-1, self._head_channels, self.output.size)).flatten(1, 2)
         points = points[:, : self.shape.prediction_length]
         if self.rows_per_sample == 1:
             return points
-        return points.squeeze(2).unflatten(0, (-1, self.shape.channels)).transpose(1, 2)
+        points = points.squeeze(2).unflatten(0, (-1, self.rows_per_sample)).transpose(1, 2)
+        return points[:, :, : self.shape.channels]

@@ -5,7 +5,7 @@ This file imports no torch, so that a configuration is checked in milliseconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -49,7 +49,9 @@ class ModelConfig(TransformerConfig):
     channels: Literal["independent", "grouped", "mixed"] = "independent"
     """Treatment of a series' channels: independent forecasts each by itself with the same weights;
     grouped does so, too, but some layers attend to the other channels of the series at the same
-    time, in place of other times; mixed puts all channels of a patch into one token."""
+    time, in place of other times; mixed puts all channels of a patch into one token. Columns that
+    are known only up to the present are further channels, which are not forecast, to grouped and
+    mixed ones."""
     variates_every: Annotated[int, Field(ge=2, le=10_000)] = 2
     """Of channels: grouped, one layer of so many attends to other channels; not those of a query
     decoder."""
@@ -157,6 +159,18 @@ class ModelConfig(TransformerConfig):
         return 2 if self.architecture == "encoder_decoder" else 1
 
     @property
+    def reads_past(self) -> bool:
+        """Whether columns that are known only up to the present are read."""
+        return self.channels != "independent"
+
+    def variates(self, shape: SeriesShape) -> int:
+        """Return the number of channels that are read: those to forecast, and others beside them.
+
+        The latter are the columns that are known only up to the present.
+        """
+        return shape.channels + (shape.past if self.reads_past else 0)
+
+    @property
     def variate_layers(self) -> range:
         """Layers of the stack that reads values which attend to other channels."""
         if self.channels != "grouped":
@@ -260,6 +274,9 @@ class SeriesShape:
     be used."""
     many_series: bool = False
     """Whether there are many series, each with units of its own."""
+    past: int = field(default=0, repr=False)
+    """Number of columns that are known only up to the present, which some networks read. Not in the
+    dataset's digest: that has the values."""
 
     @property
     def is_future_known(self) -> bool:

@@ -11,7 +11,7 @@ from model.network import TimeSeriesTransformer
 from model.tokens import Inputs
 
 Window = tuple[Tensor, Tensor]
-"""Context [B, L, C] and covariates [B, L + H, F]."""
+"""Context [B, L, V] and covariates [B, L + H, F]."""
 
 
 def forecast(
@@ -28,10 +28,9 @@ def forecast(
     nothing is returned. `share(forecasts, like)` brings a pass's forecasts to the ranks that need
     them for the next one, shaped as `like`.
     """
-    horizon = network.shape.prediction_length
+    horizon, channels = network.shape.prediction_length, network.shape.channels
     future = [
-        context.new_full((context.shape[0], horizon, context.shape[2]), math.nan)
-        for context, _ in windows
+        context.new_full((context.shape[0], horizon, channels), math.nan) for context, _ in windows
     ]
 
     def inputs(known_future: list[Tensor]) -> list[Inputs]:

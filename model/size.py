@@ -9,7 +9,8 @@ from model.network_config import ModelConfig, SeriesShape
 def network_parameters(config: ModelConfig, shape: SeriesShape) -> int:
     """Return the number of parameters of `TimeSeriesTransformer(config, shape)`."""
     memory, _ = config.patches(shape.context_length, shape.prediction_length)
-    channels = shape.channels if config.channels == "mixed" else 1
+    is_mixed, variates = config.channels == "mixed", config.variates(shape)
+    channels = variates if is_mixed else 1
     values = (2 + config.periods) * config.patch_length * channels
     known = config.known_patch_length * shape.covariates
     asked = 1 + config.periods * channels + shape.covariates
@@ -27,8 +28,10 @@ def network_parameters(config: ModelConfig, shape: SeriesShape) -> int:
     at_once = config.has_flatten_head
     inputs = config.d_model * (memory if at_once else 1)
     points = shape.prediction_length if at_once else config.future_patch_length
-    total += projection(config, inputs, points * channels * output_size(config))
-    total += shape.channels * config.d_model if config.channel_embedding else 0
+    forecast = shape.channels if is_mixed else 1
+    total += projection(config, inputs, points * forecast * output_size(config))
+    total += variates * config.d_model if config.channel_embedding else 0
+    total += config.d_model if variates > shape.channels and not is_mixed else 0
     return total + sum(shape.calendar) * config.d_model
 
 

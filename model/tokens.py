@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import AttentionType
-from model.embedding import CalendarEmbedding, ChannelEmbedding
+from model.embedding import CalendarEmbedding, ChannelEmbedding, RoleEmbedding
 from model.layers import DecoderLayer, EncoderLayer, VariateLayer
 from model.network_config import ModelConfig, SeriesShape
 from model.patches import Align
@@ -22,8 +22,8 @@ from model.stack import Stack, make_layers
 from model.window_features import WindowFeatures
 
 Inputs = tuple[Tensor, ...]
-"""What the first layer takes: context [B, L, C] with NaN where missing, covariates [B, L + H, F],
-and for a decoder the future as far as it is known [B, H, C], NaN beyond. Where tokens ask for the
+"""What the first layer takes: context [B, L, V] with NaN where missing, covariates [B, L + H, F],
+and for a decoder the future as far as it is known [B, H, V], NaN beyond. Where tokens ask for the
 future, which points are asked for [B, H], 1 or 0, may come third; by default all are."""
 
 
@@ -54,7 +54,17 @@ class TokenNetwork(nn.Module):
             self._projection(self.features.query_size) if config.has_token_head else None
         )
         self.channel_embedding = (
-            ChannelEmbedding(shape.channels, config.d_model) if config.channel_embedding else None
+            ChannelEmbedding(self.features.variates, config.d_model)
+            if config.channel_embedding
+            else None
+        )
+        read = self.features.variates - shape.channels
+        self.reads_past = read > 0
+        """Whether there are channels that are read and not forecast."""
+        self.role_embedding = (
+            RoleEmbedding(shape.channels, read, config.d_model)
+            if self.reads_past and self.row_channels == 1
+            else None
         )
         self.calendar_embedding = (
             CalendarEmbedding(shape.calendar, config.d_model) if shape.calendar else None
@@ -86,14 +96,16 @@ class TokenNetwork(nn.Module):
         calendar: Tensor | None,
         projection: nn.Module | None = None,
     ) -> Tensor:
-        """Project features and add positions from `start` on, calendar and channel."""
+        """Project features and add positions from `start` on, calendar, channel and role."""
         projection = projection or stack.input_projection
         dtype = next(projection.parameters()).dtype
         tokens = stack.positions(projection(features.to(dtype)), start)
         if calendar is not None:
             tokens = tokens + calendar
         if self.channel_embedding is not None:
-            tokens = tokens + self.channel_embedding(len(tokens))
+            tokens = tokens + self.channel_embedding(tokens.shape[0])
+        if self.role_embedding is not None:
+            tokens = tokens + self.role_embedding(tokens.shape[0])
         return tokens
 
     def _known(self, covariates: Tensor, length: int, align: Align) -> tuple[Tensor, Tensor | None]:

@@ -20,8 +20,9 @@ class WindowFeatures:
 
     def __init__(self, config: ModelConfig, shape: SeriesShape) -> None:
         self._config, self._shape = config, shape
-        self.row_channels = shape.channels if config.channels == "mixed" else 1
-        self.rows_per_sample = shape.channels // self.row_channels
+        self.variates = config.variates(shape)
+        self.row_channels = self.variates if config.channels == "mixed" else 1
+        self.rows_per_sample = self.variates // self.row_channels
         is_window = config.scores_all_positions or (config.loss_units is None and shape.many_series)
         self.loss_units: LossUnits = "data"
         """Units of losses."""

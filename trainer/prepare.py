@@ -38,6 +38,11 @@ class Plan:
         found = [f"data: {note}" for note in self.dataset.notes]
         if not _is_runs_own(self.configuration.file):  # which holds every key
             found += settings.model.unused("model.")
+        if self.dataset.past and not settings.model.reads_past:
+            found.append(
+                f"{shortened(self.dataset.past)}: not read, as model.channels=independent sees "
+                "each channel by itself; grouped reads what is known up to the present"
+            )
         if train.warmup_steps > train.steps:
             found.append(f"train.warmup_steps={train.warmup_steps} is longer than the run")
         return found
@@ -101,12 +106,14 @@ def _check_places(configuration: Configuration, dataset: Dataset, start: Start) 
     if start.weights is None:
         return
     facts = start.weights.facts
-    moved = facts.moved(dataset.facts.known)
+    moved = facts.moved(dataset.facts)
     if moved is not None:
+        is_known = moved in dataset.facts.known
+        names = facts.known if is_known else facts.past
         raise configuration.error(
-            "data.covariates",
+            "data.covariates" if is_known else "data.past_covariates",
             f"{moved} has another place than in {start.weights.path}, which reads "
-            f"{', '.join(facts.known)}; name those first, in this order",
+            f"{', '.join(names)}; name those first, in this order",
         )
 
 

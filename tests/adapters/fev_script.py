@@ -8,8 +8,9 @@ import fev
 from forescale import UserError
 from forescale.fev import ForescaleModel
 
-run, file, horizon, known, targets = sys.argv[1:]
-known, targets, horizon = json.loads(known), json.loads(targets), int(horizon)
+run, file, horizon, known, beside, targets = sys.argv[1:]
+known, beside, targets = json.loads(known), json.loads(beside), json.loads(targets)
+horizon = int(horizon)
 task = fev.Task(
     dataset_path=file,
     horizon=horizon,
@@ -22,6 +23,7 @@ task = fev.Task(
     timestamp_column="day",
     target=targets if len(targets) > 1 else targets[0],
     known_dynamic_columns=known,
+    past_dynamic_columns=beside,
     task_name="shops",
 )
 model = ForescaleModel(run)
@@ -34,7 +36,12 @@ last = {
     for target, rows in predictions[-1].items()
 }
 refused = []
-for changes in ({"quantile_levels": [0.001]}, {"known_dynamic_columns": []}):
+changed = (
+    {"quantile_levels": [0.001]},
+    {"known_dynamic_columns": []},
+    {"past_dynamic_columns": []},
+)
+for changes in changed:
     try:
         model.fit_predict(fev.Task(**{**task.to_dict(), **changes}))
     except UserError as error:

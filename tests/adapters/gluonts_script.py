@@ -15,8 +15,9 @@ from gluonts.model.predictor import Predictor as AnyPredictor
 from forescale import UserError
 from forescale.gluonts import Predictor
 
-run, file, horizon, known, targets, folder = sys.argv[1:]
-known, targets, horizon = json.loads(known), json.loads(targets), int(horizon)
+run, file, horizon, known, beside, targets, folder = sys.argv[1:]
+known, beside, targets = json.loads(known), json.loads(beside), json.loads(targets)
+horizon = int(horizon)
 frame = pd.read_parquet(file)
 data = PandasDataset.from_long_dataframe(
     frame,
@@ -24,6 +25,7 @@ data = PandasDataset.from_long_dataframe(
     timestamp="day",
     target=targets if len(targets) > 1 else targets[0],
     feat_dynamic_real=known or None,
+    past_feat_dynamic_real=beside or None,
 )
 predictor = Predictor(run, prediction_length=horizon, batch_size=2)
 Path(folder).mkdir()
@@ -48,12 +50,12 @@ if len(targets) == 1:
 nothing = dict(next(iter(tests.input)))
 nothing["target"] = np.full_like(nothing["target"], np.nan)
 [empty] = predictor.predict([nothing])
-refused = ""
-if known:
-    del nothing["feat_dynamic_real"]
-    try:
-        list(predictor.predict([nothing]))
-    except UserError as error:
-        refused = str(error)
+refused = []
+for columns, field in ((known, "feat_dynamic_real"), (beside, "past_feat_dynamic_real")):
+    if columns:
+        try:
+            list(predictor.predict([{k: v for k, v in nothing.items() if k != field}]))
+        except UserError as error:
+            refused.append(str(error))
 told = {"found": found, "scores": scores, "empty": empty.mean.tolist(), "refused": refused}
 print(json.dumps(told))

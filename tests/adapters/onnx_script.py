@@ -22,10 +22,8 @@ session = onnxruntime.InferenceSession(file)
 told = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
 made = []
 with np.load(inputs) as arrays:
-    for number in range(len(arrays.files) // 2):
-        context, covariates = arrays[f"context {number}"], arrays[f"covariates {number}"]
-        given = {"context": context, "covariates": covariates}
-        wanted = {one.name: given[one.name] for one in session.get_inputs()}
+    for number in range(len(arrays.files) // 3):
+        wanted = {one.name: arrays[f"{one.name} {number}"] for one in session.get_inputs()}
         [forecast] = session.run(["forecast"], wanted)
         made.append({"shape": list(forecast.shape), "values": forecast.ravel().tolist()})
 print(json.dumps({"made": made, "told": json.loads(told["forescale"])}))

@@ -19,10 +19,10 @@ SCRIPT = (Path(__file__).parent / "fev_script.py").read_text()
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_fev_gets_the_forecasts_of_predict(kind: str, tmp_path: Path) -> None:
-    targets, known = KINDS[kind]
+    targets, known, beside = KINDS[kind]
     frame = shops_run(tmp_path, kind)
     frame.to_parquet(tmp_path / "shops.parquet")
-    arguments = (json.dumps(known), json.dumps(targets))
+    arguments = (json.dumps(known), json.dumps(beside), json.dumps(targets))
     got = answer(SCRIPT, tmp_path / "run", tmp_path / "shops.parquet", HORIZON, *arguments)
     place = frame.groupby("shop").cumcount(ascending=False)
     past = frame.assign(**{name: frame[name].where(place >= HORIZON) for name in targets})
@@ -39,4 +39,8 @@ def test_fev_gets_the_forecasts_of_predict(kind: str, tmp_path: Path) -> None:
     if known:
         assert got["refused"][1] == (
             "shops: the network reads price in advance, and the task knows nothing"
+        )
+    if beside:
+        assert got["refused"][2] == (
+            "shops: the network reads visits up to the present, and the task has price"
         )

@@ -21,7 +21,7 @@ SCRIPT = (Path(__file__).parent / "gluonts_script.py").read_text()
 @pytest.mark.parametrize("kind", KINDS)
 def test_gluonts_gets_the_forecasts_of_predict(kind: str, tmp_path: Path) -> None:
     """Contexts are short, have missing values, at their ends too, and columns known ahead."""
-    targets, known = KINDS[kind]
+    targets, known, beside = KINDS[kind]
     frame = shops_run(tmp_path, kind)
     place = frame.groupby("shop").cumcount(ascending=False)
     is_late = (frame["shop"] == "c") & place.isin([HORIZON, HORIZON + 1])
@@ -33,6 +33,7 @@ def test_gluonts_gets_the_forecasts_of_predict(kind: str, tmp_path: Path) -> Non
         tmp_path / "shops.parquet",
         HORIZON,
         json.dumps(known),
+        json.dumps(beside),
         json.dumps(targets),
         tmp_path / "predictor",
     )
@@ -52,6 +53,8 @@ def test_gluonts_gets_the_forecasts_of_predict(kind: str, tmp_path: Path) -> Non
                 np.testing.assert_allclose(values, expected, rtol=1e-5)
     assert np.asarray(got["empty"]).max() == 0
     if known:
-        assert "the network reads price in advance; expected [1, " in got["refused"]
+        assert "the network reads price in advance; expected [1, " in got["refused"][0]
+    if beside:
+        assert "the network reads visits up to the present; expected [1, " in got["refused"][-1]
     if len(targets) == 1:
         assert 0 < got["scores"]["MASE[0.5]"] < 3

@@ -17,13 +17,19 @@ from model.errors import UserError
 from tests.peers import answer
 from tests.trainer.forecast.test_future import CONTEXT, HORIZON, MANY, shops, trained
 from trainer.forecast.forecaster import Forecaster
-from trainer.forecast.graph import export_graph
+from trainer.forecast.graph import INPUTS, export_graph
 
 SCRIPT = (Path(__file__).parent / "onnx_script.py").read_text()
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "token": {},
     "known": {"data.targets": ["sales"], "data.covariates": ["price"]},
+    "seen": {
+        "model.channel_embedding": True,
+        "data.targets": ["sales"],
+        "data.past_covariates": ["price"],
+        "model.channels": "grouped",
+    },
     "flatten": {
         "model.head": "flatten",
         "model.loss": "mse",
@@ -69,8 +75,11 @@ def trained_on_shops(folder: Path, changes: dict[str, Any]) -> Forecaster:
     return trained(folder, changes)
 
 
-def windows(forecaster: Forecaster) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-    """Return contexts and covariates of several batches and lengths, with missing points."""
+Window = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]
+
+
+def windows(forecaster: Forecaster) -> list[Window]:
+    """Return contexts, covariates and past columns, of several batches and lengths, with holes."""
     shape, rng = forecaster.facts.shape, np.random.default_rng(7)
     lengths = (CONTEXT, 20, 5) if len(forecaster.context_lengths()) > 1 else (CONTEXT,)
     found = []
@@ -80,14 +89,19 @@ def windows(forecaster: Forecaster) -> list[tuple[npt.NDArray[Any], npt.NDArray[
         size = (len(context), length + HORIZON)
         numbers = rng.normal(20, 1, (*size, shape.covariates))
         dates = rng.integers(0, 5, (*size, len(shape.calendar)))
-        found.append((context, np.concatenate([numbers, dates], 2)))
+        past = rng.normal(20, 1, (len(context), length, len(forecaster.past)))
+        past[:, 2::5] = np.nan
+        found.append((context, np.concatenate([numbers, dates], 2), past))
     return found
 
 
-def expected(
-    forecaster: Forecaster, context: npt.NDArray[Any], covariates: npt.NDArray[Any]
-) -> npt.NDArray[np.float64]:
-    return forecaster.forecast(context, covariates if covariates.shape[2] else None)
+def given_parts(window: Window) -> list[Any]:
+    """Return a window's arrays, None for those without columns."""
+    return [array if array.shape[2] else None for array in window]
+
+
+def expected(forecaster: Forecaster, window: Window) -> npt.NDArray[np.float64]:
+    return forecaster.forecast(*given_parts(window))
 
 
 @pytest.mark.slow
@@ -95,13 +109,14 @@ def expected(
 def test_onnxruntime_forecasts_as_the_run_does(name: str, tmp_path: Path) -> None:
     forecaster = trained_on_shops(tmp_path, NETWORKS[name])
     given = windows(forecaster)
-    arrays = {f"context {n}": context for n, (context, _) in enumerate(given)}
-    arrays |= {f"covariates {n}": covariates for n, (_, covariates) in enumerate(given)}
+    arrays = {
+        f"{name} {n}": a for n, w in enumerate(given) for name, a in zip(INPUTS, w, strict=True)
+    }
     np.savez(tmp_path / "inputs.npz", **arrays)
     got = answer(SCRIPT, tmp_path / "run", tmp_path / "out.onnx", tmp_path / "inputs.npz")
     for made, window in zip(got["made"], given, strict=True):
         values = np.reshape(made["values"], made["shape"])
-        wanted = expected(forecaster, *window)
+        wanted = expected(forecaster, window)
         np.testing.assert_allclose(values[..., 0], wanted, rtol=1e-5)
         assert values.shape == (*wanted.shape, len(got["told"]["forecast"]))
     assert got["told"]["channels"] == list(forecaster.facts.channels)
@@ -115,12 +130,12 @@ def test_the_exported_program_forecasts_as_the_run_does(name: str, tmp_path: Pat
     main(["export", str(tmp_path / "run"), str(tmp_path / "out.pt2")])
     extra = {"forescale.json": ""}
     program = torch.export.load(tmp_path / "out.pt2", extra_files=extra).module()
-    for context, covariates in windows(forecaster):
-        given = [context, covariates] if covariates.shape[2] else [context]
-        made = program(*map(torch.from_numpy, given))
-        np.testing.assert_allclose(
-            made[..., 0].detach(), expected(forecaster, context, covariates), rtol=1e-5
-        )
+    for window in windows(forecaster):
+        tensors = [None if a is None else torch.from_numpy(a) for a in given_parts(window)]
+        while tensors[-1] is None:
+            tensors.pop()
+        made = program(*tensors)
+        np.testing.assert_allclose(made[..., 0].detach(), expected(forecaster, window), rtol=1e-5)
     assert json.loads(extra["forescale.json"])["known"] == list(forecaster.facts.known)
     with pytest.raises(UserError, match=r"out\.pt2 is there already; choose another file"):
         export_graph(forecaster, tmp_path / "out.pt2")

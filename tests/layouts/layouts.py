@@ -83,6 +83,8 @@ RUNNING = {
     "loss": "quantile",
 }
 """As causal models of many series are pre-trained."""
+SEEN = {"data.targets": ["Demand"], "data.past_covariates": ["Temperature"]}
+"""A column that is known up to the present."""
 VARIED = {
     "train.gradient_clipping": 0.05,
     "data.context_lengths": [48, 80, 96],
@@ -124,6 +126,7 @@ def case(world: int, *, model: dict[str, Any] | None = None, **axes: Any) -> Cas
     changes = {AXES[axis]: value for axis, value in axes.items()}
     changes |= {f"model.{key}": value for key, value in (model or {}).items()}
     changes |= VARIED if model in (ASKED, ASKED_QUERIES, RUNNING) else {}
+    changes |= SEEN if model in (CAUSAL_VARIATES, MIXED) else {}
     kind = next((name.lower() for name, value in globals().items() if value is model), "moe")
     name = "-".join([str(world), *(f"{axis}{value}" for axis, value in axes.items()), kind])
     return name, world, changes

@@ -61,7 +61,7 @@ def train_plainly(settings: Settings, steps: int, noise: int | None = None) -> T
             order = torch.randperm(len(order), generator=torch.Generator().manual_seed(noise))
         context, target, covariates = (
             torch.from_numpy(values)[order]
-            for values in (batch.context, batch.target, batch.covariates)
+            for values in (batch.variates, batch.target, batch.covariates)
         )
         asked = None if batch.asked is None else torch.from_numpy(batch.asked)[order]
         output = network(network.inputs(context, covariates, target, asked))

@@ -46,7 +46,7 @@ KINDS = [
     {"architecture": "encoder", "head": "token", "periods": 1},
     {"architecture": "encoder_decoder", "position": "rotary"},
     {"architecture": "decoder", "position": "rotary"},
-    {"architecture": "decoder", "loss_positions": "all"},
+    {"architecture": "decoder", "loss_positions": "all", "output_patch_length": 16},
 ]
 
 

@@ -61,6 +61,7 @@ def random_configuration(seed: int) -> tuple[ModelConfig, SeriesShape]:
         draw.randint(1, 4),
         draw.randint(0, 3),
         draw.choice([(), (24, 7)]),
+        past=draw.choice([0, 0, 2]),
     )
     return config, shape
 

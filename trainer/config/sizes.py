@@ -69,9 +69,10 @@ def micro_batch_bytes(settings: Settings, shape: SeriesShape) -> int:
     model = settings.model
     points = shape.context_length + shape.prediction_length
     memory, _ = model.patches(shape.context_length, shape.prediction_length)
-    rows = 1 if model.channels == "mixed" else shape.channels
+    variates = model.variates(shape)
+    rows = 1 if model.channels == "mixed" else variates
     tokens = rows * memory * model.d_model
-    window = 4 * points * shape.channels + weight_bytes(settings) * tokens
+    window = 4 * points * variates + weight_bytes(settings) * tokens
     return settings.train.micro_batch_size * window
 
 

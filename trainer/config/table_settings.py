@@ -32,7 +32,8 @@ class TableConfig(Section):
     covariates: list[str] = []
     """Columns known in advance (holidays, prices): the network sees their future, too."""
     past_covariates: list[str] = []
-    """Columns that help, but are known only up to the present."""
+    """Columns that help, but are known only up to the present: model.channels grouped and mixed
+    read them."""
     static: list[str] = []
     """Columns that are constant in each series: numbers, or texts, which are categories."""
     time_column: str | None = None

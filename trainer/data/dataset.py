@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +18,12 @@ from trainer.config.data_settings import DataConfig, SourceConfig
 from trainer.data.arrays import Doubles, Floats, Indices
 from trainer.data.augmentation import augmented
 from trainer.data.cache import default_cache
+from trainer.data.facts_of_parts import facts_of
 from trainer.data.frequency import Frequency, commonest
 from trainer.data.order import TrainingOrder
-from trainer.data.part import Part, common_channels, refuse_twice
+from trainer.data.part import Part, common_channels, past_columns, refuse_twice
 from trainer.data.prepared import open_series, unused_settings
-from trainer.data.series_facts import SeriesFacts, SourceFacts
+from trainer.data.series_facts import SeriesFacts
 from trainer.data.windows import Split, WindowBatch
 
 MAX_SCORED = 20_000
@@ -41,12 +43,14 @@ class Dataset:
         *,
         is_trained_on: bool = True,
         ahead: int = 0,
+        past: Sequence[str] | None = None,
     ) -> None:
         """Open the sources; tables are prepared into the folder `cache`, by default runs/.data.
 
         Windows have the covariates of `ahead` points after their context, at least of those to
-        forecast: a network sees as many as it was trained with. Raises UserError where a source
-        cannot be read, or no series is long enough to be trained on where it is to be.
+        forecast: a network sees as many as it was trained with. `past` names the columns known up
+        to the present that they have, by default all that some source has. Raises UserError where a
+        source cannot be read, or no series is long enough to be trained on where it is to be.
         """
         self.config = config
         folder = cache or default_cache()
@@ -58,6 +62,8 @@ class Dataset:
         refuse_twice(self.parts)
         self._first_items = np.cumsum([0, *(len(part.series) for part in self.parts)])
         self.channels = common_channels(self.parts)
+        self.past = past_columns(self.parts) if past is None else list(past)
+        """Columns known only up to the present; in a source that lacks one it is missing."""
         self._windows = {split: self._windows_of(split) for split in Split}
         if is_trained_on:
             self._check_lengths()
@@ -73,6 +79,7 @@ class Dataset:
             tuple(CALENDAR_SIZES[name] for name in embedded),
             missing=config.augment.missing > 0 or any(part.has_missing for part in self.parts),
             many_series=self.items > 1,
+            past=len(self.past),
         )
 
     @cached_property
@@ -104,7 +111,7 @@ class Dataset:
 
     def _notes(self) -> list[str]:
         """Return a sentence about each thing that a user should know of the series."""
-        notes = [note for part in self.parts for note in part.notes()]
+        notes = [note for part in self.parts for note in part.notes(self.past)]
         if not self.windows(Split.TEST):
             given = [k for k in ("split_at", "split_last") if getattr(self.config, k) is not None]
             key = given[0] if given else "split"
@@ -161,34 +168,7 @@ class Dataset:
     @property
     def facts(self) -> SeriesFacts:
         """The facts that a forecaster keeps of the series."""
-        columns, channels = self.shape.covariates, len(self.channels)
-        mean, deviation = np.zeros(channels + columns), np.ones(channels + columns)
-        is_alone = self.items == 1
-        if is_alone:
-            known = len(self.parts[0].series.columns.known)
-            own = self.parts[0].scaling.of(np.zeros(1, np.int64))
-            at = [*range(channels), *range(channels + columns - known, channels + columns)]
-            mean[at], deviation[at] = own[0][0], own[1][0]
-        return SeriesFacts(
-            self.shape,
-            tuple(self.channels),
-            tuple(mean[:channels].tolist()),
-            tuple(deviation[:channels].tolist()),
-            tuple(mean[channels:].tolist()),
-            tuple(deviation[channels:].tolist()),
-            scaling="none" if self.config.scaling == "none" else "table" if is_alone else "item",
-            known=tuple(self.parts[0].series.columns.known),
-            sources=tuple(
-                SourceFacts(
-                    Path(source.name).name,
-                    part.series.digest,
-                    len(part.series),
-                    len(part.windows[Split.TRAIN]),
-                    int(part.parts.is_held_out.sum()),
-                )
-                for source, part in zip(self.config.sources, self.parts, strict=True)
-            ),
-        )
+        return facts_of(self.parts, self.config, self.shape, self.past)
 
     def windows(self, split: Split) -> int:
         """Return the number of windows in `split`."""
@@ -266,21 +246,37 @@ class Dataset:
         if real < size:
             index = np.concatenate([index, np.zeros(size - real, np.int64)])
         context = context_length or self.config.context_length
-        values, covariates = self._contents(split, index, context)
+        values, covariates, past = self._contents(split, index, context)
         weight = (np.arange(size) < real).astype(np.float32)
-        return WindowBatch(values[:, :context], values[:, context:], covariates, weight)
+        return WindowBatch(
+            values[:, :context],
+            values[:, context:],
+            covariates,
+            weight,
+            past=past if self.past else None,
+        )
 
-    def _contents(self, split: Split, index: Indices, context: int) -> tuple[Floats, Floats]:
-        """Return windows' values [B, L + H, C] and covariates [B, L + A, F], L = `context`."""
-        if len(self.parts) == 1:
+    def _contents(
+        self, split: Split, index: Indices, context: int
+    ) -> tuple[Floats, Floats, Floats]:
+        """Return windows' values [B, L + H, C], covariates [B, L + A, F] and past columns.
+
+        The latter are [B, L, P], L = `context`.
+        """
+        if len(self.parts) == 1 and tuple(self.past) == self.parts[0].series.columns.past:
             return self.parts[0].batch(split, index, context)
         length = context + self.config.prediction_length
         values = np.empty((len(index), length, len(self.channels)), np.float32)
         width = self.shape.covariates + len(self.shape.calendar)
         covariates = np.empty((len(index), context + self.parts[0].ahead, width), np.float32)
+        past = np.full((len(index), context, len(self.past)), np.nan, np.float32)
         for source, rows, own in self._by_source(split, index):
-            values[rows], covariates[rows] = self.parts[source].batch(split, own, context)
-        return values, covariates
+            part = self.parts[source]
+            values[rows], covariates[rows], seen = part.batch(split, own, context)
+            for column, name in enumerate(part.series.columns.past):
+                if name in self.past:
+                    past[rows, :, self.past.index(name)] = seen[:, :, column]
+        return values, covariates, past
 
     def window_times(self, split: Split, index: int) -> pd.DatetimeIndex | None:
         """Return the timestamps of a window's context and future, where the source has them."""

@@ -56,3 +56,7 @@ class MemorySeries:
     def known(self, item: int) -> Values:
         """Return the covariates of an item that are known in advance [F, T]."""
         return self._items[item].known
+
+    def past(self, item: int) -> Values:
+        """Return the covariates of an item that are known up to the present [P, T]."""
+        return self._items[item].past

@@ -37,7 +37,10 @@ class Part:
         self.calendar = Calendar(series, config)
         self.scaling = Scaling(series, self.parts.train, config.scaling)
         self.windows = {split: self._windows_of(split) for split in Split}
-        self._channels = len(series.columns.target)
+        self._channels, known = len(series.columns.target), len(series.columns.known)
+        self._known_columns = slice(self._channels, self._channels + known)
+        self._past_columns = slice(self._channels + known, None)
+        """Places of the columns known in advance, and up to the present, among those scaled."""
         self._check_channels()
 
     def _check_channels(self) -> None:
@@ -101,10 +104,11 @@ class Part:
 
     def batch(
         self, split: Split, index: Indices, context_length: int | None = None
-    ) -> tuple[Floats, Floats]:
+    ) -> tuple[Floats, Floats, Floats]:
         """Return windows' standardised values [B, L + H, C] and covariates [B, L + ahead, F].
 
-        L is `context_length`, by default data.context_length: the last points of the context.
+        Third come the values of columns known up to the present [B, L, P]. L is `context_length`,
+        by default data.context_length: the last points of the context.
         """
         context = context_length or self.config.context_length
         length = context + self.config.prediction_length
@@ -117,7 +121,8 @@ class Part:
             values = np.where(np.arange(length) < ends, values, np.nan)
         values = self._scaled(values, items, slice(0, self._channels))
         covariates = self._covariates(items, first, context + self.ahead)
-        return np.ascontiguousarray(values.transpose(0, 2, 1), np.float32), covariates
+        values = np.ascontiguousarray(values.transpose(0, 2, 1), np.float32)
+        return values, covariates, self._past(items, first, context)
 
     def _scaled(self, values: Values, items: Indices, columns: slice) -> Values:
         """Return windows [B, C, T] of some columns in standardised units.
@@ -151,8 +156,16 @@ class Part:
         if not self.series.columns.known:
             return np.empty((len(items), length, 0), np.float32)
         values = self.series.windows(items, first, length, "known")
-        scaled = self._scaled(values, items, slice(self._channels, None))
+        scaled = self._scaled(values, items, self._known_columns)
         return np.nan_to_num(scaled.transpose(0, 2, 1)).astype(np.float32)
+
+    def _past(self, items: Indices, first: Indices, length: int) -> Floats:
+        """Return standardised columns known up to the present [B, length, P], NaN if missing."""
+        if not self.series.columns.past:
+            return np.empty((len(items), length, 0), np.float32)
+        values = self.series.windows(items, first, length, "past")
+        scaled = self._scaled(values, items, self._past_columns)
+        return scaled.transpose(0, 2, 1).astype(np.float32)
 
     def window_times(self, split: Split, index: int) -> pd.DatetimeIndex | None:
         """Return the timestamps of a window, where the source has them."""
@@ -191,16 +204,19 @@ class Part:
             f"{int(self.parts.train.max())}"
         )
 
-    def notes(self) -> Iterator[str]:
-        """Yield a sentence about each thing that a user should know of the series."""
+    def notes(self, past: Sequence[str]) -> Iterator[str]:
+        """Yield a sentence about each thing that a user should know of the series.
+
+        `past` are the columns known up to the present that are read.
+        """
         yield from self.series.notes
         columns = self.series.columns
-        unused = [*columns.past, *columns.static_numbers, *columns.static_categories]
+        lacking = [name for name in past if name not in columns.past]
+        if lacking:
+            yield f"{self.name} has no {', '.join(lacking)}, known up to the present; all missing"
+        unused = [*columns.static_numbers, *columns.static_categories]
         if unused:
-            yield (
-                f"{self.name}: no network takes {', '.join(unused)} yet: known only up to the "
-                "present, or constant"
-            )
+            yield f"{self.name}: no network takes {', '.join(unused)} yet, which are constant"
         yield from self._missing_notes()
         yield from self._length_notes()
         if self.config.scaling == "none":
@@ -304,3 +320,8 @@ def common_channels(parts: Sequence[Part]) -> list[str]:
                 "same, in one order, by data.covariates"
             )
     return list(first.series.columns.target)
+
+
+def past_columns(parts: Sequence[Part]) -> list[str]:
+    """Return the columns known up to the present that some part has; others lack their values."""
+    return list(dict.fromkeys(name for part in parts for name in part.series.columns.past))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -53,6 +52,12 @@ class SeriesFacts:
     known: tuple[str, ...] = ()
     """Names of the columns known in advance, which are the last of the covariates; () in files of
     older versions."""
+    past: tuple[str, ...] = ()
+    """Names of the columns known up to the present."""
+    past_mean: tuple[FiniteFloat, ...] = ()
+    """Mean of the training part of each of them."""
+    past_deviation: tuple[Positive, ...] = ()
+    """Standard deviation of the training part of each of them."""
     sources: tuple[SourceFacts, ...] = ()
     """What was trained on; () in files of older versions, which do not say it."""
 
@@ -60,23 +65,27 @@ class SeriesFacts:
         for name in ("channels", "mean", "deviation"):
             if len(getattr(self, name)) != self.shape.channels:
                 raise ValueError(f"{name}: expected {self.shape.channels}, one for each channel")
+        for name in ("past", "past_mean", "past_deviation"):
+            if len(getattr(self, name)) != self.shape.past:
+                raise ValueError(f"{name}: expected {self.shape.past}, one for each such column")
         for name in ("covariate_mean", "covariate_deviation"):
             if len(getattr(self, name)) not in (0, self.shape.covariates):
                 raise ValueError(
                     f"{name}: expected {self.shape.covariates}, one for each covariate"
                 )
 
-    def moved(self, known: Sequence[str]) -> str | None:
-        """Return one of the columns known in advance that has another place in `known`, or None.
+    def moved(self, other: SeriesFacts) -> str | None:
+        """Return a covariate, known in advance or up to the present, that has another place there.
 
         Of another number of columns weights are no one's: their shapes differ.
         """
-        if len(known) != len(self.known):
-            return None
-        places = {name: place for place, name in enumerate(self.known)}
-        return next(
-            (name for place, name in enumerate(known) if places.get(name, place) != place), None
-        )
+        for ours, theirs in ((self.known, other.known), (self.past, other.past)):
+            places = {name: place for place, name in enumerate(ours)}
+            if len(ours) == len(theirs):
+                for place, name in enumerate(theirs):
+                    if places.get(name, place) != place:
+                        return name
+        return None
 
     def trained_on(self, other: SeriesFacts) -> list[str]:
         """Return a sentence about each source of `other` that was trained on, as far as known."""

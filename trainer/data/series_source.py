@@ -57,6 +57,9 @@ class Series(Protocol):
     def known(self, item: int) -> Values:
         """Return the covariates of an item that are known in advance [F, T]."""
 
+    def past(self, item: int) -> Values:
+        """Return the covariates of an item that are known up to the present [P, T]."""
+
 
 class SeriesSource(Series, Protocol):
     """Items that a dataset can be made of, with windows of their values."""

@@ -34,6 +34,14 @@ class WindowBatch:
     """Weights [B]: 1, or 0 for padding."""
     asked: Floats | None = None
     """1 where a point of the future is to be forecast, else 0 [B, H]; None where all are."""
+    past: Floats | None = None
+    """Values of the context's columns that are known only up to the present [B, L, P], NaN where
+    missing; None where there are none."""
+
+    @property
+    def variates(self) -> Floats:
+        """What is read of the past: the context, and beside it the past columns [B, L, C + P]."""
+        return self.context if self.past is None else np.concatenate([self.context, self.past], 2)
 
     def up_to(self, horizons: Indices) -> WindowBatch:
         """Return the windows, of whose futures only the points before `horizons` [B] are asked."""

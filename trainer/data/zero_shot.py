@@ -18,7 +18,8 @@ def zero_shot_sets(config: DataConfig, trained: Dataset, cache: Path) -> dict[st
     seen = {part.series.digest for part in trained.parts}
     found: dict[str, Dataset] = {}
     for path in config.validate_on:
-        dataset = Dataset(_config(config, path), cache, is_trained_on=False)
+        own = _config(config, path)
+        dataset = Dataset(own, cache, is_trained_on=False, past=trained.past)
         name = Path(path).name.partition(".")[0]
         problem = None
         if dataset.parts[0].series.digest in seen:

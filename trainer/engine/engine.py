@@ -239,9 +239,9 @@ class Engine:
     def _tensors(self, batch: WindowBatch) -> list[Tensor]:
         """Return context, covariates, target, and what is asked for, on this rank's device.
 
-        The last is left out where all is asked for.
+        The context has the past columns, too. What is asked for is left out where that is all.
         """
-        arrays = [batch.context, batch.covariates, batch.target]
+        arrays = [batch.variates, batch.covariates, batch.target]
         arrays += [] if batch.asked is None else [batch.asked]
         tensors = [torch.from_numpy(array) for array in arrays]
         if self.mesh.device.type != "cuda":

@@ -61,6 +61,13 @@ class SeriesEnds:
                 f"this has {', '.join(series.columns.known) or 'none'}; name those, in this order, "
                 "by data.covariates, of a prepared set when it is prepared"
             )
+        missing = [name for name in forecaster.past if name not in series.columns.past]
+        if missing:
+            raise UserError(
+                f"{series.name}: the network reads {', '.join(missing)} up to the present, and "
+                f"this has {', '.join(series.columns.past) or 'none'}; name them by "
+                "data.past_covariates, of a prepared set when it is prepared"
+            )
         if future is not None and not self._known_names:
             raise UserError("future: the network reads no columns in advance; leave it out")
         self._is_apart = shape.channels != channels
@@ -140,7 +147,7 @@ class SeriesEnds:
     def forecasts(self, items: list[int]) -> Doubles:
         """Return point and quantiles of items in their own units [B, C, T, 1 + levels]."""
         facts, shape = self.forecaster.facts, self.forecaster.facts.shape
-        contexts, scales, covariates = [], [], []
+        contexts, scales, covariates, pasts = [], [], [], []
         for item in items:
             end = self.end(item)
             whole = self.series.target(item)[:, :end].T.astype(np.float64)
@@ -148,15 +155,17 @@ class SeriesEnds:
             context = np.full((shape.context_length, whole.shape[1]), np.nan)
             part = whole[-shape.context_length :]
             context[len(context) - len(part) :] = (part - mean) / deviation
-            known = self._covariates(item, end)
+            known, past = self._covariates(item, end), self._past(item, end)
             for channel in self._rows(whole.shape[1]):
                 contexts.append(context[:, channel])
                 scales.append((mean[channel], deviation[channel]))
                 covariates.append(known)
+                pasts.append(past)
         made = forecast_paths(
             self.forecaster,
             torch.from_numpy(np.stack(contexts).astype(np.float32)),
             torch.from_numpy(np.stack(covariates).astype(np.float32)),
+            torch.from_numpy(np.stack(pasts).astype(np.float32)),
             self.horizon,
         )
         means, deviations = (np.stack(each)[:, None, :, None] for each in zip(*scales, strict=True))
@@ -186,6 +195,24 @@ class SeriesEnds:
         if self._data.calendar_encoding == "embedding":
             parts.reverse()
         return np.concatenate(parts, axis=1)
+
+    def _past(self, item: int, end: int) -> Doubles:
+        """Return the standardised columns known up to the present, [L, columns]; NaN if missing."""
+        facts, names = self.forecaster.facts, self.forecaster.past
+        length = facts.shape.context_length
+        answer = np.full((length, len(names)), np.nan)
+        if not names:
+            return answer
+        rows = [self.series.columns.past.index(name) for name in names]
+        values = self.series.past(item)[rows, :end].T.astype(np.float64)
+        mean, deviation = (
+            own_scale(values)
+            if facts.scaling == "item"
+            else (np.asarray(facts.past_mean), np.asarray(facts.past_deviation))
+        )
+        part = values[-length:]
+        answer[length - len(part) :] = (part - mean) / deviation
+        return answer
 
     def _known(self, item: int, end: int, length: int) -> Doubles:
         """Return the standardised columns known in advance, [L + T, columns]; 0 where missing."""

@@ -83,6 +83,11 @@ class Forecaster:
             raise UserError(f"{path}: its checkpoints are replaced faster than they can be read")
         return cls(network.to(device), source.settings, source.facts, source.step)
 
+    @property
+    def past(self) -> tuple[str, ...]:
+        """The names of the columns known up to the present that the network reads."""
+        return self.facts.past if self.settings.model.reads_past else ()
+
     @cached_property
     def dataset(self) -> Dataset:
         """The series that the configuration names. Raises UserError where they are not here."""
@@ -100,6 +105,7 @@ class Forecaster:
             changed(self.settings, overrides).data,
             is_trained_on=False,
             ahead=taken.prediction_length,
+            past=self.facts.past,
         )
         given, known = data.shape, data.parts[0].series.columns.known
         if self.facts.known and known != self.facts.known:
@@ -138,7 +144,7 @@ class Forecaster:
         for batch in batches:
             horizon = batch.target.shape[1]
             window = self._window(
-                torch.from_numpy(batch.context), torch.from_numpy(batch.covariates)
+                torch.from_numpy(batch.variates), torch.from_numpy(batch.covariates)
             )
             context, covariates = (tensor.to(device) for tensor in window)
             (predicted,) = rollout.forecast(self.network, [(context, covariates)], self._outputs)
@@ -158,7 +164,10 @@ class Forecaster:
         return [self.network(one) for one in inputs]
 
     def forecast(
-        self, context: npt.ArrayLike, covariates: npt.ArrayLike | None = None
+        self,
+        context: npt.ArrayLike,
+        covariates: npt.ArrayLike | None = None,
+        past: npt.ArrayLike | None = None,
     ) -> npt.NDArray[np.float64]:
         """Return forecasts [B, H, C] from contexts [B, L, C], both in the series' own units.
 
@@ -166,7 +175,8 @@ class Forecaster:
         L may be less than data.context_length where the network takes contexts of any length.
         `covariates` [B, L + H, F] are known in advance: calendar features, then the columns
         `facts.known` in their own units; embedded calendar features come last. All are there.
-        Raises UserError for other shapes and values.
+        `past` [B, L, P] are the columns that `Forecaster.past` names, known up to the present, NaN
+        where missing. Raises UserError for other shapes and values.
         """
         shape = self.facts.shape
         values = checked_array("context", context, self.context_lengths(), shape.channels)
@@ -179,15 +189,23 @@ class Forecaster:
             range(length + shape.prediction_length, length + shape.prediction_length + 1),
             shape.covariates + len(shape.calendar),
         )
-        if len(features) != rows:
-            raise UserError(f"covariates: of {len(features)} contexts, and there are {rows}")
-        check_values(values, features)
+        beside = checked_array(
+            "past",
+            np.zeros((rows, length, 0)) if past is None else past,
+            range(length, length + 1),
+            len(self.past),
+        )
+        for name, array in (("covariates", features), ("past", beside)):
+            if len(array) != rows:
+                raise UserError(f"{name}: of {len(array)} contexts, and there are {rows}")
+        check_values(values, features, beside)
         mean, deviation = self._scale(values)
         batch = WindowBatch(
             ((values - mean) / deviation).astype(np.float32),
             np.full((rows, shape.prediction_length, shape.channels), np.nan, np.float32),
             self._scaled_covariates(features, length).astype(np.float32),
             np.ones(rows, np.float32),
+            past=self._scaled_past(beside).astype(np.float32),
         )
         [(_, forecast)] = self.predict_windows([batch])
         return np.asarray(forecast[..., 0].double().numpy() * deviation + mean)
@@ -264,6 +282,7 @@ class Forecaster:
         table = self.settings.data.table.model_dump()
         if not table["covariates"]:
             table["covariates"] = list(self.facts.known)
+        table["past_covariates"] = list(self.past)
         return checked_table(table | dict(given))
 
     def context_lengths(self) -> range:
@@ -289,6 +308,15 @@ class Forecaster:
         scaled = covariates.copy()
         scaled[:, :, numbers] = (covariates[:, :, numbers] - mean) / deviation
         return scaled
+
+    def _scaled_past(self, past: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return columns known up to the present [B, L, P] as the network sees them."""
+        facts = self.facts
+        if facts.scaling == "item":
+            mean, deviation = own_scale(past, 1, keepdims=True)
+        else:
+            mean, deviation = np.asarray(facts.past_mean), np.asarray(facts.past_deviation)
+        return (past - mean) / deviation if self.past else past
 
     def _scale(
         self, context: npt.NDArray[np.float64]

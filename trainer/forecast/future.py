@@ -209,7 +209,11 @@ def _read_future(
 
     Raises UserError where they are not there.
     """
-    changes: dict[str, Any] = {"targets": config.covariates or None, "covariates": []}
+    changes: dict[str, Any] = {
+        "targets": config.covariates or None,
+        "covariates": [],
+        "past_covariates": [],
+    }
     if source.ids is not None:
         changes["id_column"] = source.ids or NO_ID
     file = _file(future, folder / "future.parquet")

@@ -32,10 +32,15 @@ def checked_array(
     return values
 
 
-def check_values(context: npt.NDArray[np.float64], covariates: npt.NDArray[np.float64]) -> None:
+def check_values(
+    context: npt.NDArray[np.float64],
+    covariates: npt.NDArray[np.float64],
+    past: npt.NDArray[np.float64],
+) -> None:
     """Raise UserError where values cannot be forecast from, naming the first of them."""
     for name, values, wrong, sentence in (
         ("context", context, np.isinf(context), "set it to NaN if it is missing"),
+        ("past", past, np.isinf(past), "set it to NaN if it is missing"),
         ("covariates", covariates, ~np.isfinite(covariates), "all covariates must be known"),
     ):
         if wrong.any():

@@ -1,6 +1,7 @@
 """A whole forecaster as one graph that runs without Forescale: ONNX, or torch's exported program.
 
-Shapes: B series, L context points, H points to forecast, C channels, F covariates.
+Shapes: B series, L context points, H points to forecast, C channels, F covariates, P columns that
+are known up to the present.
 """
 
 from __future__ import annotations
@@ -33,22 +34,26 @@ MOST_SERIES = 2**16
 MOST_BYTES = 2**31 - 2**24
 """Bytes of weights that an ONNX file holds, which is one message of at most 2 GiB."""
 
-Sizes = tuple[dict[int, Dim], ...]
-"""For each input of a graph, the dimensions whose size may be another."""
+INPUTS = ("context", "covariates", "past")
+
+Sizes = tuple[dict[int, Dim] | None, ...]
+"""For each input of a graph that is there, the dimensions whose size may be another."""
 
 
 class ForecasterGraph(nn.Module):
     """What `Forecaster.forecast` computes, with quantiles, in torch alone.
 
-    forward(context [B, L, C], covariates [B, L + H, F]) is point forecasts and quantiles
-    [B, H, C, 1 + levels]; all are fp64 and in the series' own units, NaN where a context has no
-    value. Without covariates the network knows nothing in advance.
+    forward(context [B, L, C], covariates [B, L + H, F], past [B, L, P]) is point forecasts and
+    quantiles [B, H, C, 1 + levels]; all are fp64 and in the series' own units, NaN where a context
+    has no value. Covariates and past are None where the network reads none.
     """
 
     _mean: Tensor
     _deviation: Tensor
     _covariate_mean: Tensor
     _covariate_deviation: Tensor
+    _past_mean: Tensor
+    _past_deviation: Tensor
 
     def __init__(self, forecaster: Forecaster) -> None:
         super().__init__()
@@ -57,7 +62,7 @@ class ForecasterGraph(nn.Module):
         self.network.shape = replace(self.network.shape, missing=True)
         shape = self._facts.shape
         self._length, self._horizon = shape.context_length, shape.prediction_length
-        self.columns = shape.covariates + len(shape.calendar)
+        self.columns, self.past = shape.covariates + len(shape.calendar), len(forecaster.past)
         known = len(self._facts.known)
         self._has_own_scales = self._facts.scaling == "item" and known > 0
         self._numbers = (
@@ -66,17 +71,23 @@ class ForecasterGraph(nn.Module):
             else slice(0, shape.covariates)
         )
         """Columns of the covariates that are standardised."""
-        for name in ("mean", "deviation", "covariate_mean", "covariate_deviation"):
+        kinds = ("mean", "deviation")
+        for name in (f"{of}{kind}" for of in ("", "covariate_", "past_") for kind in kinds):
             values = torch.tensor(getattr(self._facts, name), dtype=torch.float64)
             self.register_buffer(f"_{name}", values, persistent=False)
 
-    def forward(self, context: Tensor, covariates: Tensor | None = None) -> Tensor:
+    def forward(
+        self, context: Tensor, covariates: Tensor | None = None, past: Tensor | None = None
+    ) -> Tensor:
         length = context.shape[1]
         mean, deviation = self._scale(context)
         if covariates is None:
             covariates = context.new_zeros(context.shape[0], length + self._horizon, self.columns)
         known = self._scaled(covariates, length)
-        window = self._as_longest((context - mean) / deviation, length, self._length, math.nan)
+        seen = (context - mean) / deviation
+        if past is not None:
+            seen = torch.cat([seen, self._scaled_past(past)], 2)
+        window = self._as_longest(seen, length, self._length, math.nan)
         inputs = (
             window.float(),
             self._as_longest(known, length, self._length + self._horizon, 0.0).float(),
@@ -102,6 +113,15 @@ class ForecasterGraph(nn.Module):
             return self._mean.view(1, 1, -1), self._deviation.view(1, 1, -1)
         return _own_scale(context)
 
+    def _scaled_past(self, past: Tensor) -> Tensor:
+        """Return columns known up to the present as the network sees them."""
+        mean, deviation = (
+            _own_scale(past)
+            if self._facts.scaling == "item"
+            else (self._past_mean, self._past_deviation)
+        )
+        return (past - mean) / deviation
+
     def _scaled(self, covariates: Tensor, length: int) -> Tensor:
         """Return covariates as the network sees them."""
         if not self._has_own_scales and not self._facts.covariate_mean:
@@ -118,9 +138,12 @@ class ForecasterGraph(nn.Module):
 
 
 def _own_scale(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation [B, 1, C] over the points of values [B, T, C], NaN left out."""
+    """Return mean and deviation [B, 1, C] over the points of values [B, T, C], NaN left out.
+
+    Of no values they are 0 and 1.
+    """
     valid = ~values.isnan()
-    count = valid.sum(1, keepdim=True)
+    count = valid.sum(1, keepdim=True).clamp(min=1)
     mean = values.nan_to_num().sum(1, keepdim=True) / count
     centred = (values - mean).where(valid, 0.0)
     deviation = (centred.square().sum(1, keepdim=True) / count).sqrt()
@@ -130,8 +153,8 @@ def _own_scale(values: Tensor) -> tuple[Tensor, Tensor]:
 def export_graph(forecaster: Forecaster, out: Path) -> None:
     """Write a forecaster's graph to `out`: ONNX if it ends with .onnx, else torch's program.
 
-    Its inputs are context [B, L, C] and, where something is known in advance, covariates
-    [B, L + H, F]; its output is forecast [B, H, C, 1 + levels]; see ForecasterGraph. B is any, and
+    Its inputs are context [B, L, C] and, where the network reads them, covariates [B, L + H, F] and
+    past [B, L, P]; its output is forecast [B, H, C, 1 + levels]; see ForecasterGraph. B is any, and
     L any up to data.context_length where the network takes such contexts. Raises UserError where
     the file is there, or the network cannot be written so.
     """
@@ -169,7 +192,9 @@ def _write_onnx(forecaster: Forecaster, file: Path) -> None:
         inputs,
         dynamo=True,
         dynamic_shapes=sizes,
-        input_names=["context", "covariates"][: len(inputs)],
+        input_names=[
+            name for name, tensor in zip(INPUTS, inputs, strict=False) if tensor is not None
+        ],
         output_names=["forecast"],
         verbose=False,
     )
@@ -185,7 +210,7 @@ def _write_program(forecaster: Forecaster, file: Path) -> None:
     torch.export.save(program, file, extra_files=extra)
 
 
-def _traced(forecaster: Forecaster) -> tuple[ForecasterGraph, tuple[Tensor, ...], Sizes]:
+def _traced(forecaster: Forecaster) -> tuple[ForecasterGraph, tuple[Tensor | None, ...], Sizes]:
     """Return a graph, inputs to trace it with, and which of their sizes may be others."""
     graph, shape = ForecasterGraph(forecaster).eval(), forecaster.facts.shape
     lengths, horizon = forecaster.context_lengths(), shape.prediction_length
@@ -197,14 +222,21 @@ def _traced(forecaster: Forecaster) -> tuple[ForecasterGraph, tuple[Tensor, ...]
     def some(points: int, columns: int) -> Tensor:
         return torch.randn(3, points, columns, generator=generator, dtype=torch.float64)
 
-    inputs, sizes = [some(length, shape.channels)], [{0: batch}]
-    if graph.columns:
-        inputs.append(some(length + horizon, graph.columns))
-        sizes.append({0: batch})
+    inputs = [
+        some(length, shape.channels),
+        some(length + horizon, graph.columns) if graph.columns else None,
+        some(length, graph.past) if graph.past else None,
+    ]
+    while inputs[-1] is None:  # what comes last need not be given
+        inputs.pop()
+    sizes: list[dict[int, Dim] | None] = [
+        None if tensor is None else {0: batch} for tensor in inputs
+    ]
     if len(lengths) > 2:
         points = Dim("points", min=2, max=lengths[-1])
-        for size, of in zip(sizes, (points, points + horizon), strict=False):
-            size[1] = of
+        for size, of in zip(sizes, (points, points + horizon, points), strict=False):
+            if size is not None:
+                size[1] = of
     return graph, tuple(inputs), tuple(sizes)
 
 
@@ -217,6 +249,7 @@ def _description(forecaster: Forecaster) -> dict[str, object]:
         "calendar": list(forecaster.settings.data.calendar),
         "calendar_encoding": forecaster.settings.data.calendar_encoding,
         "known": list(facts.known),
+        "past": list(forecaster.past),
         "step": forecaster.step,
     }
 

@@ -25,12 +25,19 @@ def forecast_items(
     """Return forecasts of the points after items' last ones, in their own units.
 
     They are points and quantiles [B, C, T, 1 + levels], T = `horizon`; where the network has no
-    quantiles these are the points again. Items have the channels named `channels`, and what is
-    known in advance of T points more. What has no value at all is forecast as 0. Raises UserError
-    where the network does not take the items; `checked_levels` says which levels it has.
+    quantiles these are the points again. Items have the channels named `channels`, the columns
+    `forecaster.past` up to their ends, and what is known in advance of T points more. What has no
+    value at all is forecast as 0. Raises UserError where the network does not take the items;
+    `checked_levels` says which levels it has.
     """
-    columns = Columns(tuple(channels), forecaster.facts.known)
+    columns = Columns(tuple(channels), forecaster.facts.known, forecaster.past)
     for item in items:
+        if np.shape(item.past) != (len(columns.past), item.length):
+            raise UserError(
+                f"{item.item_id}: the network reads {', '.join(columns.past) or 'nothing'} up to "
+                f"the present; expected {[len(columns.past), item.length]} numbers, got "
+                f"{list(np.shape(item.past))}"
+            )
         known = np.asarray(item.known)[:, : item.length + horizon]
         wanted = (len(columns.known), item.length + horizon)
         if columns.known and (known.shape != wanted or np.isnan(known).any()):

@@ -64,11 +64,18 @@ def _use(source: WeightsSource, title: str) -> str:
     shape = source.facts.shape
     columns = shape.covariates + len(shape.calendar)
     arguments, covariates = "context", ""
+    past = source.facts.past if source.settings.model.reads_past else ()
     if columns:
         arguments = "context, covariates"
         length = shape.context_length + shape.prediction_length
         names = ", ".join(_known_in_advance(source)) or "no names are known"
         covariates = f"; what is known in advance is [B, {length}, {columns}]: {names}"
+    if past:
+        arguments += ", past=past"
+        covariates += (
+            f"; past is [B, {shape.context_length}, {len(past)}], known up to the present: "
+            f"{', '.join(past)}"
+        )
     return f"""```python
 from forescale import Forecaster
 

@@ -123,7 +123,10 @@ def test_any_horizon(general: Forecaster, horizon: int) -> None:
 def test_paths_are_the_quantiles_of_all_continuations(general: Forecaster) -> None:
     """By a loop over paths in plain numpy."""
     context = torch.from_numpy(waves(CONTEXT).astype(np.float32)).view(1, -1, 1)
-    made = forecast_paths(general, context, torch.zeros(1, CONTEXT + 2 * HORIZON, 0), 20)[0, :, 0]
+    nothing = torch.zeros(1, CONTEXT, 0)
+    made = forecast_paths(general, context, torch.zeros(1, CONTEXT + 2 * HORIZON, 0), nothing, 20)[
+        0, :, 0
+    ]
     first = general.forecast(context.numpy())  # in its own units; here they are standardised
     assert first.shape == (1, HORIZON, 1)
     levels = np.array(general.network.output.levels)
@@ -131,7 +134,7 @@ def test_paths_are_the_quantiles_of_all_continuations(general: Forecaster) -> No
     for path in made[:HORIZON, 1:].T:
         longer = torch.cat([context[0, :, 0], path])[-CONTEXT:]
         following = forecast_paths(
-            general, longer.view(1, -1, 1), torch.zeros(1, CONTEXT + HORIZON, 0), 8
+            general, longer.view(1, -1, 1), torch.zeros(1, CONTEXT + HORIZON, 0), nothing, 8
         )
         samples.append(following[0, :, 0, 1:].numpy())
     together = np.concatenate(samples, axis=1)

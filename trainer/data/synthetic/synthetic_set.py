@@ -98,6 +98,10 @@ class SyntheticSet:
         """Return no covariates [0, T]."""
         return np.empty((0, self._config.length), np.float32)
 
+    def past(self, item: int) -> Values:
+        """Return no columns known up to the present [0, T]."""
+        return self.known(item)
+
     def windows(self, items: Indices, first: Indices, length: int, role: Role = "target") -> Values:
         """Return [B, C, length]: windows of items, each from its point `first`; NaN outside."""
         channels = self._config.channels if role == "target" else 0
