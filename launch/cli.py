@@ -2,61 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import click
 
+from launch.options import (
+    COUNT,
+    explain_option,
+    force_option,
+    json_option,
+    log_options,
+    resume_option,
+    run_dir_option,
+)
 from launch.other_words import Commands
 from model.errors import ReportedElsewhereError, RunFailedError, UserError
-from trainer.logs.log import VARIABLE
 
 HELP = {"help_option_names": ["-h", "--help"]}
-
-COUNT = click.IntRange(1)
-"""Ranks or tasks."""
-COUNT.name = "whole number"
-
-run_dir_option = click.option(
-    "--run-dir",
-    type=click.Path(path_type=Path),
-    help="Default: runs/NAME_OF_CONFIG, or CONFIG's own run.",
-)
-resume_option = click.option(
-    "--resume",
-    default="auto",
-    show_default=True,
-    metavar="auto|never|CHECKPOINT",
-    help="Go on from the run folder's newest checkpoint, start anew, or from a given one.",
-)
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
-)
-force_option = click.option("--force", is_flag=True, help="Write over files that are there.")
-explain_option = click.option(
-    "--explain", is_flag=True, help="With --json: print the sentences too, on stderr."
-)
-
-
-def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --quiet and --verbose, which count more than FORESCALE_LOG, to a command."""
-
-    def option(short: str, name: str, level: str, text: str) -> Callable[..., Any]:
-        def choose(context: click.Context, parameter: click.Parameter, chosen: bool) -> None:
-            if chosen:
-                os.environ[VARIABLE] = level  # the ranks that this process starts inherit it
-
-        return click.option(
-            short, name, is_flag=True, expose_value=False, callback=choose, help=text
-        )
-
-    quiet = option("-q", "--quiet", "warning", "Show only warnings and errors of the log.")
-    verbose = option("-v", "--verbose", "debug", "Show all of the log.")
-    return quiet(verbose(command))
 
 
 @click.group(context_settings=HELP, cls=Commands)
@@ -154,6 +120,25 @@ def forecast(run: Path, settings: Sequence[str], **options: Any) -> None:
     from launch.forecast import forecast as write
 
     write(run, settings, **options)
+
+
+@forescale.command()
+@click.argument("name")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--horizon", type=COUNT, help="Points to forecast.  [default: as were trained]")
+@json_option
+@log_options
+def benchmark(name: str, data: Path, run: Path, **options: Any) -> None:
+    """Score RUN's weights by the literature's protocol NAME on DATA.
+
+    NAME is etth1, etth2, ettm1, ettm2, weather, electricity, traffic or exchange, and DATA that
+    table; or NAME is m4_yearly, m4_quarterly, m4_monthly, m4_weekly, m4_daily or m4_hourly, and
+    DATA the folder of M4's files. RUN may be a checkpoint or an export too.
+    """
+    from launch.benchmark import benchmark as score
+
+    score(name, data, run, **options)
 
 
 @forescale.command()

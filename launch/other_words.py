@@ -8,7 +8,8 @@ import click
 
 COMMANDS = {
     "train": ("fit", "run", "pretrain", "finetune", "fine-tune", "resume", "continue", "launch"),
-    "evaluate": ("test", "score", "eval", "backtest", "benchmark", "metrics"),
+    "evaluate": ("test", "score", "eval", "backtest", "metrics"),
+    "benchmark": ("leaderboard", "ltsf", "m4"),
     "forecast": ("predict", "infer", "inference", "generate"),
     "show": ("info", "inspect", "status", "describe", "summary", "list", "ls", "verify"),
     "plan": ("check", "lint", "estimate", "memory", "layout", "dry-run"),

@@ -46,6 +46,7 @@ LISTED = {
     r"python -m tests\.slurm\.cluster .*": "needs a Slurm: tests/slurm/conftest.py",
     r"deepspeed --hostfile .*": "needs several machines: tests/slurm",
     r"deepspeed --launcher openmpi .*": "needs an MPI: tests/launch/test_mpi.py",
+    r"forescale benchmark .*": "needs the data sets' files: tests/launch/test_benchmark.py",
     r"forescale prepare Hourly-train\.csv .*": "needs M4's files: tests/trainer/data",
     r"WANDB_MODE=offline .*": "needs W&B and MLflow: tests/trainer/logs/test_sinks.py",
     r"forescale train configs/large\.yaml --ranks 8 .*": "needs 8 GPUs",
