@@ -78,7 +78,7 @@ def _long_term(
         settings = protocol.settings(source, points)
         settings["data.prediction_length"] = horizon or forecaster.facts.shape.prediction_length
         dataset = forecaster.dataset_of(settings)
-        for sentence in forecaster.facts.trained_on(dataset.facts):
+        for sentence in [*forecaster.facts.trained_on(dataset.facts), *series.notes]:
             log.warning(sentence)
         with ScoringProgress(str(Split.TEST)) as progress:
             return evaluate(

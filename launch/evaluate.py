@@ -10,7 +10,7 @@ from launch.output import check_target, print_json, showing_log
 from model.errors import UserError
 
 if TYPE_CHECKING:
-    from trainer.data import Dataset
+    from trainer.data import Dataset, Split
     from trainer.forecast.forecaster import Forecaster
     from trainer.forecast.scores import Evaluation
 
@@ -53,12 +53,7 @@ def score(
         forecaster = Forecaster.load(run)
         dataset = forecaster.dataset_of(changes)
         if not dataset.windows(chosen):
-            points = dataset.config.prediction_length
-            raise UserError(
-                f"{run}: no window of {points} points lies in the {split} part; change data.split "
-                "or data.split_last, set a smaller data.prediction_length, choose another part "
-                "with --split, or score other series with data.source=FILE"
-            )
+            raise UserError(f"{run}: {_why_no_window(dataset, chosen)}")
         if changes:
             for sentence in forecaster.facts.trained_on(dataset.facts):
                 log.warning(sentence)
@@ -69,6 +64,9 @@ def score(
                 forecaster.settings.data.named,
                 run,
             )
+        if changes:  # of its own series training has told
+            for note in dataset.notes:
+                log.warning("data: %s", note)
         size = forecaster.settings.train.micro_batch_size
         others = {}
         if ridge:
@@ -87,9 +85,25 @@ def score(
         if report is not None:
             _write_report(report, run, forecaster, dataset, evaluation)
     if as_json:
-        print_json({"step": forecaster.step, **evaluation.summary()})
+        print_json({"step": forecaster.step, "notes": dataset.notes, **evaluation.summary()})
     else:
         print_table(evaluation)
+
+
+def _why_no_window(dataset: Dataset, split: Split) -> str:
+    """Return why a split has no window, and what to do."""
+    points = dataset.config.prediction_length
+    if split == "held_out" and not any(part.parts.is_held_out.any() for part in dataset.parts):
+        return (
+            f"no series is held out, as data.held_out is {dataset.config.held_out:g}; set a larger "
+            "share, of which it is said whether they were trained on, or choose another part with "
+            "--split"
+        )
+    return (
+        f"no window of {points} points lies in the {split} part; change data.split or "
+        "data.split_last, set a smaller data.prediction_length, choose another part with --split, "
+        "or score other series with data.source=FILE"
+    )
 
 
 def _write_report(

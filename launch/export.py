@@ -7,10 +7,14 @@ from typing import Literal
 
 from launch.output import showing_log
 from model.errors import UserError
+from model.sentences import nearest
 from trainer.weights.source import find
 
 GRAPHS = (".onnx", ".pt2")
 """Ends of OUT that ask for a graph."""
+
+WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+"""Ends of other tools' files of weights, by which nobody calls a folder."""
 
 
 def export(source: Path, out: Path, *, precision: Literal["fp32", "bf16"]) -> None:
@@ -19,6 +23,13 @@ def export(source: Path, out: Path, *, precision: Literal["fp32", "bf16"]) -> No
     Raises UserError where that cannot be.
     """
     with showing_log():
+        near = nearest(out.suffix.lower(), GRAPHS)
+        if out.suffix not in GRAPHS and (near or out.suffix in WEIGHT_FILES):
+            ends = " or ".join(GRAPHS)
+            raise UserError(
+                f"{out}: a file ends with {ends}; name one of these, or a folder without "
+                f"{out.suffix}"
+            )
         if out.suffix not in GRAPHS:
             from trainer.weights.export import export as write
 

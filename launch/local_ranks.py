@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -21,7 +21,9 @@ GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel")
 """Device files of accelerators. Without any, DeepSpeed is spared its search and its warning."""
 
 
-def launch(ranks: int, arguments: Sequence[str], stop: StopRequest) -> int:
+def launch(
+    ranks: int, arguments: Sequence[str], stop: StopRequest, is_saved: Callable[[], bool]
+) -> int:
     """Train with `arguments` on `ranks` ranks, and return the exit code.
 
     Where `stop` has been asked for already, the ranks save after their first step.
@@ -29,7 +31,7 @@ def launch(ranks: int, arguments: Sequence[str], stop: StopRequest) -> int:
     DeepSpeed's launcher ends its ranks at once on SIGINT and SIGTERM. So it runs in a session of
     its own, where a Ctrl-C does not reach it, and ignores SIGUSR1, which this process sends
     instead: the ranks save and end by themselves, with 0, and `stop` has the signal that came here.
-    A second Ctrl-C ends everything at once.
+    A second Ctrl-C ends everything at once; `is_saved` returns whether the ranks had saved.
     """
     # What `deepspeed` itself starts on each machine: starting that first would import all of
     # DeepSpeed once more.
@@ -70,7 +72,8 @@ def launch(ranks: int, arguments: Sequence[str], stop: StopRequest) -> int:
         if asked.count(signal.SIGINT) > 1 and code < 0:
             if sys.stdout.isatty():
                 print(SHOW_CURSOR, end="", flush=True)  # which a rank's progress bar has hidden
-            print("forescale: ended at once, without saving", file=sys.stderr)
+            unsaved = "" if is_saved() else ", without saving"
+            print(f"forescale: ended at once{unsaved}", file=sys.stderr)
             return 128 + signal.SIGINT
         # The launcher exits with 1 whatever else ended it by a signal.
         return code if code >= 0 else 1

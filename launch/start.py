@@ -62,7 +62,7 @@ def start(
 
         options = ["--run-dir", str(plan.run.path), "--resume", resume]
         options += [] if profile is None else ["--profile", profile]
-        code = launch(ranks, [str(config), *overrides, *options], stop)
+        code = launch(ranks, [str(config), *overrides, *options], stop, plan.run.is_saved)
         return stop.exit_code if code == 0 and not plan.run.is_done() else code
 
 

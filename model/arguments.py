@@ -47,10 +47,17 @@ def configuration(arguments: dict[str, Any], unused: Sequence[str] = ()) -> Tran
     return config
 
 
-def check_sequence(x: Tensor, name: str, size: int) -> tuple[int, int]:
-    """Return batch size and length of x; raise UserError if it is not [B, T, size]."""
+def check_sequence(x: Tensor, name: str, size: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Return batch size and length of x; raise UserError if it is not [B, T, size] of `dtype`.
+
+    That is the weights', which autocast changes.
+    """
     if x.ndim != 3 or x.shape[2] != size:
         raise UserError(f"{name}: expected [B, T, input_size={size}], got {list(x.shape)}")
+    if x.dtype != dtype and not (
+        x.is_floating_point() and torch.is_autocast_enabled(x.device.type)
+    ):
+        raise UserError(f"{name}: expected {dtype}, as the weights are, got {x.dtype}; convert it")
     return x.shape[0], x.shape[1]
 
 

@@ -80,7 +80,7 @@ class DecoderOnlyTransformer(StandaloneStack):
         UserError for another shape or meaning.
         """
         self._forget_auxiliary_loss()
-        batch, length = check_sequence(src, "src", self.input_size)
+        batch, length = check_sequence(src, "src", self.input_size, self.dtype)
         mask = attention_mask(mask, "mask", batch, self.config.nhead, length, length)
         padding = padding_mask(src_key_padding_mask, "src_key_padding_mask", batch, length)
         x = self.positions(self.input_projection(without_padding(src, padding)))
@@ -99,7 +99,7 @@ class DecoderOnlyTransformer(StandaloneStack):
         kept. Raises UserError for a state of another model or batch; a step that fails leaves the
         state as it was.
         """
-        batch, length = check_sequence(src, "src", self.input_size)
+        batch, length = check_sequence(src, "src", self.input_size, self.dtype)
         if length != 1:
             raise UserError(f"src: one step takes one token, [B, 1, input_size]; got {length}")
         state = {} if incremental_state is None else incremental_state

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from model.config import TransformerConfig
 from model.constants import constant
+from model.errors import UserError
 from model.init import Init, start_parameters
 from model.patches import Align, to_patches
 
@@ -46,13 +47,13 @@ class Positions(nn.Module):
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
         """Add positions start, start + 1, ... to x [B, T, d_model].
 
-        Raises ValueError past max_seq_len.
+        Raises UserError past max_seq_len.
         """
         stop = start + x.shape[1]
         if stop > self.limit:
-            raise ValueError(
-                f"a sequence of {stop} tokens is longer than max_seq_len={self.limit}; "
-                "raise max_seq_len or use longer patches"
+            raise UserError(
+                f"max_seq_len: a sequence of {stop} tokens is longer than {self.limit}; "
+                "give a larger one, or fewer tokens"
             )
         if self.kind == "rotary":
             return x

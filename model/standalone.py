@@ -28,6 +28,11 @@ class StandaloneStack(Stack):
         self._auxiliary = LossHolder()
         self._has_warned = False
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights, which inputs have, too, unless autocast changes both."""
+        return next(self.parameters()).dtype
+
     def _initialise(self) -> None:
         """Draw all weights.
 

@@ -100,7 +100,7 @@ class TransformerEncoder(StandaloneStack):
         numbers from 0. Raises UserError for another shape or meaning.
         """
         self._forget_auxiliary_loss()
-        batch, length = check_sequence(src, "src", self.input_size)
+        batch, length = check_sequence(src, "src", self.input_size, self.dtype)
         mask = attention_mask(mask, "mask", batch, self.config.nhead, length, length)
         padding = padding_mask(src_key_padding_mask, "src_key_padding_mask", batch, length)
         if is_causal and self.config.att_type == "frequency":
@@ -185,7 +185,7 @@ class TransformerDecoder(StandaloneStack):
         may repeat it. Raises UserError for another shape or meaning.
         """
         self._forget_auxiliary_loss()
-        batch, length = check_sequence(tgt, "tgt", self.input_size)
+        batch, length = check_sequence(tgt, "tgt", self.input_size, self.dtype)
         if tgt_is_causal is not None and tgt_is_causal != self.is_causal:
             raise UserError(
                 f"tgt_is_causal: this decoder was made with is_causal={self.is_causal}; make "
@@ -219,7 +219,7 @@ class TransformerDecoder(StandaloneStack):
         kept. Raises UserError for a state of another decoder, batch or memory; a step that fails
         leaves the state as it was.
         """
-        batch, length = check_sequence(tgt, "tgt", self.input_size)
+        batch, length = check_sequence(tgt, "tgt", self.input_size, self.dtype)
         if length != 1:
             raise UserError(f"tgt: one step takes one token, [B, 1, input_size]; got {length}")
         if not self.is_causal:

@@ -9,7 +9,7 @@ from model.errors import UserError
 from model.sentences import shortened
 from parallel.layout import Layout
 from trainer.config import Configuration
-from trainer.config.rules import check
+from trainer.config.rules import check, check_tokens
 from trainer.config.sizes import check_sizes
 from trainer.data import Dataset, Split
 from trainer.data.cache import default_cache
@@ -72,6 +72,7 @@ def prepare(
     except UserError as error:
         raise configuration.locate(error) from None
     _check_best(configuration, dataset, zero_shot)
+    check_tokens(configuration, dataset.shape)
     check_sizes(configuration, layout, dataset.shape)
     start = choose(configuration, run, dataset, resume)
     _check_places(configuration, dataset, start)

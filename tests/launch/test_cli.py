@@ -102,7 +102,7 @@ def test_a_mistake_in_a_file_names_its_line(
     file.write_text("data:\n  source: nowhere.csv\n")
     assert refused(["train", str(file)], capsys) == (
         f"forescale: {file}:2: data.source: there is no file nowhere.csv in {Path.cwd()}, where "
-        "the command runs\n"
+        "the command runs; name its whole path\n"
     )
 
 

@@ -274,6 +274,21 @@ def test_ctrl_c_ends_a_rank_that_waits_for_others(tmp_path: Path) -> None:
     assert waiting.wait(timeout=20) != 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.02, 0.3, 0.6])
+def test_a_second_ctrl_c_tells_whether_the_run_was_saved(
+    training: subprocess.Popen[str], tmp_path: Path, seconds: float
+) -> None:
+    os.killpg(training.pid, signal.SIGINT)
+    time.sleep(seconds)
+    if training.poll() is None:
+        os.killpg(training.pid, signal.SIGINT)
+    output, _ = training.communicate(timeout=60)
+    assert training.returncode == 130, output
+    is_saved = (tmp_path / "run" / "saved").exists()
+    assert ("without saving" in output) == (not is_saved), output
+
+
 def start_by_hand(rank: int, world: int, port: int, *settings: str) -> subprocess.Popen[str]:
     """Start one rank, as a launcher that is not known here would."""
     mine = environment() | {

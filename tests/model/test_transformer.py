@@ -203,15 +203,28 @@ def test_masks_of_the_wrong_shape_or_meaning_are_named() -> None:
         decoder.forward_one_step(x, memory)
 
 
+def test_inputs_are_of_the_weights_type() -> None:
+    encoder = TransformerEncoder(3, **SMALL)
+    for x in (torch.randn(2, 5, 3).double(), torch.ones(2, 5, 3, dtype=torch.int64)):
+        with pytest.raises(
+            UserError, match=r"src: expected torch.float32, as the weights are, got"
+        ):
+            encoder(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encoder(torch.randn(2, 5, 3).bfloat16()).isfinite().all()
+    encoder.double()
+    assert encoder(torch.randn(2, 5, 3).double()).dtype == torch.float64
+
+
 @pytest.mark.parametrize("position", ["sinusoidal", "learned", "rotary"])
 def test_past_max_seq_len_there_is_a_clear_error(position: str) -> None:
     decoder = TransformerDecoder(3, 2, **SMALL, position=position, max_seq_len=4)
     memory, state = torch.randn(1, 5, 24), {}
-    with pytest.raises(ValueError, match="5 tokens is longer than max_seq_len=4"):
+    with pytest.raises(UserError, match="max_seq_len: a sequence of 5 tokens is longer than 4"):
         decoder(torch.randn(1, 5, 3), memory)
     for _ in range(4):
         _, state = decoder.forward_one_step(torch.randn(1, 1, 3), memory, state)
-    with pytest.raises(ValueError, match="5 tokens is longer than max_seq_len=4"):
+    with pytest.raises(UserError, match="max_seq_len: a sequence of 5 tokens is longer than 4"):
         decoder.forward_one_step(torch.randn(1, 1, 3), memory, state)
 
 

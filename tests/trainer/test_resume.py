@@ -136,6 +136,43 @@ def test_going_another_way_takes_another_folder(finished: Path, tmp_path: Path) 
         planned(tmp_path / "new", {**QUICK, "train.seed": 1, "resume": point})
 
 
+def test_the_same_data_may_lie_elsewhere(tmp_path: Path) -> None:
+    """A table by itself, and one of a mixture."""
+    for folder in ("here", "there", "other"):
+        (tmp_path / folder).mkdir()
+        points = range(300)
+        lines = [f"2024-01-{1 + n // 24 % 28:02}T{n % 24:02},{n % 7}" for n in points]
+        (tmp_path / folder / "load.csv").write_text("\n".join(["time,load", *lines]) + "\n")
+    other = (tmp_path / "other" / "load.csv").read_text()
+    (tmp_path / "other" / "load.csv").write_text(other.replace(",3", ",4"))
+    for kind in ("alone", "mixed"):
+
+        def of(folder: str, kind: str = kind) -> dict[str, Any]:
+            path = str(tmp_path / folder / "load.csv")
+            source = path if kind == "alone" else [{"path": path, "weight": 2.0}]
+            return {**UNSCORED, **OWN_TABLE, "data.source": source, "train.steps": 2}
+
+        run = tmp_path / kind
+        ranks.run(train_rank, 1, run, of("here"))
+        assert planned(run, {**of("there"), "train.steps": 4}).start.steps_done == 2
+        with pytest.raises(UserError, match=r"data\.source: .* has changed since"):
+            planned(run, of("other"))
+    more = [{"path": str(tmp_path / "there" / "load.csv"), "weight": 1.0}]
+    with pytest.raises(UserError, match=r"data\.source is .*2\.0"):
+        planned(tmp_path / "mixed", {**of("there"), "data.source": more})
+
+
+OWN_TABLE = {
+    "data.targets": ["load"],
+    "data.covariates": [],
+    "data.calendar": [],
+    "data.rows": None,
+    "data.timezone": None,
+    "data.context_length": 48,
+    "data.prediction_length": 16,
+}
+
+
 def test_changed_data_is_noticed(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)

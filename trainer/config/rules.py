@@ -6,7 +6,7 @@ import sys
 from math import gcd
 
 from model.errors import UserError
-from model.network_config import ModelConfig
+from model.network_config import ModelConfig, SeriesShape
 from parallel.layout import Layout
 from trainer.config.deepspeed_config import check_deepspeed
 from trainer.config.load import Configuration
@@ -104,17 +104,25 @@ def _check_lengths(configuration: Configuration) -> None:
             "a flatten head forecasts from a context of one length; set model.head=token, or "
             "leave it out",
         )
-    is_future_known = bool(data.covariates or data.calendar)
-    tokens = settings.model.sequence_length(context, data.prediction_length, is_future_known)
+    if settings.logging.validate_every and settings.data.split[1] == 0:
+        raise configuration.error(
+            "logging.validate_every", "data.split leaves no validation part to score; set it to 0"
+        )
+
+
+def check_tokens(configuration: Configuration, shape: SeriesShape) -> None:
+    """Raise UserError for windows of more tokens than the network takes.
+
+    It is for series that are known to be long enough for such windows.
+    """
+    settings = configuration.settings
+    lengths = shape.context_length, shape.prediction_length
+    tokens = settings.model.sequence_length(*lengths, shape.is_future_known)
     if tokens > settings.model.max_seq_len:
         raise configuration.error(
             "model.max_seq_len",
             f"{settings.model.max_seq_len} is shorter than the {tokens} patches of context and "
             f"future; use at least {tokens}, or a longer model.patch_length",
-        )
-    if settings.logging.validate_every and settings.data.split[1] == 0:
-        raise configuration.error(
-            "logging.validate_every", "data.split leaves no validation part to score; set it to 0"
         )
 
 

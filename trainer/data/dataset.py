@@ -68,7 +68,7 @@ class Dataset:
         if is_trained_on:
             self._check_lengths()
         self.season_lengths = self._season_lengths()
-        self.notes = self._notes()
+        self.notes = self._notes(is_trained_on)
         first = self.parts[0]
         embedded = config.calendar if config.calendar_encoding == "embedding" else []
         self.shape = SeriesShape(
@@ -109,10 +109,10 @@ class Dataset:
             "them, or give training more of the rows in data.split"
         )
 
-    def _notes(self) -> list[str]:
+    def _notes(self, is_trained_on: bool) -> list[str]:
         """Return a sentence about each thing that a user should know of the series."""
         notes = [note for part in self.parts for note in part.notes(self.past)]
-        if not self.windows(Split.TEST):
+        if is_trained_on and not self.windows(Split.TEST):
             given = [k for k in ("split_at", "split_last") if getattr(self.config, k) is not None]
             key = given[0] if given else "split"
             notes.append(f"data.{key} leaves no test window: the run will not be scored")

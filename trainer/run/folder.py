@@ -117,6 +117,10 @@ class RunFolder:
         """Return whether a run has begun in the folder."""
         return self.config_file.is_file()
 
+    def is_saved(self) -> bool:
+        """Return whether the last attempt has saved and stopped before the end."""
+        return (self.path / SAVED_MARKER).is_file()
+
     def is_done(self) -> bool:
         """Return whether the run has finished."""
         return (self.path / DONE_MARKER).exists()
@@ -254,10 +258,11 @@ def check_same(configuration: Configuration, stored: dict[str, Any], what: str) 
     """Raise UserError naming the keys in which `stored` settings would compute something else.
 
     `what` begins the sentence. Keys that the version before had not are at their defaults, by which
-    everything is as it was.
+    everything is as it was. Where the series lie may change: a checkpoint knows them by their
+    digest.
     """
-    ours = flat(configuration.settings.model_dump())
-    theirs = flat(Settings().model_dump()) | flat(stored)
+    ours = _without_paths(flat(configuration.settings.model_dump()))
+    theirs = _without_paths(flat(Settings().model_dump()) | flat(stored))
     different = [
         f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
         for key in sorted(ours.keys() | theirs.keys())
@@ -265,3 +270,12 @@ def check_same(configuration: Configuration, stored: dict[str, Any], what: str) 
     ]
     if different:
         raise UserError(f"{what}: {', '.join(different)}; choose another --run-dir")
+
+
+def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings by key without the paths of data.source."""
+    source = settings["data.source"]
+    kept = None
+    if isinstance(source, list):
+        kept = [{key: value for key, value in one.items() if key != "path"} for one in source]
+    return settings | {"data.source": kept}

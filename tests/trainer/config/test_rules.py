@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from model.errors import UserError
-from tests.settings import TINY
+from tests.settings import TINY, planned
 from trainer.config import load
 from trainer.config.load import parse_overrides
 from trainer.config.rules import check
@@ -111,12 +111,6 @@ from trainer.config.rules import check
         ),
         (
             1,
-            ["model.max_seq_len=7"],
-            "model.max_seq_len: 7 is shorter than the 8 patches of context and future; use at "
-            "least 8, or a longer model.patch_length",
-        ),
-        (
-            1,
             ["train.global_batch_size=10"],
             "train.global_batch_size: 10 = micro_batch_size 4 x data-parallel ranks 1 x "
             "accumulation 2.5, and accumulation must be whole; use train.global_batch_size=8 or "
@@ -169,6 +163,14 @@ def test_what_does_not_fit_the_world_is_named(
     with pytest.raises(UserError) as caught:
         check(load(TINY, parse_overrides(overrides)), world)
     assert str(caught.value) == message
+
+
+def test_windows_of_too_many_tokens_are_refused_where_the_series_have_them(tmp_path: Path) -> None:
+    words = "8 patches of context and future; use at least 8, or a longer model.patch_length"
+    with pytest.raises(UserError, match=f"model.max_seq_len: 7 is shorter than the {words}"):
+        planned(tmp_path / "run", {"model.max_seq_len": 7})
+    with pytest.raises(UserError, match=r"data.context_length: no series is long enough"):
+        planned(tmp_path / "run", {"data.context_length": 100_000})
 
 
 def test_a_key_of_the_file_is_named_with_its_line() -> None:

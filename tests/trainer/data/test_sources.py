@@ -242,3 +242,11 @@ def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
     assert first.digest == second.digest
     for one in sorted(first.folder.iterdir()):
         assert one.read_bytes() == (second.folder / one.name).read_bytes()
+
+
+def test_a_folder_of_sets_names_them(tmp_path: Path) -> None:
+    file = csv(tmp_path, hourly(30))
+    for name in ("two", "one"):
+        prepare_set([str(file)], tmp_path / "corpus" / name, TableConfig())
+    with pytest.raises(UserError, match=r"corpus holds the sets one, two; name one, e\.g\. .*one"):
+        prepared(tmp_path, tmp_path / "corpus")

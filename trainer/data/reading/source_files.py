@@ -10,6 +10,7 @@ from model.errors import UserError
 from model.sentences import shortened
 from trainer.data.reading import columnar, delimited, text_records
 from trainer.data.reading.compression import suffix_of
+from trainer.data.set_format import is_set
 
 
 def natural(name: object) -> list[tuple[int, str]]:
@@ -28,7 +29,11 @@ def find_files(text: str) -> tuple[Path, list[Path]]:
     else:
         files = sorted(filter(Path.is_file, _matching(path)), key=natural)
         if not files:
-            where = "" if path.is_absolute() else f" in {Path.cwd()}, where the command runs"
+            where = (
+                ""
+                if path.is_absolute()
+                else f" in {Path.cwd()}, where the command runs; name its whole path"
+            )
             raise UserError(f"data.source: there is no file {path}{where}")
     kinds = {suffix_of(file) for file in files}
     known = {
@@ -71,6 +76,12 @@ def _in_folder(folder: Path) -> list[Path]:
     ]
     if (folder / "state.json").is_file() or (folder / "dataset_info.json").is_file():
         files = [file for file in files if file.suffix == ".arrow"]
+    sets = sorted(child.name for child in folder.iterdir() if is_set(child))
+    if sets:
+        raise UserError(
+            f"data.source: {folder} holds the sets {shortened(sets)}; name one, e.g. "
+            f"{folder / sets[0]}, or several as a mixture of sources"
+        )
     kinds: dict[str, list[Path]] = {}
     for file in files:
         suffix = suffix_of(file)
