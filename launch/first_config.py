@@ -189,6 +189,8 @@ def first_config(found: Survey, file: Path, given: Mapping[str, Any]) -> str:
     lines = [*head, f"  forescale train {shlex.quote(str(file))}", "All keys: forescale keys"]
     lines = [f"# {line}" for line in lines]
     sections = _sections(found)
+    if given.get("past_covariates"):
+        sections["model"]["channels"] = ("grouped", "reads what is known up to the present")
     sections["data"] |= {key: (value, "as given") for key, value in given.items()}
     for section, keys in sections.items():
         lines.append(f"{section}:")
@@ -225,6 +227,7 @@ def _sections(found: Survey) -> Sections:
             **id_column,
             "targets": (found.targets, "what is forecast"),
             "covariates": ([], "columns known in advance, such as prices: no targets then"),
+            "past_covariates": ([], "known up to the present: model.channels grouped reads them"),
         }
     calendar = list(rhythm.calendar) if found.has_times else []
     return {

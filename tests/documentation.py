@@ -56,6 +56,7 @@ LISTED = {
 
 ELSEWHERE = {
     "/data/series.parquet": "series.parquet",
+    "train.steps=300 train.warmup_steps=50": "train.steps=10 train.warmup_steps=2",
     "runs/demo/checkpoints/step-00001000": "runs/demo/checkpoints/step-00000200",
     'device="cuda"': 'device="cpu"',
 }

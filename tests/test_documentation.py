@@ -6,6 +6,7 @@ what does not run here, and why.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -53,6 +54,9 @@ SMALLER: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Changes to configurations in the copy."""
 
+STEPS = '"steps": 300, "warmup_steps": 50'
+"""What the notebook trains."""
+
 BLOCKS = [block for file in FILES for block in blocks(file)]
 COMMANDS = [
     (block, command) for block in BLOCKS if block.language == "sh" for command in block.commands()
@@ -98,7 +102,7 @@ def copy_checkout(folder: Path) -> Path:
     """Make a checkout whose demo takes seconds, with the data that the files speak of."""
     folder.mkdir()
     packages = ("forescale", "model", "parallel", "trainer", "launch")
-    for name in (*packages, "tests", "benchmarks", "slurm"):
+    for name in (*packages, "tests", "benchmarks", "slurm", "docs"):
         (folder / name).symlink_to(ROOT / name)
     (folder / ".venv").symlink_to(Path(sys.prefix))
     shutil.copytree(ROOT / "configs", folder / "configs")
@@ -155,6 +159,24 @@ def test_the_commands_run(file: Path, checkout: Path, tmp_path: Path) -> None:
                 run(folder, ["bash", "-euc", here(command)])
     python = "".join(here(block.text) for block in mine if block.language == "python")
     run(folder, [sys.executable, "-c", PRELUDES.get(file.name, "") + python])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    """Cell after cell in one process; a line that begins with ! is a command."""
+    notebook = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) >= 5 and not any(cell.get("outputs") for cell in notebook["cells"])
+    lines = "\n".join(cells).replace(STEPS, '"steps": 5').splitlines()
+    assert '"steps": 5' in "\n".join(lines)
+    start = (
+        "import subprocess\ndef _shell(command): subprocess.run(command, shell=True, check=True)\n"
+    )
+    code = [f"_shell({line[1:]!r})" if line.startswith("!") else line for line in lines]
+    folder = copy_checkout(tmp_path / "forescale")
+    run(folder, [sys.executable, "-c", start + "\n".join(code)])
+    assert (folder / "runs" / "notebook" / "evaluation.json").is_file()
 
 
 def test_commands_are_read_as_a_shell_reads_them() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 
 from model.errors import UserError
+from tests.trainer.data.sets import csv, hourly, prepared
 from trainer.data.reading.time_format import TimeKind, decide, parse
 
 DAYS = pd.date_range("2023-01-01", periods=60, freq="D")
@@ -179,3 +181,15 @@ def test_a_format_by_which_no_time_can_be_read_is_refused(pattern: str) -> None:
         UserError, match=r"data\.date_format: .*; weeks such as 2024-W05 and quarter"
     ):
         read(["2024-05", "2024-06"], date_format=pattern)
+
+
+@pytest.mark.parametrize(
+    "names", ["shop-{:02}", "SKU-{:02}", "store {:02}", "site/{:02}", "a.{:02}"]
+)
+def test_names_with_numbers_are_no_times(tmp_path: Path, names: str) -> None:
+    frames = [hourly(40).assign(place=names.format(n)) for n in range(1, 4)]
+    frame = pd.concat(frames, ignore_index=True)[["place", "time", "load"]]
+    frame = frame.rename(columns={"time": "day"})  # a name that says nothing
+    series = prepared(tmp_path, csv(tmp_path, frame), targets=["load"], id_column="place")
+    assert series.item_ids().tolist() == [names.format(n) for n in range(1, 4)]
+    assert series.freq(0) == "h"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,11 @@ Times = pd.DatetimeIndex
 WAY_OUT = "set data.date_format, e.g. data.date_format='%d/%m/%Y %H:%M'"
 
 _SEPARATED = re.compile(r"^(\d{1,4})([-/.])(\d{1,2})(?:\2(\d{1,4}))?$")
-_NAMED = re.compile(r"^(?:(\d{1,2})([- /]))?([A-Za-z]{3,9})\.?([- /])(\d{1,2},? )?(\d{4}|\d{2})$")
+_MONTHS = "|".join([*calendar.month_name[1:], *calendar.month_abbr[1:]])
+_NAMED = re.compile(
+    rf"^(?:(\d{{1,2}})([- /]))?({_MONTHS})\.?([- /])(\d{{1,2}},? )?(\d{{4}}|\d{{2}})$",
+    re.IGNORECASE,
+)
 _CLOCK = re.compile(
     r"^(?P<date>.*?\d.*?)"
     r"(?:(?P<t>[T ]+)(?P<h>\d{1,2})(?P<m>:\d{2})?(?P<s>:\d{2})?(?P<f>[.,]\d{1,9})?"
