@@ -159,6 +159,11 @@ class ModelConfig(TransformerConfig):
         return 2 if self.architecture == "encoder_decoder" else 1
 
     @property
+    def takes_fewer_channels(self) -> bool:
+        """Whether series may have fewer channels than the network: those that lack are masked."""
+        return self.channels == "grouped" and not self.channel_embedding
+
+    @property
     def reads_past(self) -> bool:
         """Whether columns that are known only up to the present are read."""
         return self.channels != "independent"

@@ -73,6 +73,10 @@ MODEL: dict[str, list[Any]] = {
     "quantile_order": ["cumulative", "sorted"],
     "use_final_norm": [True, False],
 }
+DATA: dict[str, list[Any]] = {
+    "data.targets": [["Demand", "Temperature"], ["Demand", "Temperature"], ["Demand"]],
+    "data.past_covariates": [[], ["Temperature"]],
+}
 LAYOUT: dict[str, list[Any]] = {
     "parallel.pipeline": [1, 1, 2, 4],
     "parallel.tensor": [1, 1, 2, 4],
@@ -90,6 +94,7 @@ def drawn(choose: random.Random, fixed: dict[str, Any], model: dict[str, Any] | 
     """Return settings that are allowed; `model` is given, or drawn too."""
     while True:
         own = {f"model.{key}": choose.choice(values) for key, values in MODEL.items()}
+        own |= {key: choose.choice(values) for key, values in DATA.items()}
         layout = {key: choose.choice(values) for key, values in LAYOUT.items()}
         world = choose.choice([1, 2, 2, 4, 4])
         settings = {**fixed, **(own if model is None else model), **layout}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.errors import UserError
-from model.sentences import shortened
+from model.sentences import counted, shortened
 from parallel.layout import Layout
 from trainer.config import Configuration
 from trainer.config.rules import check, check_tokens
@@ -68,15 +68,34 @@ def prepare(
     data, cache = configuration.settings.data, default_cache(run.path.parent)
     try:
         dataset = Dataset(data, cache)
-        zero_shot = zero_shot_sets(data, dataset, cache)
+        may_have_fewer = configuration.settings.model.takes_fewer_channels
+        zero_shot = zero_shot_sets(data, dataset, cache, may_have_fewer=may_have_fewer)
     except UserError as error:
         raise configuration.locate(error) from None
     _check_best(configuration, dataset, zero_shot)
+    _check_channels(configuration, dataset)
     check_tokens(configuration, dataset.shape)
     check_sizes(configuration, layout, dataset.shape)
     start = choose(configuration, run, dataset, resume)
     _check_places(configuration, dataset, start)
     return Plan(configuration, layout, dataset, zero_shot, run, start)
+
+
+def _check_channels(configuration: Configuration, dataset: Dataset) -> None:
+    """Raise UserError where sources have other numbers of channels than the network takes."""
+    if not dataset.has_fewer_channels or configuration.settings.model.takes_fewer_channels:
+        return
+    counts = {
+        source.name: len(part.series.columns.target)
+        for source, part in zip(dataset.config.sources, dataset.parts, strict=True)
+    }
+    fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    raise configuration.error(
+        "data.source",
+        f"{fewest} has {counted(counts[fewest], 'channel')}, and {most} {counts[most]}; `forescale "
+        "prepare` them with as many by data.targets, or set model.channels=grouped without "
+        "channel_embedding, which masks those that a series lacks",
+    )
 
 
 def _check_best(

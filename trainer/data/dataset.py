@@ -44,13 +44,15 @@ class Dataset:
         is_trained_on: bool = True,
         ahead: int = 0,
         past: Sequence[str] | None = None,
+        channels: int = 0,
     ) -> None:
         """Open the sources; tables are prepared into the folder `cache`, by default runs/.data.
 
         Windows have the covariates of `ahead` points after their context, at least of those to
         forecast: a network sees as many as it was trained with. `past` names the columns known up
-        to the present that they have, by default all that some source has. Raises UserError where a
-        source cannot be read, or no series is long enough to be trained on where it is to be.
+        to the present that they have, by default all that some source has. They have `channels` at
+        least, and as many as any source has; what a series lacks is missing. Raises UserError where
+        a source cannot be read, or no series is long enough to be trained on where it is to be.
         """
         self.config = config
         folder = cache or default_cache()
@@ -62,6 +64,7 @@ class Dataset:
         refuse_twice(self.parts)
         self._first_items = np.cumsum([0, *(len(part.series) for part in self.parts)])
         self.channels = common_channels(self.parts)
+        self.channels += [f"channel {n + 1}" for n in range(len(self.channels), channels)]
         self.past = past_columns(self.parts) if past is None else list(past)
         """Columns known only up to the present; in a source that lacks one it is missing."""
         self._windows = {split: self._windows_of(split) for split in Split}
@@ -77,7 +80,9 @@ class Dataset:
             len(self.channels),
             first.covariates - len(embedded),
             tuple(CALENDAR_SIZES[name] for name in embedded),
-            missing=config.augment.missing > 0 or any(part.has_missing for part in self.parts),
+            missing=config.augment.missing > 0
+            or self.has_fewer_channels
+            or any(part.has_missing for part in self.parts),
             many_series=self.items > 1,
             past=len(self.past),
         )
@@ -109,9 +114,14 @@ class Dataset:
             "them, or give training more of the rows in data.split"
         )
 
+    @property
+    def has_fewer_channels(self) -> bool:
+        """Whether some series have fewer channels than others."""
+        return any(len(part.series.columns.target) < len(self.channels) for part in self.parts)
+
     def _notes(self, is_trained_on: bool) -> list[str]:
         """Return a sentence about each thing that a user should know of the series."""
-        notes = [note for part in self.parts for note in part.notes(self.past)]
+        notes = [note for part in self.parts for note in part.notes(len(self.channels), self.past)]
         if is_trained_on and not self.windows(Split.TEST):
             given = [k for k in ("split_at", "split_last") if getattr(self.config, k) is not None]
             key = given[0] if given else "split"
@@ -168,7 +178,7 @@ class Dataset:
     @property
     def facts(self) -> SeriesFacts:
         """The facts that a forecaster keeps of the series."""
-        return facts_of(self.parts, self.config, self.shape, self.past)
+        return facts_of(self.parts, self.config, self.shape, self.channels, self.past)
 
     def windows(self, split: Split) -> int:
         """Return the number of windows in `split`."""
@@ -263,16 +273,19 @@ class Dataset:
 
         The latter are [B, L, P], L = `context`.
         """
-        if len(self.parts) == 1 and tuple(self.past) == self.parts[0].series.columns.past:
+        columns = self.parts[0].series.columns
+        is_as_read = len(columns.target) == len(self.channels) and columns.past == tuple(self.past)
+        if len(self.parts) == 1 and is_as_read:
             return self.parts[0].batch(split, index, context)
         length = context + self.config.prediction_length
-        values = np.empty((len(index), length, len(self.channels)), np.float32)
+        values = np.full((len(index), length, len(self.channels)), np.nan, np.float32)
         width = self.shape.covariates + len(self.shape.calendar)
         covariates = np.empty((len(index), context + self.parts[0].ahead, width), np.float32)
         past = np.full((len(index), context, len(self.past)), np.nan, np.float32)
         for source, rows, own in self._by_source(split, index):
             part = self.parts[source]
-            values[rows], covariates[rows], seen = part.batch(split, own, context)
+            targets, covariates[rows], seen = part.batch(split, own, context)
+            values[rows, :, : targets.shape[2]] = targets
             for column, name in enumerate(part.series.columns.past):
                 if name in self.past:
                     past[rows, :, self.past.index(name)] = seen[:, :, column]
@@ -285,11 +298,13 @@ class Dataset:
 
     def scales(self, items: Indices) -> tuple[Doubles, Doubles]:
         """Return the means and the deviations [I, C] that items' channels are standardised by."""
-        mean, deviation = np.empty((2, len(items), len(self.channels)))
+        mean, deviation = np.zeros((2, len(items), len(self.channels)))
+        deviation += 1.0
         for row, item in enumerate(items):
             source, within = self._source_of(int(item))
             own = self.parts[source].scaling.of(np.array([within]))
-            mean[row], deviation[row] = (of[0, : len(self.channels)] for of in own)
+            count = len(self.parts[source].series.columns.target)
+            mean[row, :count], deviation[row, :count] = (of[0, :count] for of in own)
         return mean, deviation
 
     def intervals(self, items: Indices) -> list[str | None]:
@@ -314,13 +329,12 @@ class Dataset:
 
         It is NaN for a channel that has none, or that its season repeats exactly.
         """
-        scales = [
-            self.parts[source].seasonal_scale(within, int(season))
-            for (source, within), season in zip(
-                (self._source_of(int(item)) for item in items), self.seasons(items), strict=True
-            )
-        ]
-        return np.array(scales).reshape(len(items), len(self.channels))
+        scales = np.full((len(items), len(self.channels)), np.nan)
+        for row, (item, season) in enumerate(zip(items, self.seasons(items), strict=True)):
+            source, within = self._source_of(int(item))
+            own = self.parts[source].seasonal_scale(within, int(season))
+            scales[row, : len(own)] = own
+        return scales
 
 
 def _split(source: SourceConfig) -> list[float] | None:

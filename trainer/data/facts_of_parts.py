@@ -15,9 +15,13 @@ from trainer.data.windows import Split
 
 
 def facts_of(
-    parts: Sequence[Part], config: DataConfig, shape: SeriesShape, past: Sequence[str]
+    parts: Sequence[Part],
+    config: DataConfig,
+    shape: SeriesShape,
+    names: Sequence[str],
+    past: Sequence[str],
 ) -> SeriesFacts:
-    """Return the facts of parts, whose columns `past` are known up to the present."""
+    """Return the facts of parts, with channels `names`; `past` are known up to the present."""
     columns, channels = parts[0].series.columns, shape.channels
     beside = channels + shape.covariates
     mean, deviation = np.zeros(beside + len(past)), np.ones(beside + len(past))
@@ -26,7 +30,7 @@ def facts_of(
         own = parts[0].scaling.of(np.zeros(1, np.int64))
         own_past = len(columns.target) + len(columns.known)
         at = [
-            *range(channels),
+            *range(len(columns.target)),
             *range(beside - len(columns.known), beside),
             *(beside + place for place, name in enumerate(past) if name in columns.past),
         ]
@@ -41,7 +45,7 @@ def facts_of(
     )
     return SeriesFacts(
         shape,
-        columns.target,
+        tuple(names),
         means[0],
         deviations[0],
         means[1],

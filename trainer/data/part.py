@@ -204,13 +204,15 @@ class Part:
             f"{int(self.parts.train.max())}"
         )
 
-    def notes(self, past: Sequence[str]) -> Iterator[str]:
+    def notes(self, channels: int, past: Sequence[str]) -> Iterator[str]:
         """Yield a sentence about each thing that a user should know of the series.
 
-        `past` are the columns known up to the present that are read.
+        `channels` and `past`, the columns known up to the present, are those that are read.
         """
         yield from self.series.notes
         columns = self.series.columns
+        if len(columns.target) < channels:
+            yield f"{self.name} has {len(columns.target)} of {channels} channels; others are masked"
         lacking = [name for name in past if name not in columns.past]
         if lacking:
             yield f"{self.name} has no {', '.join(lacking)}, known up to the present; all missing"
@@ -299,27 +301,21 @@ def refuse_twice(parts: Sequence[Part]) -> None:
 
 
 def common_channels(parts: Sequence[Part]) -> list[str]:
-    """Return the channels of all parts.
+    """Return the channels of the part that has most of them; others may lack some.
 
-    Raises UserError where these differ in number, or in the covariates.
+    Raises UserError where parts differ in the covariates.
     """
     first = parts[0]
     for part in parts[1:]:
-        ours, theirs = first.series.columns, part.series.columns
-        if (len(ours.target), len(ours.known)) != (len(theirs.target), len(theirs.known)):
+        ours, theirs = first.series.columns.known, part.series.columns.known
+        if ours != theirs:
             raise UserError(
-                f"data.source: {first.name} has {len(ours.target)} channels and "
-                f"{len(ours.known)} covariates, and {part.name} {len(theirs.target)} and "
-                f"{len(theirs.known)}; a network takes one number of each: `forescale prepare` "
-                "them with data.targets and data.covariates"
-            )
-        if ours.known != theirs.known:
-            raise UserError(
-                f"data.source: {first.name} has the covariates {', '.join(ours.known)}, and "
-                f"{part.name} {', '.join(theirs.known)}; `forescale prepare` them with the "
+                f"data.source: {first.name} has the covariates {', '.join(ours) or 'none'}, and "
+                f"{part.name} {', '.join(theirs) or 'none'}; `forescale prepare` them with the "
                 "same, in one order, by data.covariates"
             )
-    return list(first.series.columns.target)
+    widest = max(parts, key=lambda part: len(part.series.columns.target))
+    return list(widest.series.columns.target)
 
 
 def past_columns(parts: Sequence[Part]) -> list[str]:

@@ -10,16 +10,20 @@ from trainer.data.dataset import Dataset
 from trainer.data.windows import Split
 
 
-def zero_shot_sets(config: DataConfig, trained: Dataset, cache: Path) -> dict[str, Dataset]:
+def zero_shot_sets(
+    config: DataConfig, trained: Dataset, cache: Path, *, may_have_fewer: bool = False
+) -> dict[str, Dataset]:
     """Return the datasets of `config.validate_on` by name; the test part is the end of each series.
 
-    Raises UserError where one cannot be read, is trained on, or has other channels.
+    Raises UserError where one cannot be read, is trained on, or has other channels: more, or fewer
+    unless it may.
     """
+    channels = trained.shape.channels if may_have_fewer else 0
     seen = {part.series.digest for part in trained.parts}
     found: dict[str, Dataset] = {}
     for path in config.validate_on:
         own = _config(config, path)
-        dataset = Dataset(own, cache, is_trained_on=False, past=trained.past)
+        dataset = Dataset(own, cache, is_trained_on=False, past=trained.past, channels=channels)
         name = Path(path).name.partition(".")[0]
         problem = None
         if dataset.parts[0].series.digest in seen:

@@ -48,7 +48,8 @@ class SeriesEnds:
         self.back = 0
         """Points before the end of each series from which it is forecast."""
         shape, channels = forecaster.facts.shape, len(series.columns.target)
-        if shape.channels not in (1, channels):
+        may_lack = forecaster.settings.model.takes_fewer_channels and channels <= shape.channels
+        if shape.channels not in (1, channels) and not may_lack:
             raise UserError(
                 f"{series.name}: it has the channels {', '.join(series.columns.target)}, and the "
                 f"network forecasts {', '.join(forecaster.facts.channels)} together; choose as "
@@ -70,7 +71,9 @@ class SeriesEnds:
             )
         if future is not None and not self._known_names:
             raise UserError("future: the network reads no columns in advance; leave it out")
-        self._is_apart = shape.channels != channels
+        self._is_apart = shape.channels == 1 and channels > 1
+        self._lacking = max(0, shape.channels - channels)
+        """Channels that the network takes and the series lack."""
         self._data, self._calendar = data, Calendar(series, data)
         self._future = future
         self._future_calendar = None if future is None else Calendar(future, data)
@@ -155,9 +158,10 @@ class SeriesEnds:
             context = np.full((shape.context_length, whole.shape[1]), np.nan)
             part = whole[-shape.context_length :]
             context[len(context) - len(part) :] = (part - mean) / deviation
+            context = np.pad(context, ((0, 0), (0, self._lacking)), constant_values=np.nan)
             known, past = self._covariates(item, end), self._past(item, end)
             for channel in self._rows(whole.shape[1]):
-                contexts.append(context[:, channel])
+                contexts.append(context[:, channel] if self._is_apart else context)
                 scales.append((mean[channel], deviation[channel]))
                 covariates.append(known)
                 pasts.append(past)
@@ -169,8 +173,8 @@ class SeriesEnds:
             self.horizon,
         )
         means, deviations = (np.stack(each)[:, None, :, None] for each in zip(*scales, strict=True))
+        made = made[:, :, : facts.shape.channels - self._lacking]
         values = made.double().numpy() * deviations + means  # [rows, T, c, 1 + levels]
-        assert facts.shape.channels == values.shape[2]
         per_item = values.reshape(len(items), -1, *values.shape[1:])  # [B, rows, T, c, 1 + levels]
         return per_item.transpose(0, 1, 3, 2, 4).reshape(len(items), -1, *per_item.shape[2::2])
 
@@ -183,7 +187,9 @@ class SeriesEnds:
     def _scale(self, values: Doubles) -> tuple[Doubles, Doubles]:
         """Return mean and deviation [C] that an item's values [T, C] are standardised by."""
         facts = self.forecaster.facts
-        if facts.scaling == "none" or (facts.scaling == "table" and not self._is_apart):
+        if facts.scaling == "none":
+            return np.zeros(values.shape[1]), np.ones(values.shape[1])
+        if facts.scaling == "table" and not self._is_apart and not self._lacking:
             return np.asarray(facts.mean), np.asarray(facts.deviation)
         return own_scale(values)
 

@@ -106,6 +106,7 @@ class Forecaster:
             is_trained_on=False,
             ahead=taken.prediction_length,
             past=self.facts.past,
+            channels=taken.channels if self.settings.model.takes_fewer_channels else 0,
         )
         given, known = data.shape, data.parts[0].series.columns.known
         if self.facts.known and known != self.facts.known:

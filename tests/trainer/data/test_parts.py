@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from model.errors import UserError
+from tests.settings import planned
 from tests.trainer.data.sets import prepared
 from trainer.config.data_settings import DataConfig, SourceConfig
 from trainer.data import Dataset, Split
@@ -230,12 +231,37 @@ def test_an_epoch_has_each_window_once(tmp_path: Path) -> None:
         assert sorted(drawn.tolist()) == list(range(total))
 
 
-def test_sources_have_one_number_of_channels(tmp_path: Path) -> None:
+def test_what_a_source_lacks_of_the_channels_is_missing(tmp_path: Path) -> None:
     series("a", 100).to_parquet(tmp_path / "a.parquet")
     series("b", 100).assign(z=lambda f: f["y"] * 2).to_parquet(tmp_path / "b.parquet")
     sources = [SourceConfig(path=str(tmp_path / f"{name}.parquet")) for name in "ab"]
-    with pytest.raises(UserError, match=r"1 channels and 0 covariates, and .* 2 and 0"):
-        Dataset(DataConfig(source=sources, context_length=LENGTH, prediction_length=HORIZON))
+    data = Dataset(DataConfig(source=sources, context_length=LENGTH, prediction_length=HORIZON))
+    assert data.channels == ["y", "z"] and data.shape.missing
+    assert any("has 1 of 2 channels; others are masked" in note for note in data.notes)
+    each = data.windows(Split.TRAIN) // 2
+    batch = data.batch(Split.TRAIN, np.array([3, each + 3]))
+    for values in (batch.context, batch.target):
+        assert np.isnan(values[0, :, 1]).all() and not np.isnan(values[0, :, 0]).any()
+        assert not np.isnan(values[1]).any()
+    mean, deviation = data.scales(np.arange(2))
+    assert (mean[0, 1], deviation[0, 1]) == (0, 1) and np.isnan(data.seasonal_scale([0])[0, 1])
+    changes = {
+        "data.source": [source.model_dump(exclude_none=True) for source in sources],
+        "data.targets": None,
+        "data.covariates": [],
+        "data.calendar": [],
+        "data.rows": None,
+        "data.timezone": None,
+        "data.context_length": LENGTH,
+        "data.prediction_length": HORIZON,
+        "model.patch_length": 4,
+    }
+    assert planned(tmp_path / "run", {**changes, "model.channels": "grouped"})
+    for other in ({}, {"model.channels": "grouped", "model.channel_embedding": True}):
+        with pytest.raises(
+            UserError, match=r"a.parquet has 1 channel, and .*b.parquet 2; .*=grouped"
+        ):
+            planned(tmp_path / "run", {**changes, **other})
 
 
 def test_sources_that_hold_the_same_are_refused(tmp_path: Path) -> None:
