@@ -22,6 +22,8 @@ from model.sentences import first_line
 from trainer.config.table_settings import NO_ID, TableConfig
 from trainer.data.arrays import Doubles
 from trainer.data.reading.problems import costs_data
+from trainer.data.reading.time_format import TimeFormat
+from trainer.data.reading.written_times import written
 from trainer.data.series_set import SeriesSet
 from trainer.data.survey import read_series
 from trainer.forecast.ends import SeriesEnds
@@ -47,6 +49,8 @@ class Source:
     """Columns that name the series; None for what is no table with a row for each point."""
     id_name: str
     time_name: str
+    time_format: TimeFormat | None
+    """How its times are written; None where the table says nothing of it."""
     notes: list[str]
     """What was assumed in reading, in sentences."""
     losses: list[str]
@@ -65,7 +69,14 @@ class Source:
         told = [_without_folder(note, cache) for note in series.notes]
         losses = [sentence for sentence in told if costs_data(sentence)]
         notes = [sentence for sentence in told if sentence not in losses]
-        return cls(series, columns, id_name, time_name, notes, losses)
+        form = None if time is None else time.form
+        return cls(series, columns, id_name, time_name, form, notes, losses)
+
+    def times(self, times: Any) -> Any:
+        """Return times as the table writes them."""
+        if self.time_format is None or not isinstance(times, pd.DatetimeIndex):
+            return times
+        return written(times, self.time_format)
 
 
 @dataclass(frozen=True)
@@ -291,10 +302,10 @@ def _frames(
         columns: dict[str, Any] = {source.id_name: source.series.item_id(item)}
         if len(variables) > 1:
             columns["variable"] = variable
-        columns[source.time_name] = ends.times(item)
+        columns[source.time_name] = source.times(ends.times(item))
         if with_truth:
             truth = source.series.target(item)[channel, end : end + ends.horizon]
-            columns["cutoff"] = ends.times(item, end - 1, end)[0]
+            columns["cutoff"] = source.times(ends.times(item, end - 1, end))[0]
             columns["y" if len(variables) > 1 else variable] = truth
         columns["mean"] = points[:, 0]
         quantiles = at_levels(trained, points[:, 1:], levels)

@@ -30,8 +30,8 @@ _CLOCK = re.compile(
     r"(?:(?P<t>[T ]+)(?P<h>\d{1,2})(?P<m>:\d{2})?(?P<s>:\d{2})?(?P<f>[.,]\d{1,9})?"
     r"(?P<p> ?[AaPp]\.?[Mm]\.?)?)(?P<z> ?(?:Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?))?$"
 )
-_QUARTER = re.compile(r"^(?:(\d{4})[- ]?Q([1-4])|Q([1-4])[- /]?(\d{4}))$", re.IGNORECASE)
-_WEEK = re.compile(r"^(\d{4})-?W(\d{2})(?:-?([1-7]))?$", re.IGNORECASE)
+QUARTER = re.compile(r"^(?:(\d{4})[- ]?Q([1-4])|Q([1-4])[- /]?(\d{4}))$", re.IGNORECASE)
+WEEK = re.compile(r"^(\d{4})-?W(\d{2})(?:-?([1-7]))?$", re.IGNORECASE)
 
 
 class TimeKind(StrEnum):
@@ -56,6 +56,8 @@ class TimeFormat:
     """Pattern of strptime, or the unit of epochs: s, ms, us or ns."""
     note: str | None = None
     """A sentence for the user on what was assumed, where it could have been otherwise."""
+    example: str | None = None
+    """A quarter or week as it is written there."""
 
 
 UNITS = {
@@ -91,9 +93,9 @@ def decide(
         return _decide_numbers(numbers.to_numpy(np.float64), where, time_unit)
     if isinstance(values.iloc[0], pd.Timestamp | pd.Period):  # a column of objects
         return TimeFormat(TimeKind.TIMESTAMPS)
-    for kind, expression in ((TimeKind.QUARTERS, _QUARTER), (TimeKind.WEEKS, _WEEK)):
+    for kind, expression in ((TimeKind.QUARTERS, QUARTER), (TimeKind.WEEKS, WEEK)):
         if expression.match(texts.iloc[0]):
-            return TimeFormat(kind)
+            return TimeFormat(kind, example=texts.iloc[0])
     return _decide_texts(texts, where)
 
 
@@ -131,7 +133,7 @@ def looks_like_times(column: pd.Series) -> bool:
 def _is_written_as_time(text: str) -> bool:
     if re.fullmatch(r"[\d.]+", text) and not _SEPARATED.match(text):
         return False
-    return bool(_QUARTER.match(text) or _WEEK.match(text) or next(_patterns(text), None))
+    return bool(QUARTER.match(text) or WEEK.match(text) or next(_patterns(text), None))
 
 
 def parse(column: pd.Series, form: TimeFormat) -> tuple[Times, bool]:
@@ -150,13 +152,13 @@ def parse(column: pd.Series, form: TimeFormat) -> tuple[Times, bool]:
         return _parse_numbers(column, form)
     texts = column.astype("str").str.strip().where(column.notna())
     if form.kind is TimeKind.QUARTERS:
-        found = texts.str.extract(_QUARTER)
+        found = texts.str.extract(QUARTER)
         year, quarter = found[0].fillna(found[3]), found[1].fillna(found[2])
         months = (pd.to_numeric(quarter) - 1) * 3 + 1
         text = year.str.cat(months.map("{:02.0f}".format, na_action="ignore"), sep="-")
         return Times(pd.to_datetime(text, format="%Y-%m", errors="coerce")), False
     if form.kind is TimeKind.WEEKS:
-        found = texts.str.extract(_WEEK)
+        found = texts.str.extract(WEEK)
         text = found[0] + "-" + found[1] + "-" + found[2].fillna("1").where(found[0].notna())
         return Times(pd.to_datetime(text, format="%G-%V-%u", errors="coerce")), False
     return _parse_texts(texts, form)
