@@ -77,6 +77,9 @@ def train(
     "--report", type=click.Path(path_type=Path), metavar="HTML", help="Write a report, one file."
 )
 @click.option("--ridge", is_flag=True, help="Score a ridge regression on the training part, too.")
+@click.option(
+    "--statsforecast", metavar="MODELS", help="Score its models, too, as AutoETS,AutoTheta."
+)
 @force_option
 @log_options
 def evaluate(run: Path, overrides: Sequence[str], **options: Any) -> None:

@@ -23,18 +23,19 @@ def score(
     report: Path | None = None,
     force: bool = False,
     ridge: bool = False,
+    statsforecast: str | None = None,
     as_json: bool,
 ) -> None:
     """Print the scores on the windows of `split` that data.score_every chooses.
 
     `overrides` are settings of `data`, key=value, such as another source. `report` is an HTML file
     to write about them; one that is there is written over by `force`. With `ridge` a ridge
-    regression is fitted to the training part and scored, too. Raises UserError where there
-    are no weights or windows.
+    regression is fitted to the training part and scored, too, and so are models of statsforecast,
+    by their names with commas between. Raises UserError where there are no weights or windows.
     """
     from trainer.config.load import parse_overrides
     from trainer.data import Split
-    from trainer.forecast.evaluate import evaluate
+    from trainer.forecast.evaluate import PointForecast, evaluate
     from trainer.forecast.forecaster import Forecaster
     from trainer.forecast.ridge import RIDGE, Ridge
     from trainer.forecast.table import print_table
@@ -68,7 +69,11 @@ def score(
             for note in dataset.notes:
                 log.warning("data: %s", note)
         size = forecaster.settings.train.micro_batch_size
-        others = {}
+        others: dict[str, PointForecast] = {}
+        if statsforecast is not None:
+            from trainer.forecast.classical import classical_models
+
+            others |= classical_models(statsforecast.split(","), dataset)
         if ridge:
             with CountingProgress("fitting a ridge regression", "windows", "points") as counting:
                 others[RIDGE] = Ridge.fit(dataset, counting.advance)
