@@ -85,7 +85,8 @@ def train(
 def evaluate(run: Path, overrides: Sequence[str], **options: Any) -> None:
     """Score RUN's weights on a split, beside naive forecasts.
 
-    These are its newest checkpoint's, on the windows that data.score_every chooses. RUN may be a
+    These are its newest checkpoint's, or those that checkpoint.best keeps, on the windows that
+    data.score_every chooses. RUN may be a
     checkpoint or an export too. data.KEY=VALUE changes a setting of the series, as in
     data.source=other.csv.
     """
@@ -129,19 +130,21 @@ def forecast(run: Path, settings: Sequence[str], **options: Any) -> None:
 @click.argument("name")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.argument("run", type=click.Path(path_type=Path))
+@click.argument("settings", nargs=-1, metavar="[data.KEY=VALUE]...")
 @click.option("--horizon", type=COUNT, help="Points to forecast.  [default: as were trained]")
 @json_option
 @log_options
-def benchmark(name: str, data: Path, run: Path, **options: Any) -> None:
+def benchmark(name: str, data: Path, run: Path, settings: Sequence[str], **options: Any) -> None:
     """Score RUN's weights by the literature's protocol NAME on DATA.
 
     NAME is etth1, etth2, ettm1, ettm2, weather, electricity, traffic or exchange, and DATA that
     table; or NAME is m4_yearly, m4_quarterly, m4_monthly, m4_weekly, m4_daily or m4_hourly, and
-    DATA the folder of M4's files. RUN may be a checkpoint or an export too.
+    DATA the folder of M4's files. RUN may be a checkpoint or an export too. data.KEY=VALUE says how
+    DATA is read, as in data.on_error=skip.
     """
     from launch.benchmark import benchmark as score
 
-    score(name, data, run, **options)
+    score(name, data, run, settings, **options)
 
 
 @forescale.command()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.output import check_target, print_json, showing_log
+from launch.output import check_target, print_json, showing_log, written
 from model.errors import UserError
 
 if TYPE_CHECKING:
@@ -114,7 +114,6 @@ def _why_no_window(dataset: Dataset, split: Split) -> str:
 def _write_report(
     file: Path, run: Path, forecaster: Forecaster, dataset: Dataset, evaluation: Evaluation
 ) -> None:
-    from trainer.files import replace
     from trainer.forecast.html_report import html_report
     from trainer.logs.log import log
     from trainer.logs.metrics import read_metrics
@@ -131,5 +130,7 @@ def _write_report(
         f"{evaluation.horizon} ahead",
     }
     rows = read_metrics(RunFolder(run).metrics_file)
-    replace(file, html_report(forecaster, dataset, evaluation, facts, rows))
+    with written(file) as partial:
+        page = html_report(forecaster, dataset, evaluation, facts, rows)
+        partial.write_text(page, encoding="utf-8")
     log.info("wrote %s", file)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from launch.output import showing_log
+from launch.output import showing_log, written
 from launch.prepare_data import divided, table_config
 from model.errors import UserError
 from model.sentences import counted
@@ -22,7 +22,6 @@ from trainer.config.data_settings import DataConfig
 from trainer.config.yaml_text import parse_value
 from trainer.data import Dataset
 from trainer.data.survey import Survey, survey
-from trainer.files import replace
 from trainer.logs.log import log
 
 MIN_ROWS = 20
@@ -103,7 +102,8 @@ def write_config(arguments: Sequence[str]) -> None:
         content = parse_value(text)
         for note in Dataset(DataConfig.model_validate(content["data"])).notes:
             log.warning("data: %s", note)
-        replace(file, text)
+        with written(file) as partial:
+            partial.write_text(text, encoding="utf-8")
         log.info("%s: %s", source, describe(found))
         log.info("wrote %s; now: forescale train %s", file, shlex.quote(str(file)))
 

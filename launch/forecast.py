@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 
-from launch.output import check_target, showing_log
+from launch.output import check_target, showing_log, written
 from launch.prepare_data import given_table
 from model.errors import UserError
 from trainer.forecast.forecaster import Forecaster
@@ -75,9 +74,11 @@ def forecast(
             log.warning(problem)
         if len(found.problems) > MOST:
             log.warning("and %s more such sentences", len(found.problems) - MOST)
-        _write(found.table, out)
+        with written(out) as partial:
+            WRITERS[out.suffix.lower()](found.table, partial)
         if plot is not None:
-            future_figure(found.pictured).savefig(plot, dpi=120)
+            with written(plot) as partial:
+                future_figure(found.pictured).savefig(partial, dpi=120)
             log.info("wrote %s", plot)
         log.info("wrote %s: %s", out, _described(found.table))
 
@@ -122,15 +123,3 @@ def _levels(text: str) -> list[float]:
     if not levels or not all(0 < level < 1 for level in levels):
         raise UserError(f"--quantiles: expected levels between 0 and 1, as 0.1,0.5,0.9; got {text}")
     return levels
-
-
-def _write(table: pd.DataFrame, out: Path) -> None:
-    """Write a table whole or not at all."""
-    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
-    try:
-        WRITERS[out.suffix.lower()](table, partial)
-        partial.replace(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)

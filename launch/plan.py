@@ -100,12 +100,18 @@ def explain(
 
 
 def explain_plan(plan: Plan, node: int) -> Explanation:
-    """Compute what a plan costs, on nodes of `node` ranks."""
+    """Compute what a plan costs, on nodes of `node` ranks.
+
+    Raises UserError where nothing of model.init_from fits.
+    """
     from model.size import active_parameters, network_parameters
     from parallel.cost_formulas import stage_costs, traffic
+    from trainer.engine.pretrained import check_fits
 
     settings, layout, shape = plan.configuration.settings, plan.layout, plan.dataset.shape
     network, work = network_and_work(plan)
+    if plan.start.weights is not None:
+        check_fits(plan.start.weights, network)
     costs = stage_costs(network, work)
     return Explanation(
         plan,

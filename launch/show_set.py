@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from launch.output import written
 from model.sentences import drawn
 from trainer.data.series_set import SeriesSet
 
@@ -117,7 +118,8 @@ def draw_set(folder: Path, file: Path) -> None:
         axes = figure.add_subplot(grid[1 + row, column : column + 1 + (column == 2)])
         axes.plot(series.target(item)[:, -1000:].T, linewidth=0.8)
         axes.set_title(drawn(series.item_id(item)[:40]), fontsize=9)
-    figure.savefig(file, dpi=100)
+    with written(file) as partial:
+        figure.savefig(partial, dpi=100)
 
 
 def _histogram(axes: Any, values: Any, label: str, *, log: bool) -> None:

@@ -252,7 +252,7 @@ class TransformerDecoder(StandaloneStack):
 
     def _memory_padding(self, memory: Tensor, padding: Tensor | None, batch: int) -> Tensor | None:
         """Return the memory's padding as bool; raise UserError if either has a wrong shape."""
-        if memory.ndim != 3 or len(memory) != batch or memory.shape[2] != self.config.d_model:
+        if memory.ndim != 3 or memory.shape[0] != batch or memory.shape[2] != self.config.d_model:
             raise UserError(
                 f"memory: expected [{batch}, S, d_model={self.config.d_model}], "
                 f"got {list(memory.shape)}"

@@ -79,7 +79,7 @@ def test_every_window_of_the_test_part_in_units_of_the_training_part(
 
 def test_tenths_of_a_table_are_the_literatures() -> None:
     """As Autoformer's code divides: what is left over is validated on."""
-    settings = LONG_TERM["exchange"].settings(Path("exchange.csv"), 7588)
+    settings = LONG_TERM["exchange"].settings("exchange.csv", 7588)
     assert settings["data.split"] == [5311, 760, 1517]
 
 
@@ -155,9 +155,45 @@ def test_what_is_wrong_is_one_line(
     assert words in refused(capsys, "etth1", file, run)
     assert "has no Hourly-train.csv; name the folder" in refused(capsys, "m4_hourly", tmp_path, run)
     assert "data.source" in refused(capsys, "exchange", tmp_path / "none.csv", run)
-    assert "more than the 12 that the network was trained for" in refused(
+    assert "--horizon: 96 is more than the 12 points that the network was trained" in refused(
         capsys, "exchange", file, run, "--horizon", 96
     )
+    assert "data.horizon: is no setting" in refused(capsys, "exchange", file, run, "data.horizon=3")
+
+
+def test_how_a_table_is_read_can_be_said(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = pd.read_csv(table(tmp_path, 440)).astype({"OT": object})
+    whole = asked(capsys, "exchange", tmp_path / "table.csv", run)
+    frame.loc[5, "OT"] = "broken"
+    frame.to_csv(tmp_path / "broken.csv", index=False)
+    assert "data.on_error=skip" in refused(capsys, "exchange", tmp_path / "broken.csv", run)
+    got = asked(capsys, "exchange", tmp_path / "broken.csv", run, "data.on_error=skip")
+    assert got["windows"] == whole["windows"]
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_what_the_network_reads_beside_the_channels_is_found_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], channels: int
+) -> None:
+    frame = pd.read_csv(table(tmp_path, 440)).assign(price=waves(440, 7.0), visits=waves(440, 5.0))
+    frame.to_csv(tmp_path / "all.csv", index=False)
+    changes = {
+        **MANY,
+        "data.source": str(tmp_path / "all.csv"),
+        "data.targets": ["HUFL", "OT"][:channels],
+        "data.covariates": ["price"],
+        "data.past_covariates": ["visits"],
+        "model.channels": "grouped",
+    }
+    trained(tmp_path, changes)
+    got = asked(capsys, "exchange", tmp_path / "all.csv", tmp_path / "run")
+    rows = 440 - int(0.7 * 440) - (440 - int(0.7 * 440) - int(0.2 * 440))
+    assert got["windows"] == (rows - HORIZON + 1) * (2 if channels == 1 else 1)
+    frame.drop(columns="price").to_csv(tmp_path / "less.csv", index=False)
+    said = refused(capsys, "exchange", tmp_path / "less.csv", tmp_path / "run")
+    assert "less.csv has no column 'price'" in said
 
 
 def test_channels_apart_are_the_tables(tmp_path: Path) -> None:

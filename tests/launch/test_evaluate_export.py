@@ -60,6 +60,31 @@ def test_what_is_found_in_other_series_is_told_when_they_are_scored(
     assert "no series is held out, as data.held_out is 0; set a larger share" in said
 
 
+@pytest.mark.parametrize("command", [["train", "--dry-run"], ["plan", "--world", "1"]])
+def test_weights_that_do_not_fit_are_refused_with_the_settings_that_do(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = {"train.steps": 1, "train.warmup_steps": 1, "data.split": [0.8, 0.1, 0.1]}
+    ranks.run(train_rank, 1, tmp_path / "run", quick)
+    capsys.readouterr()
+    new = [f"model.init_from={tmp_path / 'run'}", "--run-dir", str(tmp_path / "new")]
+    said = refused(
+        [
+            command[0],
+            "configs/tiny.yaml",
+            *command[1:],
+            *new,
+            "model.d_model=64",
+            "model.nhead=8",
+            "model.patch_length=8",
+        ],
+        capsys,
+    )
+    assert "has the name and shape of anything here; set what it was trained with: " in said
+    assert "model.d_model=32 model.nhead=4" in said
+    main([command[0], "configs/tiny.yaml", *command[1:], *new])
+
+
 @pytest.mark.parametrize("name", ["out.onxx", "out.pt", "out.safetensors"])
 def test_a_slip_in_a_graphs_name_makes_no_folder(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

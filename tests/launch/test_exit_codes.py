@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from launch.cli import main
 from tests import ranks
+from tests.conftest import ROOT
 from tests.settings import TINY
 from trainer.faults.signals import StopRequest, stop_on_signal
 from trainer.logs.metrics import read_metrics
@@ -79,6 +82,22 @@ def test_each_signal_has_its_code(number: int, code: int) -> None:
     stop = StopRequest()
     stop(number, None)
     assert stop.exit_code == code
+
+
+def test_a_second_ctrl_c_ends_the_process_unless_it_is_the_same_one() -> None:
+    """A launcher passes on at once what the terminal has sent; a person takes longer."""
+    code = (
+        "import signal, os, sys, time\n"
+        "from trainer.faults.signals import StopRequest, stop_on_signal\n"
+        "with stop_on_signal():\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(float(sys.argv[1]))\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(0.1)\n"
+    )
+    for seconds, expected in (("0.05", 0), ("0.4", -signal.SIGINT)):
+        done = subprocess.run([sys.executable, "-c", code, seconds], cwd=ROOT, check=False)
+        assert done.returncode == expected
 
 
 def test_the_first_signal_counts() -> None:

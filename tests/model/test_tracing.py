@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from forescale import TransformerEncoder
+from forescale import TransformerDecoder, TransformerEncoder
 from tests.model.options import OPTIONS, SMALL
 
 MOE = {"use_moe": True, "num_experts": 4, "capacity_factor": 1.0, "shared_expert": True}
@@ -49,6 +49,26 @@ def test_it_is_exported_for_any_batch_and_length(options: dict[str, Any]) -> Non
     program = torch.export.export(model, (torch.randn(3, 20, 3),), dynamic_shapes={"src": sizes})
     x = torch.randn(7, 33, 3)
     torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_strict", [False, True])
+def test_a_decoder_over_a_memory_is_exported_for_any_batch_and_lengths(is_strict: bool) -> None:
+    options = {**SMALL, **FLASH, **MOE, "num_layers": 1, "dropout": 0.0, "drop_path": 0.0}
+    model = TransformerDecoder(3, 2, **{**options, "attention_dropout": 0.0}).eval()
+    width = model.config.d_model
+    batch = torch.export.Dim("batch", min=1, max=64)
+    lengths = [torch.export.Dim(name, min=2, max=4000) for name in ("length", "seen")]
+    program = torch.export.export(
+        model,
+        (torch.randn(3, 20, 3), torch.randn(3, 11, width)),
+        dynamic_shapes={
+            "tgt": {0: batch, 1: lengths[0]},
+            "memory": {0: batch, 1: lengths[1]},
+        },
+        strict=is_strict,
+    )
+    x, memory = torch.randn(7, 33, 3), torch.randn(7, 5, width)
+    torch.testing.assert_close(program.module()(x, memory), model(x, memory), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")

@@ -222,7 +222,8 @@ class DataConfig(TableConfig):
         if seasons and seasons[-1] > self.context_length:
             raise ValueError(
                 f"season_lengths: {seasons[-1]} is longer than context_length="
-                f"{self.context_length}, which the naive forecast repeats it from"
+                f"{self.context_length}, which the naive forecast repeats it from; use "
+                f"season_lengths={[one for one in seasons if one <= self.context_length]}"
             )
         return self
 

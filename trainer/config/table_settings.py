@@ -80,6 +80,14 @@ class TableConfig(Section):
             raise ValueError(
                 f"covariates: {min(both)} is a target; what is forecast cannot be known in advance"
             )
+        taken: dict[str, str] = {}
+        for key in ("targets", "covariates", "past_covariates", "static"):
+            for name in getattr(self, key) or []:
+                if name in taken:
+                    raise ValueError(
+                        f"{key}: {name} stands in {taken[name]}, too; leave it in one of them"
+                    )
+                taken[name] = key
         return self
 
     @model_validator(mode="after")

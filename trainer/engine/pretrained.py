@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,12 +70,42 @@ def verify_weights(
         source = replace(find(Path(record["path"])), run=source.run)
     with torch.device("meta"):
         network = TimeSeriesTransformer(settings.model, shape)
-    ours = {key: tuple(tensor.shape) for key, tensor in state_of(network).items()}
-    if not _fitting(source.shapes(), ours):
-        raise UserError(
-            f"model.init_from: nothing in {source.path} has the name and shape of anything here"
-        )
+    check_fits(source, network)
     return source
+
+
+SIZES = (
+    "architecture",
+    "d_model",
+    "nhead",
+    "num_kv_heads",
+    "dim_feedforward",
+    "use_swiglu",
+    "use_moe",
+    "num_experts",
+    "share_layers",
+)
+"""Settings of `model` by which tensors have other names or shapes throughout."""
+
+
+def check_fits(source: WeightsSource, network: TimeSeriesTransformer) -> None:
+    """Raise UserError where nothing of a source fits into a network, on the meta device or not."""
+    ours = {key: tuple(tensor.shape) for key, tensor in state_of(network).items()}
+    if _fitting(source.shapes(), ours):
+        return
+    there, here = source.settings.model, network.config
+    other = [key for key in SIZES if getattr(there, key) != getattr(here, key)]
+    settings = " ".join(f"model.{key}={_text(getattr(there, key))}" for key in other)
+    way_out = f"; set what it was trained with: {settings}" if other else ""
+    raise UserError(
+        f"model.init_from: nothing in {source.path} has the name and shape of anything here"
+        f"{way_out}"
+    )
+
+
+def _text(value: object) -> str:
+    """Return a setting's value as it is written on the command line."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def damage(source: WeightsSource | Checkpoint, mesh: Mesh) -> str | None:

@@ -20,11 +20,16 @@ PARENT = "FORESCALE_PARENT"
 """Environment variable with the process that started the ranks and passes signals on to them."""
 
 
+REPEATED = 0.25
+"""Seconds within which another SIGINT is the same one: launchers pass on what a terminal has sent
+to all; people take longer."""
+
+
 class StopRequest:
     """A request to stop: true after a signal, or once the process that passes signals on is gone.
 
     An instance is a signal handler. Launchers send several signals in a row: that is one request. A
-    second Ctrl-C, a second or more after the first, ends the process at once.
+    second Ctrl-C ends the process at once.
     """
 
     number: int | None = None
@@ -37,7 +42,7 @@ class StopRequest:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
         now, before = time.monotonic(), self._requested_at
-        if number == signal.SIGINT and before is not None and now - before > 1.0:
+        if number == signal.SIGINT and before is not None and now - before > REPEATED:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         if before is None:

@@ -71,6 +71,11 @@ class SeriesEnds:
             )
         if future is not None and not self._known_names:
             raise UserError("future: the network reads no columns in advance; leave it out")
+        if data.calendar and np.isnat(series.starts).any():
+            raise UserError(
+                f"{series.name}: it has no times, and the network reads the calendar "
+                f"({', '.join(data.calendar)}); name the column of times by data.time_column"
+            )
         self._is_apart = shape.channels == 1 and channels > 1
         self._lacking = max(0, shape.channels - channels)
         """Channels that the network takes and the series lack."""

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -207,7 +208,9 @@ def _write_program(forecaster: Forecaster, file: Path) -> None:
     graph, inputs, sizes = _traced(forecaster)
     program = torch.export.export(graph, inputs, dynamic_shapes=sizes)
     extra = {"forescale.json": json.dumps(_description(forecaster))}
-    torch.export.save(program, file, extra_files=extra)
+    buffer = BytesIO()  # torch's own writer ends the process where a disk is full
+    torch.export.save(program, buffer, extra_files=extra)
+    file.write_bytes(buffer.getbuffer())
 
 
 def _traced(forecaster: Forecaster) -> tuple[ForecasterGraph, tuple[Tensor | None, ...], Sizes]:

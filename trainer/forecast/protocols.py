@@ -25,8 +25,8 @@ class LongTerm:
     rows: tuple[int, int, int] | None = None
     """Points for training, validation and test; None for 7, 1 and 2 tenths of all."""
 
-    def settings(self, source: Path, points: int) -> dict[str, Any]:
-        """Return the settings of `data` for a table of so many points.
+    def settings(self, name: str, points: int) -> dict[str, Any]:
+        """Return the settings of `data` for the table `name` of so many points.
 
         Raises UserError where it has too few.
         """
@@ -36,12 +36,11 @@ class LongTerm:
             rows = (training, points - training - test, test)
         if points < sum(rows):
             raise UserError(
-                f"{source} has {points:,} rows, and the protocol divides {sum(rows):,}; name the "
+                f"{name} has {points:,} rows, and the protocol divides {sum(rows):,}; name the "
                 "whole table"
             )
         return {
             **WHOLE_TABLE,
-            "data.source": str(source),
             "data.split": list(rows),
             "data.score_every": "all",
             "data.scaling": "train",
@@ -84,13 +83,6 @@ M4 = {
 """Groups by name."""
 
 WHOLE_TABLE: dict[str, Any] = {
-    "data.targets": None,
-    "data.covariates": [],
-    "data.past_covariates": [],
-    "data.static": [],
-    "data.time_column": None,
-    "data.id_column": None,
-    "data.timezone": None,
     "data.rows": None,
     "data.split_at": None,
     "data.split_last": None,
@@ -98,31 +90,24 @@ WHOLE_TABLE: dict[str, Any] = {
     "data.min_prediction_length": None,
     "data.context_lengths": None,
 }
-"""Settings of `data` by which a table is read and scored whole, whatever a run was trained on."""
+"""Settings of `data` by which a table is scored whole, whatever a run was trained on."""
 
 
 def write_channels_apart(series: SeriesSet, folder: Path) -> None:
-    """Write each channel of each item as an item of its own, into the new set `folder`."""
-    with SetWriter(folder, Columns(("value",)), series.info.dtype) as writer:
+    """Write each channel of each item as an item of its own, into the new set `folder`.
+
+    All have the item's columns that are known in advance, or up to the present.
+    """
+    columns = Columns(("value",), series.columns.known, series.columns.past)
+    with SetWriter(folder, columns, series.info.dtype) as writer:
         for number in range(len(series)):
             item = series.item(number)
             for name, channel in zip(series.columns.target, item.target, strict=True):
-                nothing = item.target[:0]
+                name_apart = name if len(series) == 1 else f"{item.item_id} {name}"
                 writer.add(
-                    Item(
-                        _name(series, number, name),
-                        item.start,
-                        item.freq,
-                        channel[None],
-                        nothing,
-                        nothing,
-                    )
+                    Item(name_apart, item.start, item.freq, channel[None], item.known, item.past)
                 )
         writer.finish(timezone=series.timezone)
-
-
-def _name(series: SeriesSet, item: int, channel: str) -> str:
-    return channel if len(series) == 1 else f"{series.item_id(item)} {channel}"
 
 
 def m4_files(group: M4Group, folder: Path) -> tuple[Path, Path]:

@@ -25,6 +25,9 @@ def test_every_key_is_documented() -> None:
     [
         ({"targets": ["load", "load"]}, "targets: load stands twice"),
         ({"targets": ["load"], "covariates": ["load"]}, "covariates: load is a target"),
+        ({"targets": ["load"], "past_covariates": ["load"]}, "load stands in targets, too; leave"),
+        ({"covariates": ["p"], "past_covariates": ["p"]}, "p stands in covariates, too; leave it"),
+        ({"past_covariates": ["p"], "static": ["p"]}, "static: p stands in past_covariates, too"),
         ({"timezone": "Nowhere/City"}, "timezone: there is no 'Nowhere/City'"),
         ({"timezone": ""}, "timezone: there is no ''"),
         ({"timezone": "Europe"}, "timezone: there is no 'Europe'"),

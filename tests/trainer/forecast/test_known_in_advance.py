@@ -54,6 +54,13 @@ def informed(tmp_path_factory: pytest.TempPathFactory) -> Forecaster:
     return trained(folder, changes)
 
 
+def test_series_without_times_are_refused_where_the_calendar_is_read(dated: Forecaster) -> None:
+    frame = shops(a=100).drop(columns=["day", "shop"])
+    words = r"it has no times, and the network reads the calendar \(day_of_week\); name the column"
+    with pytest.raises(UserError, match=words):
+        dated.predict(frame, time_column="none", id_column="none", targets=["sales"])
+
+
 def priced(frame: pd.DataFrame) -> pd.DataFrame:
     price = 20 + np.random.default_rng(5).normal(size=len(frame))
     return frame.assign(price=price)
