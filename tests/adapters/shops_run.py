@@ -11,7 +11,6 @@ from tests.trainer.forecast.test_future import MANY, shops, trained
 
 KINDS: dict[str, tuple[list[str], list[str], list[str]]] = {
     "alone": (["sales"], [], []),
-    "priced": (["sales"], ["price"], []),
     "together": (["sales", "visits"], [], []),
     "seen": (["sales"], ["price"], ["visits"]),
 }

@@ -23,11 +23,11 @@ SCRIPT = (Path(__file__).parent / "onnx_script.py").read_text()
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "token": {},
-    "known": {"data.targets": ["sales"], "data.covariates": ["price"]},
     "seen": {
         "model.channel_embedding": True,
         "data.targets": ["sales"],
-        "data.past_covariates": ["price"],
+        "data.covariates": ["price"],
+        "data.past_covariates": ["visits"],
         "model.channels": "grouped",
     },
     "flatten": {
@@ -63,7 +63,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 def trained_on_shops(folder: Path, changes: dict[str, Any]) -> Forecaster:
     frame = shops(a=200, bb=150)
-    frame["price"] = np.random.default_rng(1).normal(20, 1, len(frame))
+    for seed, name in enumerate(("price", "visits"), 1):
+        frame[name] = np.random.default_rng(seed).normal(20, 1, len(frame))
     frame.to_csv(folder / "shops.csv", index=False)
     changes = {
         **MANY,

@@ -60,6 +60,7 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return dict(zip(CASES, json.loads(ended.stdout), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_layer_launches_no_more_than(case: str, counted: dict[str, Any]) -> None:
     found, most = counted[case], CASES[case][1]

@@ -105,13 +105,12 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, An
     return lambda layout: run_on(json.dumps(layout))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("split", "steps"),
-    [pytest.param(Split.VALIDATION, 2, marks=pytest.mark.slow), (Split.TEST, 8)],
+    [(Split.VALIDATION, 2), (Split.TEST, 8)],
 )
-@pytest.mark.parametrize(
-    "layout", [pytest.param({}, marks=pytest.mark.slow), {"parallel.pipeline": 2}]
-)
+@pytest.mark.parametrize("layout", [{}, {"parallel.pipeline": 2}])
 def test_a_signal_while_evaluating_is_heard(
     tmp_path: Path,
     straight: Callable[[dict[str, Any]], Path],

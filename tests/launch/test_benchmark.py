@@ -173,6 +173,7 @@ def test_how_a_table_is_read_can_be_said(
     assert got["windows"] == whole["windows"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2])
 def test_what_the_network_reads_beside_the_channels_is_found_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], channels: int

@@ -89,10 +89,8 @@ LAUNCHERS: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [pytest.param(name, marks=[] if name == "ranks" else [pytest.mark.slow]) for name in LAUNCHERS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_every_launcher_starts_the_same_run(
     launcher: str, alone: list[float], tmp_path: Path
 ) -> None:
@@ -275,12 +273,11 @@ def test_ctrl_c_ends_a_rank_that_waits_for_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.02, 0.3, 0.6])
 def test_a_second_ctrl_c_tells_whether_the_run_was_saved(
-    training: subprocess.Popen[str], tmp_path: Path, seconds: float
+    training: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     os.killpg(training.pid, signal.SIGINT)
-    time.sleep(seconds)
+    time.sleep(0.3)
     if training.poll() is None:
         os.killpg(training.pid, signal.SIGINT)
     output, _ = training.communicate(timeout=60)

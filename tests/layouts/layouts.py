@@ -114,7 +114,6 @@ FIRST = {
     "2-pp2-asked_queries",
     "2-pp2-running",
     "2-tp2-ep2-running",
-    "2-pp2-variates",
     "2-tp2-variates",
     "2-zero3-recomputeselective-causal_variates",
 }

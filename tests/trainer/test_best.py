@@ -78,7 +78,7 @@ def best_of(run: Path) -> int:
         pytest.param(2, {"parallel.pipeline": 2}, marks=pytest.mark.slow),
         pytest.param(2, {"parallel.zero_stage": 3}, marks=pytest.mark.slow),
         pytest.param(1, {"train.ema_decay": 0.9}, marks=pytest.mark.slow),
-        (2, {"parallel.zero_stage": 3, "train.ema_decay": 0.9}),
+        pytest.param(2, {"parallel.zero_stage": 3, "train.ema_decay": 0.9}, marks=pytest.mark.slow),
     ],
 )
 def test_the_best_stays_and_is_scored_and_used(

@@ -92,7 +92,7 @@ def test_naive_forecasts_use_the_context_alone(dataset: Dataset) -> None:
         (4, {"parallel.pipeline": 2, "model.architecture": "decoder", "model.use_moe": False}),
         (2, {"parallel.tensor": 2, "parallel.expert": 2, "train.micro_batch_size": 8}),
         (3, {"parallel.zero_stage": 3, "train.micro_batch_size": 5, "train.global_batch_size": 15}),
-        (
+        pytest.param(
             4,
             {
                 "parallel.pipeline": 2,
@@ -101,6 +101,7 @@ def test_naive_forecasts_use_the_context_alone(dataset: Dataset) -> None:
                 "model.architecture": "decoder",
                 "model.capacity_factor": 0.8,
             },
+            marks=pytest.mark.slow,
         ),
     ],
 )

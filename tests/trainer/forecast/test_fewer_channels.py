@@ -88,6 +88,7 @@ def test_each_number_of_channels_is_scored(run: Path, tmp_path: Path) -> None:
         forecaster.dataset_of({"data.source": str(tmp_path / "four.csv")})
 
 
+@pytest.mark.slow
 def test_they_are_one_run_on_any_layout(run: Path, tmp_path: Path) -> None:
     rows = read_metrics(run / "metrics.jsonl")
     settings = Forecaster.load(run).settings
