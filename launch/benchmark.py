@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from launch.evaluate import evaluated
 from launch.output import print_json, showing_log
 from launch.prepare_data import given_table
 from model.errors import UserError
@@ -16,13 +17,6 @@ if TYPE_CHECKING:
     from trainer.forecast.m4_scores import M4Scores
     from trainer.forecast.protocols import LongTerm, M4Group
     from trainer.forecast.scores import Evaluation
-
-
-def names() -> list[str]:
-    """Return the names of the protocols."""
-    from trainer.forecast.protocols import LONG_TERM, M4
-
-    return [*LONG_TERM, *M4]
 
 
 def benchmark(
@@ -45,7 +39,9 @@ def benchmark(
     from trainer.forecast.table import print_table
 
     if name not in LONG_TERM and name not in M4:
-        raise UserError(f"{name}: there is no such protocol; there are {', '.join(names())}")
+        raise UserError(
+            f"{name}: there is no such protocol; there are {', '.join([*LONG_TERM, *M4])}"
+        )
     given = given_table(list(settings))
     with showing_log(as_json=as_json):
         forecaster = Forecaster.load(run)
@@ -77,10 +73,8 @@ def _long_term(
     from trainer.data import Split
     from trainer.data.cache import default_cache
     from trainer.data.prepared import open_set
-    from trainer.forecast.evaluate import evaluate
     from trainer.forecast.protocols import write_channels_apart
     from trainer.logs.log import log
-    from trainer.logs.progress import ScoringProgress
 
     trained = forecaster.facts.shape.prediction_length
     points = horizon or trained
@@ -105,15 +99,7 @@ def _long_term(
         )
         for sentence in [*forecaster.facts.trained_on(dataset.facts), *series.notes]:
             log.warning(sentence)
-        with ScoringProgress(str(Split.TEST)) as progress:
-            return evaluate(
-                dataset,
-                Split.TEST,
-                forecaster.predict_windows,
-                batch_size=forecaster.settings.train.micro_batch_size,
-                levels=forecaster.network.output.levels,
-                progress=progress,
-            )
+        return evaluated(forecaster, dataset, Split.TEST)
 
 
 def _m4(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.output import check_target, print_json, showing_log, written
+from launch.output import check_target, print_json, showing_log
 from model.errors import UserError
+from trainer.files import written
 
 if TYPE_CHECKING:
     from trainer.data import Dataset, Split
+    from trainer.forecast.evaluate import PointForecast
     from trainer.forecast.forecaster import Forecaster
     from trainer.forecast.scores import Evaluation
 
@@ -35,12 +37,11 @@ def score(
     """
     from trainer.config.load import parse_overrides
     from trainer.data import Split
-    from trainer.forecast.evaluate import PointForecast, evaluate
     from trainer.forecast.forecaster import Forecaster
     from trainer.forecast.ridge import RIDGE, Ridge
     from trainer.forecast.table import print_table
     from trainer.logs.log import log
-    from trainer.logs.progress import CountingProgress, ScoringProgress
+    from trainer.logs.progress import CountingProgress
 
     if report is not None:
         check_target("--report", report, (".html",), force=force)
@@ -68,7 +69,6 @@ def score(
         if changes:  # of its own series training has told
             for note in dataset.notes:
                 log.warning("data: %s", note)
-        size = forecaster.settings.train.micro_batch_size
         others: dict[str, PointForecast] = {}
         if statsforecast is not None:
             from trainer.forecast.classical import classical_models
@@ -77,22 +77,35 @@ def score(
         if ridge:
             with CountingProgress("fitting a ridge regression", "windows", "points") as counting:
                 others[RIDGE] = Ridge.fit(dataset, counting.advance)
-        with ScoringProgress(split) as progress:
-            evaluation = evaluate(
-                dataset,
-                chosen,
-                forecaster.predict_windows,
-                batch_size=size,
-                levels=forecaster.network.output.levels,
-                others=others,
-                progress=progress,
-            )
+        evaluation = evaluated(forecaster, dataset, chosen, others)
         if report is not None:
             _write_report(report, run, forecaster, dataset, evaluation)
     if as_json:
         print_json({"step": forecaster.step, "notes": dataset.notes, **evaluation.summary()})
     else:
         print_table(evaluation)
+
+
+def evaluated(
+    forecaster: Forecaster,
+    dataset: Dataset,
+    split: Split,
+    others: Mapping[str, PointForecast] | None = None,
+) -> Evaluation:
+    """Return a network's scores on a split, and those of `others` by name, and show progress."""
+    from trainer.forecast.evaluate import evaluate
+    from trainer.logs.progress import ScoringProgress
+
+    with ScoringProgress(str(split)) as progress:
+        return evaluate(
+            dataset,
+            split,
+            forecaster.predict_windows,
+            batch_size=forecaster.settings.train.micro_batch_size,
+            levels=forecaster.network.output.levels,
+            others=others or {},
+            progress=progress,
+        )
 
 
 def _why_no_window(dataset: Dataset, split: Split) -> str:

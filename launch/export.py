@@ -23,14 +23,12 @@ def export(source: Path, out: Path, *, precision: Literal["fp32", "bf16"]) -> No
     Raises UserError where that cannot be.
     """
     with showing_log():
-        near = nearest(out.suffix.lower(), GRAPHS)
-        if out.suffix not in GRAPHS and (near or out.suffix in WEIGHT_FILES):
-            ends = " or ".join(GRAPHS)
-            raise UserError(
-                f"{out}: a file ends with {ends}; name one of these, or a folder without "
-                f"{out.suffix}"
-            )
         if out.suffix not in GRAPHS:
+            if nearest(out.suffix.lower(), GRAPHS) or out.suffix in WEIGHT_FILES:
+                raise UserError(
+                    f"{out}: a file ends with {' or '.join(GRAPHS)}; name one of these, or a "
+                    f"folder without {out.suffix}"
+                )
             from trainer.weights.export import export as write
 
             write(find(source), out, precision=precision)

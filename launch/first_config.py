@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from launch.output import showing_log, written
+from launch.output import showing_log
 from launch.prepare_data import divided, table_config
 from model.errors import UserError
 from model.sentences import counted
@@ -22,6 +22,7 @@ from trainer.config.data_settings import DataConfig
 from trainer.config.yaml_text import parse_value
 from trainer.data import Dataset
 from trainer.data.survey import Survey, survey
+from trainer.files import written
 from trainer.logs.log import log
 
 MIN_ROWS = 20

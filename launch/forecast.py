@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from launch.output import check_target, showing_log, written
+from launch.output import check_target, showing_log
 from launch.prepare_data import given_table
 from model.errors import UserError
+from trainer.files import written
 from trainer.forecast.forecaster import Forecaster
 from trainer.forecast.future import Wish, forecast_future
 from trainer.forecast.pictures import future_figure

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
@@ -28,22 +27,6 @@ def showing_log(*, as_json: bool = False) -> Iterator[None]:
     """
     with shown(), redirect_stdout(sys.stderr) if as_json else nullcontext():
         yield
-
-
-@contextmanager
-def written(file: Path) -> Iterator[Path]:
-    """Give a file beside `file` to write, which takes its place at the end, whole or not at all.
-
-    Raises UserError where it cannot be written.
-    """
-    partial = file.with_name(f".{file.stem}.{uuid.uuid4().hex}.partial{file.suffix}")
-    try:
-        yield partial
-        partial.replace(file)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def check_target(option: str, file: Path, ends: Sequence[str], *, force: bool) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from launch.output import written
 from model.sentences import drawn
 from trainer.data.series_set import SeriesSet
+from trainer.files import written
 
 Known = dict[str, Any]
 

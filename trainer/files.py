@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import suppress
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,22 @@ def replace(path: Path, text: str) -> None:
     write_synced(partial, text)
     os.replace(partial, path)
     sync(path.parent)
+
+
+@contextmanager
+def written(file: Path) -> Iterator[Path]:
+    """Give a file beside `file` to write, which takes its place at the end, whole or not at all.
+
+    Raises UserError where it cannot be written.
+    """
+    partial = file.with_name(f".{file.stem}.{uuid.uuid4().hex}.partial{file.suffix}")
+    try:
+        yield partial
+        partial.replace(file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written: {error.strerror or error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from model import rollout
 from model.errors import UserError
 from model.sentences import first_line
 from model.tokens import Inputs
+from trainer.files import written
 from trainer.forecast.forecaster import Forecaster
 from trainer.logs.log import log
 
@@ -163,22 +163,17 @@ def export_graph(forecaster: Forecaster, out: Path) -> None:
         raise UserError(f"{out} is there already; choose another file")
     if not out.parent.is_dir():
         raise UserError(f"{out}: there is no such folder")
-    partial = out.with_name(f".{uuid.uuid4().hex}.partial{out.suffix}")
+    write = _write_onnx if out.suffix == ".onnx" else _write_program
     try:
-        with _quiet():
-            (_write_onnx if out.suffix == ".onnx" else _write_program)(forecaster, partial)
-        partial.replace(out)
+        with written(out) as partial, _quiet():
+            write(forecaster, partial)
     except ImportError as error:
         raise UserError(f"{error.name} is not there; run: pip install 'forescale[onnx]'") from None
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
     except RuntimeError as error:  # of torch.export and torch.onnx
         raise UserError(
             f"{out}: this network cannot be written as {out.suffix}: {_reason(error)}; name a "
             "folder, to which any network can be exported"
         ) from None
-    finally:
-        partial.unlink(missing_ok=True)
     log.info("wrote %s: %s", out, f"{out.stat().st_size / 1e6:,.1f} MB")
 
 
