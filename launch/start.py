@@ -12,10 +12,13 @@ from launch.capacity import check_machine
 from launch.cluster_environment import ClusterEnvironment, announce, announced, discover
 from launch.machine import threads
 from model.errors import DeviceMemoryError, RunFailedError, UserError
-from trainer.faults.signals import LASTING, StopRequest, stop_on_signal
+from trainer.faults.signals import LASTING, StopRequest, end_within, stop_on_signal
 
 if TYPE_CHECKING:
     from trainer.prepare import Plan
+
+ENDING_SECONDS = 60
+"""Seconds that a rank has to end after an error that is its own."""
 
 
 def start(
@@ -156,6 +159,10 @@ def _train(
         if cluster.rank == 0 or isinstance(error, DeviceMemoryError):
             raise
         return error.exit_code
+    except Exception:
+        if cluster.world > 1:
+            end_within(ENDING_SECONDS)
+        raise
     destroy_mesh()
     return stop.exit_code if outcome is Outcome.SAVED else 0
 

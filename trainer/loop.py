@@ -114,10 +114,10 @@ class Trainer:
         """
         with ExitStack() as stack:
             stack.callback(self._record_warnings)
-            stack.callback(self.saver.close)
-            stack.callback(self.feeder.close)
             if self.watchdog is not None:
                 stack.callback(self.watchdog.close)
+            stack.callback(self.saver.close)
+            stack.callback(self.feeder.close)
             metrics = None
             if self.mesh.is_main:
                 run = self.plan.run

@@ -222,10 +222,10 @@ class Cluster:
             and "SLURM_STEP_NUM_TASKS=" in process.environment
         ]
 
-    def script(self, job: str) -> list[int]:
+    def script(self, job: str) -> list[Process]:
         """Return the processes of a job's batch script, which are shells."""
         return [
-            p.pid
+            p
             for p in running()
             if f"/job{job:0>5}/slurm_script" in p.command and str(self.folder) in p.command
         ]

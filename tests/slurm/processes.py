@@ -15,6 +15,8 @@ class Process:
     pid: int
     command: str
     environment: str
+    started: str
+    """When, in ticks since the machine's start: numbers of processes come again within minutes."""
 
     @property
     def rank(self) -> int:
@@ -28,6 +30,18 @@ class Process:
         match = re.search(r"SLURMD_NODENAME=(\w+)", self.environment)
         return match[1] if match else ""
 
+    def has_ended(self) -> bool:
+        """Whether it has ended, be it that its parent has not asked for its exit code yet."""
+        try:
+            state, started = _state(self.pid)
+        except OSError:
+            return True
+        return state == "Z" or started != self.started
+
+    def words(self) -> str:
+        """Return what it is, for a message."""
+        return f"process {self.pid}, {self.command}"
+
 
 def running() -> list[Process]:
     """Return the processes of this machine that may be looked at."""
@@ -36,19 +50,17 @@ def running() -> list[Process]:
         try:
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             environment = (folder / "environ").read_bytes().replace(b"\0", b"\n").decode()
+            _, started = _state(int(folder.name))
         except (OSError, UnicodeDecodeError):
             continue
-        found.append(Process(int(folder.name), command, environment))
+        found.append(Process(int(folder.name), command, environment, started))
     return found
 
 
-def has_ended(pid: int) -> bool:
-    """Whether a process has ended, be it that its parent has not asked for its exit code yet."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return True
-    return state == "Z"
+def _state(pid: int) -> tuple[str, str]:
+    """Return a process's state, and when it was started."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return fields[0], fields[19]
 
 
 def mount_namespace(pid: int) -> str | None:

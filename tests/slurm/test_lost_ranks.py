@@ -10,7 +10,6 @@ import pytest
 
 from tests.conftest import note_time
 from tests.slurm.jobs import LONG, Submit
-from tests.slurm.processes import has_ended
 from trainer.logs.metrics import Row, without_machine
 
 pytestmark = pytest.mark.timeout(600)
@@ -79,19 +78,19 @@ def test_what_is_left_of_an_older_start_cannot_commit(
     elsewhere, beside them."""
     job = submit(*LONG, "checkpoint.keep=100")
     job.wait_for_step(30)
-    tasks = [p.pid for p in job.cluster.tasks("launch/train.py") if p.node == "node1"]
+    tasks = [p for p in job.cluster.tasks("launch/train.py") if p.node == "node1"]
     old = [*tasks, *job.cluster.script(job.number)]
-    for pid in old:
-        os.kill(pid, signal.SIGSTOP)  # or it would be done before Slurm notices
+    for process in old:
+        os.kill(process.pid, signal.SIGSTOP)  # or it would be done before Slurm notices
     job.cluster.kill_daemon("node1")
     job.wait(lambda: job.starts() == 2, "the second start", 120)
     job.wait_for_step(len(job.rows()) + 5)
-    for pid in old:
-        os.kill(pid, signal.SIGCONT)
+    for process in old:
+        os.kill(process.pid, signal.SIGCONT)
     job.wait_until_done()
     assert without_machine(job.rows()) == without_machine(undisturbed)
-    for pid in old:
-        job.wait(lambda pid=pid: has_ended(pid), f"process {pid} to end")
+    for process in old:
+        job.wait(process.has_ended, f"the end of {process.words()}")
     assert job.starts() == 2 and not (job.run / "failures").exists()
     assert "start 0 is over: the job is RUNNING, start 1" in job.said()
 

@@ -105,6 +105,14 @@ def requests_stop(number: signal.Signals) -> bool:
     return number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
 
 
+def end_within(seconds: int) -> None:
+    """Have the system end this process after `seconds`, whatever native code it then waits in.
+
+    For a rank that has failed: leaving its process groups can wait for ranks that wait for it.
+    """
+    signal.alarm(seconds)
+
+
 @contextmanager
 def ended_by_signal() -> Iterator[None]:
     """Let Ctrl-C end the process at once within the context, even while it waits in native code."""
