@@ -180,7 +180,11 @@ def _stage(cost: StageCosts, sent: dict[str, float]) -> dict[str, Any]:
         "layers": [layer.name for layer in cost.layers],
         "parameters": cost.parameters,
         "flops": cost.flops,
-        "rank_parameters": {"dense": cost.dense, "experts": cost.experts},
+        "rank_parameters": {
+            "dense": cost.dense,
+            "experts": cost.experts,
+            "trained": sum(cost.trained),
+        },
         "rank_bytes": {
             "weights": cost.weights,
             "gradients": cost.gradients,
@@ -281,7 +285,9 @@ def _stages(costs: Sequence[StageCosts]) -> Table:
         table.add_column(name)
     memory = ["weights", "gradients", "optimizer", "all"]
     memory += ["host"] if costs[0].host > 0 else []
-    for name in ("FLOPs", "of the stage", "of a rank", *memory):
+    held = ["of a rank"]
+    held += ["trained"] if any(sum(c.trained) < c.dense + c.experts for c in costs) else []
+    for name in ("FLOPs", "of the stage", *held, *memory):
         table.add_column(name, justify="right")
     all_flops = sum(cost.flops for cost in costs)
     for number, cost in enumerate(costs):
@@ -291,7 +297,7 @@ def _stages(costs: Sequence[StageCosts]) -> Table:
             ", ".join(_summary(cost.layers)),
             f"{cost.flops / all_flops:.0%}",
             count(cost.parameters),
-            count(cost.dense + cost.experts),
+            *(count(n) for n in (cost.dense + cost.experts, sum(cost.trained))[: len(held)]),
             *(size_of(size) for size in sizes[: len(memory)]),
         )
     return table

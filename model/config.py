@@ -94,6 +94,12 @@ class TransformerConfig(Section):
     that scores stay bounded, in bf16 too (Henry et al. 2020; Dehghani et al. 2023, ViT-22B)."""
     max_seq_len: PositiveInt = 5000
     """Length of the longest sequence in tokens, and of the table of learned positions."""
+    lora_rank: Annotated[int, Field(ge=0, le=LARGEST_INT)] = 0
+    """Rank of the adapters by which the layers' matrices are fine-tuned, while they themselves stay
+    as they are (Hu et al. 2021, LoRA); norms, the input projection and the head are trained as
+    ever. 0: all weights are trained."""
+    lora_alpha: Positive | None = None
+    """Scale of an adapter's product, divided by lora_rank. Default: lora_rank, a scale of 1."""
     use_moe: bool = False
     """Whether a mixture of experts replaces each feed-forward."""
     num_experts: PositiveInt = 8
@@ -156,7 +162,13 @@ class TransformerConfig(Section):
         return (
             (not self.use_moe, "use_moe: false", MIXTURE_SETTINGS),
             ("frequency" not in attention, "no frequency attention", ("freq_modes",)),
+            (not self.lora_rank, "lora_rank: 0", ("lora_alpha",)),
         )
+
+    @property
+    def lora_scale(self) -> float:
+        """Scale of adapters' products."""
+        return (self.lora_alpha or self.lora_rank) / max(self.lora_rank, 1)
 
     @property
     def kv_heads(self) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from model.adapters import make_expert_adapters
 from model.config import TransformerConfig
 from model.feedforward import ACTIVATIONS, gated_swish
 from model.fused import fused_for
@@ -224,6 +225,8 @@ class Experts(nn.Module):
         self.activation = ACTIVATIONS[config.activation or "gelu"]
         self.input = nn.Parameter(torch.empty(self.count, 2 if self.gated else 1, width, d))
         self.output = nn.Parameter(torch.empty(self.count, d, width))
+        matrices = ("input", "output")
+        self.adapters = make_expert_adapters(config, self, matrices, grouped_linear)
         self.exchange: Exchange = compute_locally
         start_parameters(self)
 
@@ -258,5 +261,10 @@ class Experts(nn.Module):
     def compute(self, rows: Tensor, counts: Tensor) -> Tensor:
         """Compute rows sorted by expert, `counts` of them for each expert of this rank."""
         hidden = grouped_linear(rows, self.input.flatten(1, 2), counts)
+        if self.adapters is not None:
+            hidden = hidden + self.adapters["input"](rows, counts)
         hidden = gated_swish(hidden) if self.gated else self.activation(hidden)
-        return grouped_linear(hidden, self.output, counts)
+        outputs = grouped_linear(hidden, self.output, counts)
+        if self.adapters is not None:
+            outputs = outputs + self.adapters["output"](hidden, counts)
+        return outputs

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from model.adapters import make_adapters
 from model.config import TransformerConfig
 from model.fused import fused_for
 from model.init import Init, start_parameters
@@ -77,6 +78,7 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[config.activation or "gelu"]
         self.input = nn.Parameter(torch.empty(width, d))
         self.output = nn.Parameter(torch.empty(d, width))
+        self.adapters = make_adapters(config, self, {"input": 1, "output": 1})
         start_parameters(self)
 
     def initial(self) -> Mapping[str, Init]:
@@ -84,7 +86,10 @@ class MLP(nn.Module):
         return {"input": Init(std=self.d_model**-0.5), "output": Init(std=self.width**-0.5)}
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.activation(F.linear(x, self.input)), self.output)
+        if self.adapters is None:
+            return F.linear(self.activation(F.linear(x, self.input)), self.output)
+        hidden = self.activation(F.linear(x, self.input) + self.adapters["input"](x))
+        return F.linear(hidden, self.output) + self.adapters["output"](hidden)
 
 
 class SwiGLU(nn.Module):
@@ -99,6 +104,7 @@ class SwiGLU(nn.Module):
         self.d_model, self.width = d, width = config.d_model, config.feedforward_width
         self.gate_value = nn.Parameter(torch.empty(2, width, d))
         self.output = nn.Parameter(torch.empty(d, width))
+        self.adapters = make_adapters(config, self, {"gate_value": 1, "output": 1})
         start_parameters(self)
 
     def initial(self) -> Mapping[str, Init]:
@@ -106,7 +112,11 @@ class SwiGLU(nn.Module):
         return {"gate_value": Init(std=self.d_model**-0.5), "output": Init(std=self.width**-0.5)}
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(gated_swish(F.linear(x, self.gate_value.flatten(0, 1))), self.output)
+        both = F.linear(x, self.gate_value.flatten(0, 1))
+        if self.adapters is None:
+            return F.linear(gated_swish(both), self.output)
+        hidden = gated_swish(both + self.adapters["gate_value"](x))
+        return F.linear(hidden, self.output) + self.adapters["output"](hidden)
 
 
 def make_feed_forward(config: TransformerConfig) -> nn.Module:

@@ -50,15 +50,20 @@ def _matrices(module: nn.Module) -> int:
 
 def _self_attention(module: SelfAttention, tokens: int, seen: int) -> float:
     """Return the operations of one row of `tokens` tokens, each of which attends to `seen`."""
-    weights = module.query_key_value.numel() + module.output.numel()
+    weights = module.query_key_value.numel() + module.output.numel() + _adapters(module)
     return 2 * tokens * weights + 4 * tokens * seen * _width(module)
 
 
 def _cross_attention(module: CrossAttention, tokens: int, memory: int) -> float:
     """Return the operations of one row of `tokens` tokens over a memory of `memory` tokens."""
-    weights = tokens * (module.query.numel() + module.output.numel())
+    weights = tokens * (module.query.numel() + module.output.numel() + _adapters(module))
     weights += memory * module.key_value.numel()
     return 2 * weights + 4 * tokens * memory * _width(module)
+
+
+def _adapters(module: SelfAttention | CrossAttention) -> int:
+    """Return the number of elements of an attention's adapters, taken for as many tokens each."""
+    return 0 if module.adapters is None else _matrices(module.adapters)
 
 
 def _width(module: SelfAttention | CrossAttention) -> int:

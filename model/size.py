@@ -79,13 +79,15 @@ def stack_parameters(
 
 def encoder_layer(config: TransformerConfig, att_type: AttentionType) -> int:
     """Return the parameters of an encoder layer."""
-    return attention(config, att_type) + feed_forward(config) + 2 * norm(config)
+    own = attention(config, att_type) + attention_adapters(config, 1)
+    return own + feed_forward(config) + 2 * norm(config)
 
 
 def decoder_layer(config: TransformerConfig) -> int:
     """Return the parameters of a decoder layer: an encoder layer and cross-attention."""
     att_type = config.att_type_of_decoder
-    return encoder_layer(config, att_type) + attention(config, att_type) + norm(config)
+    cross = attention(config, att_type) + attention_adapters(config, 2)
+    return encoder_layer(config, att_type) + cross + norm(config)
 
 
 def attention(config: TransformerConfig, att_type: AttentionType) -> int:
@@ -100,10 +102,21 @@ def attention(config: TransformerConfig, att_type: AttentionType) -> int:
     return 2 * config.d_model**2 + keys_and_values + modes + gains
 
 
+def attention_adapters(config: TransformerConfig, matrices: int) -> int:
+    """Return the parameters of adapters of an attention's `matrices`, beside the output's.
+
+    Queries, keys and values are one matrix in self-attention, and two in cross-attention.
+    """
+    d, keys_and_values = config.d_model, 2 * config.kv_heads * config.head_dim
+    return config.lora_rank * (d + d + matrices * d + d + keys_and_values)
+
+
 def feed_forward(config: TransformerConfig) -> int:
     """Return the parameters of a feed-forward or of a mixture of experts."""
     matrices = 3 if config.use_swiglu else 2
-    one = matrices * config.feedforward_width * config.d_model
+    width, d = config.feedforward_width, config.d_model
+    one = matrices * width * d
+    one += config.lora_rank * (d + (matrices - 1) * width + width + d)
     if not config.use_moe:
         return one
     router = config.num_experts * config.d_model

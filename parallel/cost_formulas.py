@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
-import torch
+from torch import nn
 
 from model.flops import forward_flops
 from model.layers import DecoderLayer
@@ -57,6 +57,8 @@ class StageCosts:
     """Parameters that a rank holds, experts that the expert axis shards aside."""
     experts: int
     """Parameters of such experts that a rank holds."""
+    trained: tuple[int, int]
+    """How many of either are trained."""
     weights: float
     """Bytes of a rank's weights."""
     gradients: float
@@ -83,15 +85,17 @@ def _stage(
     layout = work.layout
     here = layout.coordinates(number * layout.stage)
     whole = dense = experts = 0
-    for name, shape in _parameters(network, layers):
-        held = shard_of(name, shape, layout, here).shape.numel()
-        whole += prod(shape)
-        if is_expert(name) and layout.expert > 1:
+    trained = [0, 0]  # of these two
+    for name, parameter in _parameters(network, layers):
+        held = shard_of(name, parameter.shape, layout, here).shape.numel()
+        whole += prod(parameter.shape)
+        is_spread = is_expert(name) and layout.expert > 1
+        trained[is_spread] += held if parameter.requires_grad else 0
+        if is_spread:
             experts += held
         else:
             dense += held
-    partitioned = sum(count / ranks for count, ranks in _alike(dense, experts, layout))
-    held = dense + experts
+    partitioned, held = _partitioned(trained[0], trained[1], layout), sum(trained)
     # Two moments, an average, and master weights, unless those are the network's own.
     states = ((2 if work.flat_gradients else 3) + work.averages) * FP32 * partitioned
     # DeepSpeed keeps bf16 gradients beside their fp32 sums where it does not partition them.
@@ -104,7 +108,9 @@ def _stage(
         whole,
         dense,
         experts,
-        weights=work.weight_bytes * (partitioned if work.zero_stage == 3 else held),
+        (trained[0], trained[1]),
+        weights=work.weight_bytes
+        * (_partitioned(dense, experts, layout) if work.zero_stage == 3 else dense + experts),
         gradients=FP32 * (partitioned if work.zero_stage >= 2 else held) + both * held,
         optimizer=0.0 if work.offloaded else states,
         host=states if work.offloaded else 0.0,
@@ -113,10 +119,15 @@ def _stage(
 
 def _parameters(
     network: TimeSeriesTransformer, layers: list[Layer]
-) -> Iterator[tuple[str, torch.Size]]:
+) -> Iterator[tuple[str, nn.Parameter]]:
     for module in dict.fromkeys(name for layer in layers for name in layer.modules):
         for leaf, parameter in network.get_submodule(module).named_parameters():
-            yield f"{module}.{leaf}", parameter.shape
+            yield f"{module}.{leaf}", parameter
+
+
+def _partitioned(dense: int, experts: int, layout: Layout) -> float:
+    """Return how many of a rank's parameters ZeRO leaves it."""
+    return sum(count / ranks for count, ranks in _alike(dense, experts, layout))
 
 
 def _alike(dense: int, experts: int, layout: Layout) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -157,7 +168,7 @@ def traffic(
 
 
 def _block(
-    network: TimeSeriesTransformer, block: torch.nn.Module, tokens: int, memory: int, work: Work
+    network: TimeSeriesTransformer, block: nn.Module, tokens: int, memory: int, work: Work
 ) -> dict[str, float]:
     """Return the elements of a transformer layer's collectives for `tokens` tokens, by axis."""
     layout, states = work.layout, tokens * network.config.d_model
@@ -200,15 +211,16 @@ def _boundaries(network: TimeSeriesTransformer, rows: int, number: int, stages: 
 def _data(cost: StageCosts, work: Work) -> float:
     """Return the bytes of ZeRO: gradients are reduced, weights gathered."""
     total = 0.0
-    for count, ranks in _alike(cost.dense, cost.experts, work.layout):
+    of_all = _alike(cost.dense, cost.experts, work.layout)
+    for (held, ranks), count in zip(of_all, cost.trained, strict=True):
         if ranks == 1:
             continue
         # Sums of gradients once a step, and weights once after it; ZeRO 2 sums in every
         # micro-batch, and ZeRO 3 gathers weights for every forward and every backward pass.
         reductions = 1 if work.zero_stage == 1 else work.accumulation
-        gatherings = 2 * work.accumulation if work.zero_stage == 3 else 1
+        gathered = 2 * work.accumulation * held if work.zero_stage == 3 else count
         share = (ranks - 1) / ranks if work.flat_gradients else 1.0
-        total += FP32 * count * share * reductions + work.weight_bytes * count / ranks * gatherings
+        total += FP32 * count * share * reductions + work.weight_bytes * gathered / ranks
     return total
 
 
@@ -225,5 +237,5 @@ def _tied(
         if number in holders:
             for leaf, parameter in network.get_submodule(name).named_parameters():
                 shard = shard_of(f"{name}.{leaf}", parameter.shape, layout, here)
-                total += shard.shape.numel()
+                total += shard.shape.numel() if parameter.requires_grad else 0
     return float(FP32 * total)

@@ -151,7 +151,7 @@ def _tie(
             "ranks": ranks,
             "group": group,
             "module": tied,
-            "weight_attr": [leaf for leaf, _ in tied.named_parameters()],
+            "weight_attr": [n for n, one in tied.named_parameters() if one.requires_grad],
         }
         if mesh.rank != ranks[0]:
             for parameter in tied.parameters():

@@ -34,6 +34,17 @@ class Sharding:
 REPLICATED = Sharding()
 
 TABLE: tuple[tuple[str, Sharding], ...] = (
+    # Of an adapter the factor with the dim that shards its matrix.
+    ("*attention.adapters.output.down", Sharding(tensor_dim=1)),  # [rank, KV, G, D]
+    ("*attention.adapters.output.up", REPLICATED),  # [d_model, rank]
+    ("*attention.adapters.*.up", Sharding(tensor_dim=0)),  # [KV, ..., D, rank]
+    ("*.experts.adapters.input.up", Sharding(tensor_dim=2, expert_dim=0)),  # [E, 1 or 2, width, r]
+    ("*.experts.adapters.output.down", Sharding(tensor_dim=2, expert_dim=0)),  # [E, r, width]
+    ("*.experts.adapters.*", Sharding(expert_dim=0)),  # [E, rank, d_model], [E, d_model, rank]
+    ("*.feed_forward*.adapters.gate_value.up", Sharding(tensor_dim=1)),  # [2, width, rank]
+    ("*.feed_forward*.adapters.input.up", Sharding(tensor_dim=0)),  # [width, rank]
+    ("*.feed_forward*.adapters.output.down", Sharding(tensor_dim=1)),  # [rank, width]
+    ("*.adapters.*", REPLICATED),
     ("*attention.query_key_value", Sharding(tensor_dim=0)),  # [KV, G + 2, D, d_model]
     ("*attention.query", Sharding(tensor_dim=0)),  # [KV, G, D, d_model]
     ("*attention.key_value", Sharding(tensor_dim=0)),  # [KV, 2, D, d_model]
@@ -110,6 +121,7 @@ def shard_parameters(network: nn.Module, layout: Layout, here: Coordinates) -> d
             name = f"{prefix}.{leaf}"
             shard = shard_of(name, parameter.shape, layout, here)
             held = parameter.narrow(shard.dim, shard.start, shard.size)
-            setattr(module, leaf, nn.Parameter(torch.empty_like(held)))
+            made = nn.Parameter(torch.empty_like(held), requires_grad=parameter.requires_grad)
+            setattr(module, leaf, made)
             shards[name] = shard
     return shards

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from model.adapters import Adapter
 from model.attention import Attention
 from model.experts import Experts
 from parallel.layout import Layout
@@ -92,6 +93,9 @@ def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 def apply_tensor_parallel(network: nn.Module, layout: Layout, group: dist.ProcessGroup) -> None:
     """Wrap each module of `network` whose own parameters are sharded."""
     for prefix, module in network.named_modules():
+        if isinstance(module, Adapter):  # part of its matrix's module, which completes the sum
+            module.copied = _copied_factors(prefix, layout, group)
+            continue
         names = [f"{prefix}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)]
         if not any(is_sharded(name, layout) for name in names):
             continue
@@ -99,6 +103,18 @@ def apply_tensor_parallel(network: nn.Module, layout: Layout, group: dist.Proces
             _scatter_tokens(module, group)
         else:
             _reduce_output(module, group)
+
+
+def _copied_factors(
+    prefix: str, layout: Layout, group: dist.ProcessGroup
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Return f for the factor of an adapter that all ranks hold, where the other one is sharded."""
+    is_split = {name: is_sharded(f"{prefix}.{name}", layout) for name in ("down", "up")}
+    if not any(is_split.values()):
+        return {}
+    return {
+        name: lambda x: _CopyToRegion.apply(x, group) for name, here in is_split.items() if not here
+    }
 
 
 def _reduce_output(module: nn.Module, group: dist.ProcessGroup) -> None:

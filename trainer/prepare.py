@@ -16,7 +16,7 @@ from trainer.data.cache import default_cache
 from trainer.data.zero_shot import zero_shot_sets
 from trainer.files import check_reachable
 from trainer.logs.names import VALIDATION, ZERO_SHOT
-from trainer.resume import Start, choose
+from trainer.resume import Start, choose, inherit
 from trainer.run.folder import RunFolder
 
 
@@ -43,6 +43,11 @@ class Plan:
                 f"{shortened(self.dataset.past)}: not read, as model.channels=independent sees "
                 "each channel by itself; grouped reads what is known up to the present"
             )
+        if settings.model.lora_rank and settings.model.init_from is None:
+            found.append(
+                "model.lora_rank: the layers' matrices stay as they were drawn, at random; "
+                "model.init_from names trained ones"
+            )
         if train.warmup_steps > train.steps:
             found.append(f"train.warmup_steps={train.warmup_steps} is longer than the run")
         return found
@@ -60,11 +65,12 @@ def prepare(
     `run_dir` is by default the run whose own configuration this is, else runs/NAME. Raises
     UserError for what the user can mend.
     """
-    layout = check(configuration, world)
     file = configuration.file
     default = file.parent if _is_runs_own(file) else Path("runs") / configuration.name
     run = RunFolder(run_dir or default)
     check_reachable(run.path, "--run-dir: ")
+    configuration = inherit(configuration, run)
+    layout = check(configuration, world)
     data, cache = configuration.settings.data, default_cache(run.path.parent)
     try:
         dataset = Dataset(data, cache)

@@ -10,7 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from model.errors import UserError
+from model.validation import mistake
 from trainer.checkpoint.store import Checkpoint, Store
 from trainer.config import Configuration
 from trainer.config.settings import FaultsConfig
@@ -74,6 +77,36 @@ class Start:
                 f"{self.run.path} has gone on to {newest.path.name if newest else 'nothing'} since "
                 "this command looked; give it again"
             )
+
+
+OF_A_RUN = {"init_from", "lora_rank", "lora_alpha"}
+"""Settings of `model` that say how a run begins, rather than what its network is."""
+
+
+def inherit(configuration: Configuration, run: RunFolder) -> Configuration:
+    """Return the configuration with the network of model.init_from, but for what it sets itself.
+
+    A run that has begun keeps what it has begun with. Raises UserError.
+    """
+    model = configuration.settings.model
+    given = model.model_fields_set
+    left = type(model).model_fields.keys() - given - OF_A_RUN
+    if model.init_from is None or not left:
+        return configuration
+    source = None if run.exists() else _pretrained(configuration)
+    theirs = source.settings.model if source else run.configuration().settings.model
+    values = model.model_dump() | {key: getattr(theirs, key) for key in left}
+    try:
+        type(model).model_validate(values)
+    except ValidationError as error:
+        keys, sentence = mistake(error)
+        key = ".".join(("model", *keys))
+        raise configuration.error(
+            key, f"beside what {model.init_from} has: {sentence or 'unknown key'}"
+        ) from None
+    network = type(model).model_construct(_fields_set=set(given), **values)
+    settings = configuration.settings.model_copy(update={"model": network})
+    return replace(configuration, settings=settings)
 
 
 def choose(configuration: Configuration, run: RunFolder, dataset: Dataset, resume: str) -> Start:

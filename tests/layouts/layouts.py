@@ -83,6 +83,9 @@ RUNNING = {
     "loss": "quantile",
 }
 """As causal models of many series are pre-trained."""
+ADAPTED = {"lora_rank": 8, "lora_alpha": 16.0, "shared_expert": True, "num_kv_heads": 2}
+"""The layers' matrices stay, and adapters are trained, of experts too."""
+ADAPTED_DENSE = ADAPTED | {"use_moe": False, "share_layers": True}
 SEEN = {"data.targets": ["Demand"], "data.past_covariates": ["Temperature"]}
 """A column that is known up to the present."""
 VARIED = {
@@ -116,8 +119,11 @@ FIRST = {
     "2-tp2-ep2-running",
     "2-tp2-variates",
     "2-zero3-recomputeselective-causal_variates",
+    "2-tp2-adapted",
+    "2-pp2-adapted_dense",
+    "2-ep2-adapted",
 }
-"""Cases of ASKED, ASKED_QUERIES, RUNNING and the VARIATES that are not slow."""
+"""Cases of ASKED, ASKED_QUERIES, RUNNING, VARIATES and ADAPTED that are not slow."""
 
 
 def case(world: int, *, model: dict[str, Any] | None = None, **axes: Any) -> Case:
@@ -125,6 +131,8 @@ def case(world: int, *, model: dict[str, Any] | None = None, **axes: Any) -> Cas
     changes = {AXES[axis]: value for axis, value in axes.items()}
     changes |= {f"model.{key}": value for key, value in (model or {}).items()}
     changes |= VARIED if model in (ASKED, ASKED_QUERIES, RUNNING) else {}
+    # What starts at zero is all AdamW's: without this it makes roundings as large as any gradient.
+    changes |= {"train.epsilon": 1e-6} if model in (ADAPTED, ADAPTED_DENSE) else {}
     changes |= SEEN if model in (CAUSAL_VARIATES, MIXED) else {}
     kind = next((name.lower() for name, value in globals().items() if value is model), "moe")
     name = "-".join([str(world), *(f"{axis}{value}" for axis, value in axes.items()), kind])
@@ -138,7 +146,7 @@ def parameters(cases: Iterable[Case], *, grouped: bool = False) -> list[Any]:
     """
     result = []
     for name, world, changes in cases:
-        is_new = any(word in name for word in ("asked", "running", "variates"))
+        is_new = any(word in name for word in ("asked", "running", "variates", "adapted"))
         is_repeated = name in REPEATED or (is_new and name not in FIRST)
         marks = [pytest.mark.slow] if world == 8 or is_repeated else []
         marks += [pytest.mark.xdist_group(name.rpartition("-")[2])] if grouped else []
@@ -248,6 +256,22 @@ CASES: list[Case] = [
     case(4, pp=2, tp=2, ep=2, recompute="block", model=ASKED_QUERIES),
     case(4, tp=4, model=ASKED_QUERIES),
     case(8, pp=2, tp=2, ep=2, model=ASKED),
+    # adapters
+    case(1, recompute="selective", model=ADAPTED),
+    case(2, micro=2, model=ADAPTED),
+    case(2, zero=2, model=ADAPTED),
+    case(2, zero=3, model=ADAPTED),
+    case(2, tp=2, model=ADAPTED),
+    case(2, ep=2, model=ADAPTED),
+    case(2, tp=2, ep=2, model=ADAPTED),
+    case(2, pp=2, model=ADAPTED),
+    case(2, pp=2, model=ADAPTED_DENSE),
+    case(2, tp=2, model=ADAPTED_DENSE),
+    case(2, offload="cpu", model=ADAPTED),
+    case(4, pp=2, tp=2, model=ADAPTED_DENSE),
+    case(4, tp=2, ep=4, zero=2, model=ADAPTED),
+    case(4, pp=2, ep=2, recompute="block", model=ADAPTED),
+    case(8, pp=2, tp=2, ep=2, model=ADAPTED),
     # eight: all at once
     case(8, micro=2),
     case(8, pp=2, tp=2),

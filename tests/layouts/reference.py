@@ -24,6 +24,8 @@ class Trajectory:
     grad_norms: list[float]
     weights: dict[str, Tensor]
     first_weights: dict[str, Tensor]
+    frozen: list[str]
+    """Names of the weights that are not trained."""
 
 
 ROUNDING = 1e-7
@@ -39,8 +41,9 @@ def train_plainly(settings: Settings, steps: int, noise: int | None = None) -> T
     if noise is not None:
         _move(network, noise)
     first = {name: p.detach().clone() for name, p in network.named_parameters()}
-    matrices = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim <= 1]
+    trained = [p for p in network.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim > 1]
+    others = [p for p in trained if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
         [
             {"params": matrices, "weight_decay": train.weight_decay},
@@ -50,7 +53,8 @@ def train_plainly(settings: Settings, steps: int, noise: int | None = None) -> T
         betas=(train.beta1, train.beta2),
         eps=train.epsilon,
     )
-    result = Trajectory([], [], [], {}, first)
+    frozen = [name for name, p in network.named_parameters() if not p.requires_grad]
+    result = Trajectory([], [], [], {}, first, frozen)
     for step in range(1, steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(train, step)
@@ -73,7 +77,7 @@ def train_plainly(settings: Settings, steps: int, noise: int | None = None) -> T
         rows = train.global_batch_size * network.rows_per_sample
         result.aux_losses.append(sum(float(s.loss) / rows for s in seen if s is not None))
         clip = train.gradient_clipping or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
+        norm = torch.nn.utils.clip_grad_norm_(trained, clip)
         result.grad_norms.append(float(norm))
         optimizer.step()
         for mixture, statistics in zip(network.mixtures().values(), seen, strict=True):

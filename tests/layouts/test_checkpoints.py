@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests import ranks
-from tests.layouts.layouts import AXES, BIAS, TIED
+from tests.layouts.layouts import ADAPTED, AXES, BIAS, TIED
 from tests.report import note_difference
 from tests.settings import made_trainer, planned, train_rank
 from trainer.checkpoint.saver import Saver
@@ -94,6 +94,9 @@ PAIRS: list[tuple[str, str, dict[str, Any]]] = [
     ("pp4", "dp2", TIED),
     ("dp2 zero3", "pp2", TIED),
     ("pp2", "pp4", TIED),
+    # what is kept of weights that are not trained
+    ("pp2 tp2 ep2", "dp2 zero3", ADAPTED),
+    ("dp2 zero3", "pp2 tp2 ep2", ADAPTED),
 ]
 
 
@@ -255,6 +258,11 @@ def _die_at(rank: int, world: int, run: Path, settings: dict[str, Any], step: in
                 "model.share_layers": True,
                 "model.num_layers": 4,
             },
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            2,
+            {"parallel.zero_stage": 3, "train.precision": "bf16", "model.lora_rank": 4},
             marks=pytest.mark.slow,
         ),
     ],

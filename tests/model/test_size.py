@@ -43,6 +43,7 @@ def random_configuration(seed: int) -> tuple[ModelConfig, SeriesShape]:
         num_experts=draw.randint(2, 5),
         shared_expert=draw.random() < 0.5,
         balance_rate=draw.choice([0.0, 0.1]),
+        lora_rank=draw.choice([0, 0, 0, 3]),
         architecture=architecture,
         patch_length=draw.randint(1, 7),
         head=draw.choice(["flatten", "token"]),

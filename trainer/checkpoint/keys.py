@@ -47,6 +47,22 @@ def averaged(key: str) -> str:
     return make_key(AVERAGE, name) if kind == WEIGHTS else key
 
 
+ADAPTERS = ".adapters."
+"""Part of the global names of low-rank adapters."""
+
+
+def adapter_of(key: str) -> str | None:
+    """Return the key of the matrix that a key's adapter belongs to; None for any other key."""
+    module, found, rest = key.partition(ADAPTERS)
+    return f"{module}.{rest.rpartition('.')[0]}" if found else None
+
+
+def factors_of(key: str) -> tuple[str, str]:
+    """Return the keys of the two factors of a matrix's adapter: down and up."""
+    module, _, leaf = key.rpartition(".")
+    return f"{module}{ADAPTERS}{leaf}.down", f"{module}{ADAPTERS}{leaf}.up"
+
+
 def of_kinds(state: Mapping[str, Value], *kinds: str) -> dict[str, Value]:
     """Return the entries of a state whose keys are of one of `kinds`."""
     return {key: value for key, value in state.items() if split_key(key)[0] in kinds}

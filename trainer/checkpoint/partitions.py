@@ -127,6 +127,15 @@ def local_numel(tensor: Tensor) -> int:
     return tensor.data_1d.numel() if isinstance(tensor, Partition) else tensor.numel()
 
 
+def add(tensor: Tensor, whole: Tensor) -> None:
+    """Add to `tensor` what it holds of the global tensor `whole`."""
+    if not isinstance(tensor, Partition):
+        tensor.add_(whole)
+        return
+    for offsets, chunk in tensor.chunks.items():
+        chunk.add_(whole[tuple(slice(o, o + s) for o, s in zip(offsets, chunk.shape, strict=True))])
+
+
 def fill(tensor: Tensor, whole: Any) -> None:
     """Copy into `tensor` what it holds of `whole`, and read no more of it.
 

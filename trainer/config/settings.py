@@ -25,8 +25,8 @@ class NetworkConfig(ModelConfig):
 
     init_from: str | None = None
     """Run folder, checkpoint or export whose weights a new run starts from, as far as names and
-    shapes are the same; the log names what is not taken over. Default: weights drawn by
-    train.seed."""
+    shapes are the same; the log names what is not taken over. Settings of `model` that are not set
+    are its own. Default: weights drawn by train.seed."""
 
 
 class ParallelConfig(Section):

@@ -31,11 +31,11 @@ from parallel.mesh import Mesh
 from parallel.parallelize import parallelize
 from parallel.sharding import is_sharded
 from trainer.checkpoint.keys import buffers_of, global_name
-from trainer.checkpoint.partitions import local_numel
+from trainer.checkpoint.partitions import Partition, local_numel
 from trainer.config.deepspeed_config import deepspeed_config, keeps_flat_gradients
 from trainer.config.settings import Settings
 from trainer.data.windows import WindowBatch
-from trainer.engine import routing, zero_state
+from trainer.engine import frozen, routing, zero_state
 from trainer.engine.optimizer import make_optimizer
 from trainer.engine.routing import LayerRouting
 from trainer.engine.schedule import learning_rate
@@ -284,6 +284,8 @@ class Engine:
             for key, partition in self._partitions().items()
             if here.tensor == 0 or is_sharded(global_name(key), layout)
         }
+        is_partitioned = self.settings.parallel.zero_stage == 3
+        written |= frozen.written(self._frozen(), self.mesh, is_partitioned=is_partitioned)
         if here.data == 0 and here.tensor == 0:
             written |= buffers_of(self.network)
         copied = tuple(f"{module}." for module in self._parallel.copies_on(here.pipeline))
@@ -297,7 +299,9 @@ class Engine:
         """
         zero_state.allocate(self._engine.optimizer, steps_applied)
         self._check_coverage()
-        yield {**self._partitions(), **buffers_of(self.network)}
+        untrained = self._frozen()
+        yield {**self._partitions(), **untrained, **buffers_of(self.network)}
+        frozen.bring_back(self.network, untrained)
         if steps_applied == 0:
             zero_state.begin_average(self._engine.optimizer)
         zero_state.refresh_weights(self._engine.optimizer)
@@ -322,6 +326,9 @@ class Engine:
         for (key, shape), count in zip(self.shapes.items(), counts, strict=True):
             if count != math.prod(shape):
                 raise RuntimeError(f"{key} of {shape}: {count:.0f} elements are held by the ranks")
+
+    def _frozen(self) -> dict[str, Partition]:
+        return frozen.held(self.network, self._parallel.shards, self.mesh.coordinates.data)
 
     def _partitions(self) -> dict[str, Tensor]:
         """Return this rank's ZeRO partitions by key, as views."""

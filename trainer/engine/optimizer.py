@@ -30,7 +30,7 @@ def parameter_groups(
     Every pipeline stage has all of them, in this order: DeepSpeed reduces group by group, and
     stages with different lists of groups would wait for each other for ever.
     """
-    named = list(network.named_parameters())
+    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     matrices = {name for name, _ in named if len(shards[name].shape) > 1}  # ZeRO 3 flattens them
     apart = {name for name, _ in named if layout.expert > 1 and is_expert(name)}
     groups: list[dict[str, Any]] = [

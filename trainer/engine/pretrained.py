@@ -14,7 +14,15 @@ from model.network_config import SeriesShape
 from model.sentences import shortened
 from parallel.collectives import join_records
 from parallel.mesh import Mesh
-from trainer.checkpoint.keys import NETWORK_KINDS, global_name, of_kinds, state_of
+from trainer.checkpoint.keys import (
+    NETWORK_KINDS,
+    WEIGHTS,
+    adapter_of,
+    global_name,
+    make_key,
+    of_kinds,
+    state_of,
+)
 from trainer.checkpoint.store import Checkpoint
 from trainer.checkpoint.tensor_files import Shapes
 from trainer.config.settings import Settings
@@ -91,7 +99,15 @@ SIZES = (
 def check_fits(source: WeightsSource, network: TimeSeriesTransformer) -> None:
     """Raise UserError where nothing of a source fits into a network, on the meta device or not."""
     ours = {key: tuple(tensor.shape) for key, tensor in state_of(network).items()}
-    if _fitting(source.shapes(), ours):
+    taken = _fitting(source.shapes(), ours)
+    frozen = [name for name, one in network.named_parameters() if not one.requires_grad]
+    lacking = [name for name in frozen if make_key(WEIGHTS, name) not in taken]
+    if taken and lacking:
+        raise UserError(
+            f"model.lora_rank: {source.path} does not have what would not be trained here: "
+            f"{shortened(lacking)}; keep the layers' number and sizes, or set model.lora_rank=0"
+        )
+    if taken:
         return
     there, here = source.settings.model, network.config
     other = [key for key in SIZES if getattr(there, key) != getattr(here, key)]
@@ -125,7 +141,7 @@ def load_pretrained(engine: Engine, source: WeightsSource) -> InitReport:
     anew = {
         global_name(key): f"{theirs[key]} there, {shape} here" if key in theirs else "not there"
         for key, shape in ours.items()
-        if key not in taken
+        if key not in taken and adapter_of(key) is None
     }
     left = sorted(set(map(global_name, theirs)) - set(map(global_name, ours)))
     return InitReport(str(source.path), source.step, list(map(global_name, taken)), anew, left)

@@ -30,7 +30,7 @@ def shapes(network: nn.Module, *, averages: bool) -> dict[str, tuple[int, ...]]:
     kept = {
         make_key(kind, name): tuple(parameter.shape)
         for name, parameter in network.named_parameters()
-        for kind in kinds(averages=averages)
+        for kind in (kinds(averages=averages) if parameter.requires_grad else (WEIGHTS,))
     }
     return kept | {key: tuple(buffer.shape) for key, buffer in buffers_of(network).items()}
 
@@ -61,12 +61,16 @@ def partitions(
     }
 
 
+def _trained(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, one) for name, one in network.named_parameters() if one.requires_grad)
+
+
 def _held_of_all(network: nn.Module, optimizer: Any) -> Iterator[tuple[str, Held]]:
     """Under ZeRO 1 and 2: a rank's range of all parameters laid end to end."""
     # DeepSpeed itself links only the first group's moments with their parameters.
     optimizer._hp_optimizer_states_linked = False
     optimizer._lazy_init_hp_params_optimizer_state()
-    for name, parameter in network.named_parameters():
+    for name, parameter in _trained(network):
         linked = parameter._hp_mapping  # type: ignore[attr-defined]
         if linked is not None:
             yield name, (linked.lp_fragment_address.start, linked.get_hp_fragment)
@@ -74,7 +78,7 @@ def _held_of_all(network: nn.Module, optimizer: Any) -> Iterator[tuple[str, Held
 
 def _held_of_each(network: nn.Module, optimizer: Any, rank: int) -> Iterator[tuple[str, Held]]:
     """Under ZeRO 3: a range of each parameter, the last ones padded."""
-    for name, parameter in network.named_parameters():
+    for name, parameter in _trained(network):
         size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
         start = rank * size
         count = min(size, parameter.ds_numel - start)  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from model.errors import UserError
 from model.sentences import shortened
 from model.validation import mistake
-from trainer.checkpoint.keys import averaged
+from trainer.checkpoint.keys import adapter_of, averaged, factors_of
 from trainer.checkpoint.store import Checkpoint
 from trainer.config.settings import Settings
 from trainer.data.series_facts import SeriesFacts
@@ -66,10 +66,20 @@ class WeightsSource(ABC):
         """
 
 
+@dataclass(frozen=True)
 class CheckpointSource(WeightsSource):
-    """A checkpoint's weights, which are their moving average where one was kept."""
+    """A checkpoint's weights, which are their moving average where one was kept.
+
+    Adapters are merged into their matrices: `shapes` and `settings` have none.
+    """
+
+    adapter_scale: float = 1.0
+    """Scale of the adapters' products, where there are any."""
 
     def shapes(self) -> Shapes:
+        return {key: shape for key, shape in self._stored().items() if adapter_of(key) is None}
+
+    def _stored(self) -> Shapes:
         from trainer.checkpoint.tensor_files import tensor_shapes
 
         return tensor_shapes(self.path)
@@ -77,9 +87,26 @@ class CheckpointSource(WeightsSource):
     def read(self, state: Mapping[str, Tensor]) -> None:
         from trainer.checkpoint.tensor_files import read
 
-        if self.settings.train.ema_decay:
-            state = {averaged(key): tensor for key, tensor in state.items()}
-        read(self.path, state, alone=True)
+        stored = self._stored()
+        kept = {key: averaged(key) if averaged(key) in stored else key for key in state}
+        read(self.path, {kept[key]: tensor for key, tensor in state.items()}, alone=True)
+        for key, tensor in state.items():
+            factors = factors_of(key)
+            if factors[0] in stored:
+                self._merge(tensor, [averaged(f) if averaged(f) in stored else f for f in factors])
+
+    def _merge(self, tensor: Tensor, factors: list[str]) -> None:
+        """Add the product of an adapter's factors, by their keys, to what is held of its matrix."""
+        import torch
+
+        from model.adapters import product
+        from trainer.checkpoint.partitions import add
+        from trainer.checkpoint.tensor_files import read
+
+        stored = self._stored()
+        down, up = (torch.empty(stored[key]) for key in factors)
+        read(self.path, dict(zip(factors, (down, up), strict=True)), alone=True)
+        add(tensor, product(down, up, tensor.shape) * self.adapter_scale)
 
     def verify(self, reader: int = 0, readers: int = 1) -> str | None:
         return Checkpoint(self.path).verify(reader=reader, readers=readers)
@@ -208,7 +235,10 @@ def _without_checkpoint(run: RunFolder) -> UserError:
 
 def _of_checkpoint(checkpoint: Checkpoint, run: RunFolder | None = None) -> WeightsSource:
     step, settings, facts = _parse(checkpoint.path, checkpoint.description())
-    return CheckpointSource(checkpoint.path, step, settings, facts, run)
+    scale = settings.model.lora_scale
+    merged = settings.model.model_copy(update={"lora_rank": 0, "lora_alpha": None})
+    settings = settings.model_copy(update={"model": merged})
+    return CheckpointSource(checkpoint.path, step, settings, facts, run, scale)
 
 
 def _parse(path: Path, content: dict[str, Any]) -> tuple[int, Settings, SeriesFacts]:

@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 import torch
 
+from model.errors import UserError
 from parallel.mesh import init_mesh, local_device
 from tests import ranks
-from tests.settings import planned, train_rank
+from tests.settings import planned, train_plan, train_rank
 from tests.trainer.weights.conftest import SETTINGS, weights
+from trainer.config import load
 from trainer.engine.engine import Engine
 from trainer.engine.pretrained import load_pretrained
 from trainer.forecast.forecaster import Forecaster
+from trainer.logs.metrics import read_metrics
+from trainer.prepare import prepare
 from trainer.resume import verify
 from trainer.weights.export import export
 from trainer.weights.source import find
@@ -116,3 +120,46 @@ def test_a_run_that_was_started_from_weights_goes_on_without_them(
     longer = ranks.run(train_rank, 2, tmp_path / "new", {**changes, "train.steps": 4})[0]
     assert [row["step"] for row in longer] == [1, 2, 3, 4]
     assert [row["loss"] for row in longer[:3]] == [row["loss"] for row in started]
+
+
+def test_a_short_configuration_has_the_sources_network(run: Path, tmp_path: Path) -> None:
+    """A table of the user's own, and a file of a few lines: another horizon, the same layers."""
+    hours = np.arange("2024-01-01", "2024-03-01", dtype="datetime64[h]")
+    rows = [f"{t},{5.5 + i % 24}" for i, t in enumerate(hours.astype(str))]
+    (tmp_path / "own.csv").write_text("\n".join(["time,value", *rows]) + "\n")
+    source = tmp_path / "export"
+    export(find(run), source)
+    file = tmp_path / "tune.yaml"
+    file.write_text(
+        f"model: {{init_from: {source}, dropout: 0.2}}\n"
+        f"data: {{source: {tmp_path / 'own.csv'}, context_length: 64, prediction_length: 8}}\n"
+        "train: {steps: 2, micro_batch_size: 4, global_batch_size: 8}\n"
+        "logging: {tensorboard: false}\n"
+    )
+    theirs = find(run).settings.model
+    plan = prepare(load(file), run_dir=tmp_path / "new")
+    ours = plan.configuration.settings.model
+    assert ours == theirs.model_copy(update={"init_from": str(source), "dropout": 0.2})
+    assert ours.model_fields_set == {"init_from", "dropout"}  # so that nobody is told of others
+    rows = ranks.run(_train_file, 2, file, tmp_path / "new", {})[0]
+    shutil.rmtree(source)
+    longer = ranks.run(_train_file, 2, file, tmp_path / "new", {"train.steps": 3})[0]
+    assert [row["loss"] for row in longer[:2]] == [row["loss"] for row in rows]
+    assert len(longer) == 3
+    with pytest.raises(UserError, match=r"tune\.yaml:1: model\.init_from: .* is neither a run"):
+        prepare(load(file), run_dir=tmp_path / "other")
+
+
+def test_what_a_short_configuration_sets_must_fit_the_sources(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tune.yaml"
+    file.write_text(f"model:\n  init_from: {run}\n  num_kv_heads: 8\n")
+    with pytest.raises(
+        UserError, match=r"tune\.yaml:3: model\.num_kv_heads: beside what .*run has: 8 "
+    ):
+        prepare(load(file), run_dir=tmp_path / "new")
+
+
+def _train_file(rank: int, world: int, file: Path, run: Path, overrides: dict[str, Any]) -> Any:
+    """Train a configuration of any file; return the run's rows on rank 0."""
+    train_plan(prepare(load(file, overrides), run_dir=run, world=world), rank)
+    return read_metrics(run / "metrics.jsonl") if rank == 0 else []
