@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.timing import ROOT
 
-BENCHMARKS = ("encoder", "engine", "moe", "saving", "decoding", "data", "synthetic")
+BENCHMARKS = ("encoder", "engine", "moe", "saving", "decoding", "data", "synthetic", "forecasting")
 
 HEAD = """# Measured on a CPU
 

@@ -72,6 +72,7 @@ MODEL: dict[str, list[Any]] = {
     "loss_positions": ["future", "all"],
     "quantile_order": ["cumulative", "sorted"],
     "use_final_norm": [True, False],
+    "lora_rank": [0, 0, 0, 4],
 }
 DATA: dict[str, list[Any]] = {
     "data.targets": [["Demand", "Temperature"], ["Demand", "Temperature"], ["Demand"]],

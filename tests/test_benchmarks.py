@@ -52,5 +52,6 @@ def test_the_cpu_s_benchmarks_leave_one_file_of_tables(tmp_path: Path) -> None:
         "Mixture of experts",
         "Saving and loading",
         "Windows",
+        "Forecasts of a table",
     ):
         assert f"\n## {title}" in written

@@ -82,6 +82,7 @@ def distances(rows: list[Row], run: Path, plain: Trajectory) -> dict[str, float]
     read_into = {f"weights/{name}": torch.zeros_like(w) for name, w in plain.weights.items()}
     read(run / "checkpoints" / f"step-{STEPS:08d}", read_into, alone=True)
     weights = {name: read_into[f"weights/{name}"] for name in plain.weights}
+    assert all(torch.equal(weights[name], plain.first_weights[name]) for name in plain.frozen)
     numbers = {name: [row[name] for row in rows] for name in ("loss", "grad_norm", "aux_loss")}
     return differences(numbers, weights, plain)
 
@@ -98,7 +99,6 @@ def differences(
     ):
         pairs = zip(numbers[quantity], right, strict=True)
         found[quantity] = max((abs(a - b) / abs(b) for a, b in pairs if b), default=0.0)
-    assert all(torch.equal(weights[name], plain.first_weights[name]) for name in plain.frozen)
     found["weights"] = max(
         float((weights[name] - w).norm() / w.norm())
         for name, w in plain.weights.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,12 @@ from trainer.data.series_source import Series
 KEPT_POINTS = 2**22
 """Points of a set up to which its calendar features are computed once, and kept."""
 
+KEPT_SPANS = 64
+"""Spans of time that are kept with their features: series of a table often end together."""
+
+Span = tuple[np.datetime64, int, str, int]
+"""A moment, the number of its point, the interval, and how many points follow."""
+
 
 class Calendar:
     """The calendar features of a set's points."""
@@ -26,6 +33,8 @@ class Calendar:
         self._series, self._config = series, config
         self._frequencies: dict[str, Frequency] = {}
         self._kept: dict[int, Floats] = {}
+        self._times: dict[Span, pd.DatetimeIndex] = {}
+        self._spans: dict[Span, Floats] = {}
         self._keeps = series.points <= KEPT_POINTS
         without = np.flatnonzero(np.isnat(series.starts))
         if config.calendar and len(without):
@@ -41,6 +50,20 @@ class Calendar:
 
     def times(self, item: int, first: int, stop: int) -> pd.DatetimeIndex | None:
         """Return the times of an item's points first..stop-1, also of those it does not have."""
+        span = self._span(item, first, stop)
+        if span is None:
+            return None
+        times = self._times.get(span)  # several threads may be here
+        if times is None:
+            times = self._times_of(*span)
+            _keep(self._times, span, times)
+        return times
+
+    def _span(self, item: int, first: int, stop: int) -> Span | None:
+        """Return the span of an item's points; None where it has no times.
+
+        Spans of the same times are equal where intervals have one length.
+        """
         start, freq = self._series.starts[item], self._series.freq(item)
         if np.isnat(start):
             return None
@@ -48,7 +71,15 @@ class Calendar:
         if name not in self._frequencies:
             self._frequencies[name] = Frequency.parse(name)
         frequency = self._frequencies[name]
-        times = pd.DatetimeIndex(frequency.times(start, first, stop))
+        if frequency.kind == "fixed":
+            return frequency.times(start, first, first + 1)[0], 0, name, stop - first
+        return start, first, name, stop - first
+
+    def _times_of(
+        self, start: np.datetime64, first: int, name: str, count: int
+    ) -> pd.DatetimeIndex:
+        frequency = self._frequencies[name]
+        times = pd.DatetimeIndex(frequency.times(start, first, first + count))
         zone = self._series.timezone
         if zone is None or not frequency.has_clock:
             return times
@@ -66,9 +97,19 @@ class Calendar:
         return self._kept[item][first:stop]
 
     def _computed(self, item: int, first: int, stop: int) -> Floats:
-        times = self.times(item, first, stop)
-        assert times is not None
-        encode = (
-            calendar_values if self._config.calendar_encoding == "embedding" else calendar_waves
-        )
-        return encode(times, self._config.calendar, self._config.timezone)
+        span, times = self._span(item, first, stop), self.times(item, first, stop)
+        assert span is not None and times is not None
+        features = self._spans.get(span)
+        if features is None:
+            is_embedded = self._config.calendar_encoding == "embedding"
+            encode = calendar_values if is_embedded else calendar_waves
+            features = encode(times, self._config.calendar, self._config.timezone)
+            _keep(self._spans, span, features)
+        return features
+
+
+def _keep(kept: dict[Span, Any], span: Span, value: object) -> None:
+    """Keep a span's value, and forget all others where there are too many."""
+    if len(kept) >= KEPT_SPANS:
+        kept.clear()
+    kept[span] = value

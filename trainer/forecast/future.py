@@ -132,15 +132,15 @@ def forecast_future(
     `advance` is told how many series are done. Raises UserError where none can be forecast.
     """
     with _opened(forecaster, source, wish) as (opened, ends):
-        frames: list[pd.DataFrame] = []
+        rows: list[Rows] = []
         pictured: list[Pictured] = []
         levels = checked_levels(forecaster, wish.levels)
         for item, forecast in _forecasts(ends, advance):
-            frames += _frames(ends, item, forecast, opened, levels)
+            rows += _rows(ends, item, forecast, opened, levels)
             if len(pictured) < PICTURED:
                 pictured += _pictured(ends, item, forecast)
         problems = [*opened.losses, *ends.problems()]
-        return FutureForecast(_joined(frames, ends), problems, opened.notes, pictured[:PICTURED])
+        return FutureForecast(_joined(rows, ends), problems, opened.notes, pictured[:PICTURED])
 
 
 def first_forecasts(forecaster: Trained, source: str | Path | Frame, wish: Wish) -> list[Pictured]:
@@ -172,14 +172,14 @@ def backtest(
         if number is not None and not _is_count(number):
             raise UserError(f"{name}: expected a number from 1 on, got {number!r}")
     with _opened(forecaster, source, wish) as (opened, ends):
-        frames: list[pd.DataFrame] = []
+        rows: list[Rows] = []
         levels = checked_levels(forecaster, wish.levels)
         for window in reversed(range(windows)):
             ends.back = ends.horizon + window * (step or ends.horizon)
             for item, forecast in _forecasts(ends):
-                frames += _frames(ends, item, forecast, opened, levels, with_truth=True)
+                rows += _rows(ends, item, forecast, opened, levels, with_truth=True)
         problems = [*opened.losses, *ends.problems()]
-        return FutureForecast(_joined(frames, ends), problems, opened.notes, [])
+        return FutureForecast(_joined(rows, ends), problems, opened.notes, [])
 
 
 @contextmanager
@@ -261,11 +261,24 @@ def _forecasts(
         advance(len(batch))
 
 
-def _joined(frames: list[pd.DataFrame], ends: SeriesEnds) -> pd.DataFrame:
-    """Return all rows. Raises UserError where there are none."""
-    if not frames:
+def _joined(rows: list[Rows], ends: SeriesEnds) -> pd.DataFrame:
+    """Return all rows as one table: a frame for each series would take longer than its forecast.
+
+    Raises UserError where there are none.
+    """
+    if not rows:
         raise _none_forecast(ends)
-    return pd.concat(frames, ignore_index=True)
+    counts = [len(one["mean"]) for one in rows]
+    table: Rows = {}
+    for name, first in rows[0].items():
+        values = [one[name] for one in rows]
+        if isinstance(first, str):
+            table[name] = np.repeat(np.array(values, dtype=object), counts)
+        elif isinstance(first, pd.Index):
+            table[name] = first.append(values[1:])
+        else:
+            table[name] = np.concatenate(values)
+    return pd.DataFrame(table)
 
 
 def _none_forecast(ends: SeriesEnds) -> UserError:
@@ -286,7 +299,11 @@ def _file(source: str | Path | Frame, file: Path) -> str:
     return str(file)
 
 
-def _frames(
+Rows = dict[str, Any]
+"""Rows of one channel of a series by column; a text stands in all of them."""
+
+
+def _rows(
     ends: SeriesEnds,
     item: int,
     forecast: Doubles,
@@ -294,24 +311,25 @@ def _frames(
     levels: Sequence[float],
     *,
     with_truth: bool = False,
-) -> list[pd.DataFrame]:
+) -> list[Rows]:
     """Return the rows of an item's forecast [C, T, 1 + levels], channel after channel."""
     trained, variables = ends.forecaster.network.output.levels, source.series.columns.target
-    end, frames = ends.end(item), []
+    end, answer = ends.end(item), []
     for channel, (variable, points) in enumerate(zip(variables, forecast, strict=True)):
-        columns: dict[str, Any] = {source.id_name: source.series.item_id(item)}
+        columns: Rows = {source.id_name: source.series.item_id(item)}
         if len(variables) > 1:
             columns["variable"] = variable
         columns[source.time_name] = source.times(ends.times(item))
         if with_truth:
             truth = source.series.target(item)[channel, end : end + ends.horizon]
-            columns["cutoff"] = source.times(ends.times(item, end - 1, end))[0]
+            cutoff = source.times(ends.times(item, end - 1, end))
+            columns["cutoff"] = cutoff.repeat(ends.horizon)
             columns["y" if len(variables) > 1 else variable] = truth
         columns["mean"] = points[:, 0]
         quantiles = at_levels(trained, points[:, 1:], levels)
         columns |= {f"{level:g}": quantiles[:, n] for n, level in enumerate(levels)}
-        frames.append(pd.DataFrame(columns))
-    return frames
+        answer.append(columns)
+    return answer
 
 
 def _pictured(ends: SeriesEnds, item: int, forecast: Doubles) -> list[Pictured]:

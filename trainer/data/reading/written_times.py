@@ -26,9 +26,9 @@ def written(times: pd.DatetimeIndex, form: TimeFormat) -> Any:
     if form.kind is TimeKind.PATTERN and form.pattern in ("%Y%m%d", "%Y%m"):
         return times.strftime(form.pattern).astype(np.int64)
     if form.kind is TimeKind.QUARTERS:
-        return [_quarter(str(form.example), time.year, time.quarter) for time in times]
+        return pd.Index([_quarter(str(form.example), t.year, t.quarter) for t in times])
     if form.kind is TimeKind.WEEKS:
-        return [_week(str(form.example), *time.isocalendar()) for time in times]
+        return pd.Index([_week(str(form.example), *time.isocalendar()) for time in times])
     return times
 
 
