@@ -66,8 +66,11 @@ def score(
                 forecaster.settings.data.named,
                 run,
             )
+        notes = list(dataset.notes)
         if changes:  # of its own series training has told
-            for note in dataset.notes:
+            intervals = (name for source in dataset.facts.sources for name in source.intervals)
+            notes += forecaster.facts.other_intervals(intervals)
+            for note in notes:
                 log.warning("data: %s", note)
         others: dict[str, PointForecast] = {}
         if statsforecast is not None:
@@ -81,7 +84,7 @@ def score(
         if report is not None:
             _write_report(report, run, forecaster, dataset, evaluation)
     if as_json:
-        print_json({"step": forecaster.step, "notes": dataset.notes, **evaluation.summary()})
+        print_json({"step": forecaster.step, "notes": notes, **evaluation.summary()})
     else:
         print_table(evaluation)
 

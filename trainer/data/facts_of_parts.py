@@ -62,6 +62,7 @@ def facts_of(
                 len(part.series),
                 len(part.windows[Split.TRAIN]),
                 int(part.parts.is_held_out.sum()),
+                tuple(sorted({name for name in part.series.freqs() if name is not None})),
             )
             for source, part in zip(config.sources, parts, strict=True)
         ),

@@ -16,7 +16,8 @@ import numpy as np
 from trainer.data.arrays import Indices, Moments
 
 MICROSECONDS = {"us": 1, "ms": 1_000, "s": 10**6, "min": 60 * 10**6, "h": 3600 * 10**6}
-DAY = 24 * MICROSECONDS["h"]
+HOUR = MICROSECONDS["h"]
+DAY = 24 * HOUR
 WEEK = 7 * DAY
 
 _ALIASES = {"T": "min", "H": "h", "S": "s", "L": "ms", "U": "us", "M": "ME", "Q": "QE"}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, TypeAdapter
 
 from model.network_config import SeriesShape
+from model.sentences import shortened
+from trainer.data.frequency import Frequency
 
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 
@@ -25,6 +28,8 @@ class SourceFacts:
     """Windows that it was trained on."""
     held_out: int
     """Items of it that were not trained on."""
+    intervals: tuple[str, ...] = field(default=(), compare=False)
+    """Intervals of its series, as offsets of pandas; () in files of older versions."""
 
     def in_words(self) -> str:
         """Return what of it was trained on."""
@@ -98,6 +103,18 @@ class SeriesFacts:
             if source.digest in ours
         ]
 
+    def other_intervals(self, intervals: Iterable[str | None]) -> list[str]:
+        """Return a sentence where series of `intervals` have none of those trained on."""
+        known = {name for source in self.sources for name in source.intervals}
+        given = {name for name in intervals if name is not None}
+        if not known or not given or {*map(_length, known)} & {*map(_length, given)}:
+            return []
+        ours, theirs = (shortened(sorted(names), " or ") for names in (known, given))
+        return [
+            f"the network was trained on series of the interval {ours}, and these have {theirs}: "
+            "it may not know their seasons"
+        ]
+
     def content(self) -> dict[str, Any]:
         """Return the facts for a JSON file."""
         return asdict(self)
@@ -109,6 +126,12 @@ class SeriesFacts:
         Raises pydantic's ValidationError where it is something else.
         """
         return _FACTS.validate_json(json.dumps(content))
+
+
+def _length(name: str) -> tuple[str, int]:
+    """Return the length of an interval: months are the same from either end."""
+    frequency = Frequency.parse(name)
+    return frequency.kind, frequency.count
 
 
 _FACTS = TypeAdapter(SeriesFacts)

@@ -93,8 +93,9 @@ class SeriesEnds:
         """Names of series that were forecast, from this origin or another."""
 
     def problems(self) -> list[str]:
-        """Return a sentence about each kind of series that has no forecast somewhere."""
-        answer = []
+        """Return a sentence about each kind of series that has no forecast somewhere, or a doubtful
+        one."""
+        answer = self.forecaster.facts.other_intervals(self.series.freqs())
         for why, named in self._problems.items():
             partly = {name: text for name, text in named.items() if name in self._done}
             wholly = {name: text for name, text in named.items() if name not in self._done}

@@ -99,8 +99,8 @@ class FutureForecast:
     """A row for each series, channel and time: name, `variable` where there are several channels,
     time, mean, and a column for each quantile, called by its level."""
     problems: list[str]
-    """A sentence about each kind of data that were left out in reading, and of series that could
-    not be forecast."""
+    """A sentence about each kind of data that were left out in reading, of series that could not be
+    forecast, and of what makes forecasts doubtful."""
     notes: list[str]
     """A sentence about each thing that was assumed in reading."""
     pictured: list[Pictured]

@@ -51,6 +51,38 @@ def test_a_clock_change_without_a_zone_is_named(tmp_path: Path) -> None:
     assert "skip" not in str(caught.value) and "remove" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("zone", "first", "step"),
+    [
+        ("Europe/Berlin", "2024-03-20", "h"),
+        ("America/New_York", "2024-03-01", "15min"),
+        ("Australia/Melbourne", "2024-10-01", "30min"),
+    ],
+)
+def test_an_hour_that_clocks_skip_is_named(
+    tmp_path: Path, zone: str, first: str, step: str
+) -> None:
+    """In half a year no hour comes twice: nothing else would tell that the times are a zone's."""
+    frame = local_times(zone, first, 2000, step)
+    [told] = [
+        n
+        for n in prepared(tmp_path / "a", csv(tmp_path, frame)).info.notes
+        if "clocks skip in spring" in n
+    ]
+    assert "data.timezone=Europe/Berlin" in told and f", before {first[:7]}" in told
+    assert not prepared(tmp_path / "b", csv(tmp_path, frame), timezone=zone).info.notes
+
+
+def test_other_missing_hours_are_no_clock_change(tmp_path: Path) -> None:
+    frame = hourly(2000, "2024-03-20")
+    for row in (100, 265, 900):  # a Sunday at one o'clock in the afternoon among them
+        frame = frame.drop(index=row)
+    assert not any(
+        "clocks skip in spring" in note
+        for note in prepared(tmp_path, csv(tmp_path, frame)).info.notes
+    )
+
+
 def test_times_that_a_zone_does_not_have(tmp_path: Path) -> None:
     file = csv(tmp_path, hourly(48, "2024-03-30"))
     with pytest.raises(UserError, match=r"there is no 2024-03-31 02:00:00 in Europe/Berlin"):

@@ -9,7 +9,7 @@ import pandas as pd
 
 from trainer.config.table_settings import TableConfig
 from trainer.data.arrays import Doubles, Indices, Moments
-from trainer.data.frequency import DAY, Frequency, Grid, find_grid
+from trainer.data.frequency import DAY, HOUR, Frequency, Grid, find_grid
 from trainer.data.reading.problems import Problems
 from trainer.data.set_format import Item
 
@@ -176,10 +176,31 @@ def _first_of_each(
     return np.flatnonzero(keep)
 
 
-def _may_be_clock_change(time: np.datetime64) -> bool:
-    """Return whether clocks go back somewhere at a time: by night, on a Sunday, in autumn."""
+AUTUMN, SPRING = (4, 9, 10, 11), (3, 4, 9, 10)
+"""Months in which clocks go back, and forward, somewhere."""
+
+
+def _may_be_clock_change(time: np.datetime64, months: tuple[int, ...] = AUTUMN) -> bool:
+    """Return whether clocks are changed somewhere at a time: by night, on a Sunday."""
     stamp = pd.Timestamp(time)
-    return stamp.day_of_week == 6 and stamp.hour <= 3 and stamp.month in (4, 9, 10, 11)
+    return stamp.day_of_week == 6 and stamp.hour <= 3 and stamp.month in months
+
+
+def _tell_of_skipped_hour(
+    series: SeriesRows, times: Moments, grid: Grid, problems: Problems
+) -> None:
+    """Note the first place where a series without a zone lacks just the hour that clocks skip."""
+    if grid.frequency.kind != "fixed" or grid.frequency.count > HOUR or series.numbered:
+        return
+    steps = np.diff(times.astype("datetime64[us]").astype(np.int64))
+    for at in np.flatnonzero(steps == grid.frequency.count + HOUR) + 1:
+        if _may_be_clock_change(times[at], SPRING):
+            problems.note(
+                "series that lack the hour which clocks skip in spring: their times may be of a "
+                "zone, as in data.timezone=Europe/Berlin, and none is missing then",
+                f"{series.where}, before {pd.Timestamp(times[at])}",
+            )
+            return
 
 
 def _number_grid(numbers: Moments) -> Grid | None:
@@ -214,6 +235,8 @@ def _on_grid(
             "series with missing rows, filled in as missing values",
             f"{series.where}, {points - len(order):,} of {points:,} points",
         )
+        if grid is not None and config.timezone is None and not series.is_utc:
+            _tell_of_skipped_hour(series, times, grid, problems)
     if grid is not None and grid.moved:
         problems.note("series with times beside their interval, moved to it", series.where)
 
