@@ -28,7 +28,7 @@ import yaml
 
 from benchmarks.timing import ROOT, arguments_of, print_header, print_table
 from forescale import Forecaster
-from trainer.forecast import future
+from trainer.forecast import table_source
 
 CONTEXT, HORIZON = 336, 96
 
@@ -101,7 +101,7 @@ def predict(run: Path, table: pd.DataFrame, rounds: int) -> tuple[float, float, 
     forecaster, reading, network = Forecaster.load(run), Clock(), Clock()
     forecaster.network.forward = network.timed(forecaster.network.forward)
     samples = []
-    with patch.object(future, "read_series", reading.timed(future.read_series)):
+    with patch.object(table_source, "read_series", reading.timed(table_source.read_series)):
         for _ in range(rounds):
             reading.seconds = network.seconds = 0.0
             began = time.perf_counter()

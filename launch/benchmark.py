@@ -94,7 +94,9 @@ def _long_term(
             write_channels_apart(series, Path(source))
         dataset = forecaster.dataset_of(
             {f"data.{key}": value for key, value in how.items()}
-            | protocol.settings(str(data), int(series.lengths.max()))
+            | protocol.settings(
+                str(data), int(series.lengths.max()), forecaster.facts.shape.context_length
+            )
             | {"data.source": source, "data.prediction_length": points}
         )
         for sentence in [*forecaster.facts.trained_on(dataset.facts), *series.notes]:

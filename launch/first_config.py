@@ -131,7 +131,9 @@ def describe(found: Survey) -> str:
     if found.intervals > 1:
         what[1] += f" most often, of {found.intervals} intervals"
     if found.id_column or found.series > 1:
-        by = f" by {found.id_column}" if found.id_column else ""
+        names = found.id_column
+        joined = " and ".join(names) if isinstance(names, list) else names
+        by = f" by {joined}" if joined else ""
         what.append(f"{found.series:,} series{by}")
     what.append(f"forecasting {_shortened(found.targets)}")
     if found.others:

@@ -48,6 +48,8 @@ class Plan:
                 "model.lora_rank: the layers' matrices stay as they were drawn, at random; "
                 "model.init_from names trained ones"
             )
+        if "decay_share" in train.model_fields_set and train.schedule != "wsd":
+            found.append(f"train.decay_share has no effect with schedule: {train.schedule}")
         if train.warmup_steps > train.steps:
             found.append(f"train.warmup_steps={train.warmup_steps} is longer than the run")
         return found

@@ -165,7 +165,8 @@ def _named_checkpoint(run: RunFolder, resume: str) -> Checkpoint | None:
     check_reachable(path, "--resume: ")
     chosen = [c for c in Store(path.parent).committed() if c.path.name == path.name]
     if not chosen:
-        there = f"{newest.path} is one" if newest is not None else f"{run.path} has none"
+        own = Store(path / RunFolder(path).store.folder.name).newest() or newest
+        there = f"{own.path} is one" if own is not None else f"{run.path} has none"
         raise UserError(f"--resume: {resume} is no checkpoint; {there}")
     if newest is not None and newest.step > chosen[0].step:
         raise UserError(

@@ -106,6 +106,9 @@ class Dataset:
 
     def _too_short(self) -> str:
         """Return the sentence that no series has a whole training window."""
+        if all(part.parts.is_held_out.all() for part in self.parts):
+            share = f"data.held_out: {self.config.held_out:g} of the series leaves none to train on"
+            return f"{share}; hold fewer out"
         needed = self.config.shortest_context + self.config.least_horizon
         longest = max(int(part.parts.train.max()) for part in self.parts)
         return (

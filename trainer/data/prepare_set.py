@@ -26,7 +26,7 @@ from trainer.data.set_format import Columns, Item, SetInfo, Values
 from trainer.data.set_writer import SetWriter, partial_folder
 from trainer.files import file_digest
 
-VERSION = 3
+VERSION = 4
 """Changes where the same files are read as other series than before."""
 
 

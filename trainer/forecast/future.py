@@ -5,7 +5,6 @@ Columns are called as in the table that the series come from.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,14 +20,13 @@ from model.errors import UserError
 from model.sentences import first_line
 from trainer.config.table_settings import NO_ID, TableConfig
 from trainer.data.arrays import Doubles
-from trainer.data.reading.problems import costs_data
-from trainer.data.reading.time_format import TimeFormat
-from trainer.data.reading.written_times import written
 from trainer.data.series_set import SeriesSet
 from trainer.data.survey import read_series
 from trainer.forecast.ends import SeriesEnds
+from trainer.forecast.forecast_rows import Rows, joined, rows_of
 from trainer.forecast.paths import Trained
-from trainer.forecast.quantile_levels import at_levels, checked_levels
+from trainer.forecast.quantile_levels import checked_levels
+from trainer.forecast.table_source import Source, without_folder
 
 Frame = Any
 """A pandas or polars frame."""
@@ -38,45 +36,6 @@ BATCH = 64
 
 PICTURED = 6
 """Series in a picture, at most."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Series to forecast, and how their table calls its columns."""
-
-    series: SeriesSet
-    ids: list[str] | None
-    """Columns that name the series; None for what is no table with a row for each point."""
-    id_name: str
-    time_name: str
-    time_format: TimeFormat | None
-    """How its times are written; None where the table says nothing of it."""
-    notes: list[str]
-    """What was assumed in reading, in sentences."""
-    losses: list[str]
-    """What was left out in reading, in sentences."""
-
-    @classmethod
-    def open(cls, source: str, config: TableConfig, cache: Path) -> Source:
-        """Read a table or open a set. Raises UserError where it cannot be read."""
-        series, opened = read_series(source, config, cache)
-        roles = None if opened is None else opened.roles
-        ids = roles.ids if roles is not None else ()
-        time = roles.time if roles is not None else None
-        id_name = ids[0] if len(ids) == 1 else "unique_id"
-        columns = None if roles is None else list(ids)
-        time_name = "ds" if time is None else time.name
-        told = [_without_folder(note, cache) for note in series.notes]
-        losses = [sentence for sentence in told if costs_data(sentence)]
-        notes = [sentence for sentence in told if sentence not in losses]
-        form = None if time is None else time.form
-        return cls(series, columns, id_name, time_name, form, notes, losses)
-
-    def times(self, times: Any) -> Any:
-        """Return times as the table writes them."""
-        if self.time_format is None or not isinstance(times, pd.DatetimeIndex):
-            return times
-        return written(times, self.time_format)
 
 
 @dataclass(frozen=True)
@@ -136,11 +95,11 @@ def forecast_future(
         pictured: list[Pictured] = []
         levels = checked_levels(forecaster, wish.levels)
         for item, forecast in _forecasts(ends, advance):
-            rows += _rows(ends, item, forecast, opened, levels)
+            rows += rows_of(ends, item, forecast, opened, levels)
             if len(pictured) < PICTURED:
                 pictured += _pictured(ends, item, forecast)
         problems = [*opened.losses, *ends.problems()]
-        return FutureForecast(_joined(rows, ends), problems, opened.notes, pictured[:PICTURED])
+        return FutureForecast(_table(rows, ends), problems, opened.notes, pictured[:PICTURED])
 
 
 def first_forecasts(forecaster: Trained, source: str | Path | Frame, wish: Wish) -> list[Pictured]:
@@ -171,20 +130,20 @@ def backtest(
     for name, number in (("windows", windows), ("step", step)):
         if number is not None and not _is_count(number):
             raise UserError(f"{name}: expected a number from 1 on, got {number!r}")
-    with _opened(forecaster, source, wish) as (opened, ends):
+    with _opened(forecaster, source, wish, with_truth=True) as (opened, ends):
         rows: list[Rows] = []
         levels = checked_levels(forecaster, wish.levels)
         for window in reversed(range(windows)):
             ends.back = ends.horizon + window * (step or ends.horizon)
             for item, forecast in _forecasts(ends):
-                rows += _rows(ends, item, forecast, opened, levels, with_truth=True)
+                rows += rows_of(ends, item, forecast, opened, levels, with_truth=True)
         problems = [*opened.losses, *ends.problems()]
-        return FutureForecast(_joined(rows, ends), problems, opened.notes, [])
+        return FutureForecast(_table(rows, ends), problems, opened.notes, [])
 
 
 @contextmanager
 def _opened(
-    forecaster: Trained, source: str | Path | Frame, wish: Wish
+    forecaster: Trained, source: str | Path | Frame, wish: Wish, *, with_truth: bool = False
 ) -> Iterator[tuple[Source, SeriesEnds]]:
     """Within, a source's series are read. Raises UserError where that cannot be."""
     trained, config = forecaster.settings.data, wish.table
@@ -197,7 +156,7 @@ def _opened(
         folder = Path(name)
         try:
             opened = Source.open(_file(source, folder / "series.parquet"), config, folder)
-            _check_names(opened, levels)
+            _check_names(opened, levels, targets=with_truth)
             known = None
             if wish.future is not None:
                 known = _read_future(opened, wish.future, config, folder)
@@ -205,7 +164,7 @@ def _opened(
             ends = SeriesEnds(forecaster, opened.series, data, points, known)
         except UserError as error:
             sentence = str(error).removeprefix("data.source: ")  # the series were given otherwise
-            raise UserError(_without_folder(sentence, folder)) from None
+            raise UserError(without_folder(sentence, folder)) from None
         yield opened, ends
 
 
@@ -235,18 +194,16 @@ def _read_future(
         raise UserError(f"future: {sentence}") from None
 
 
-def _without_folder(sentence: str, folder: Path) -> str:
-    """Return a sentence in which a frame's file is called the table."""
-    return re.sub(rf"{re.escape(str(folder))}/[\w.-]+", "the table", sentence)
-
-
-def _check_names(source: Source, levels: Sequence[float]) -> None:
-    """Raise UserError where a column of the series is called as one of the forecasts."""
-    targets = source.series.columns.target
+def _check_names(source: Source, levels: Sequence[float], *, targets: bool) -> None:
+    """Raise UserError where a column that stands beside forecasts is called as one of them."""
+    beside = source.series.columns.target if targets else ()
     own = {"mean", "cutoff", "variable", *(f"{level:g}" for level in levels)}
-    for name in (source.id_name, source.time_name, *(targets if len(targets) == 1 else ())):
+    for name in (source.id_name, source.time_name, *(beside if len(beside) == 1 else ())):
         if name in own:
-            raise UserError(f"a column is called {name}, as one of the forecasts; rename it")
+            how = f"as data.{'id' if name == source.id_name else 'time'}_column=NAME"
+            raise UserError(
+                f"a column is called {name}, as one of the forecasts; rename it, and name it {how}"
+            )
 
 
 def _forecasts(
@@ -261,24 +218,11 @@ def _forecasts(
         advance(len(batch))
 
 
-def _joined(rows: list[Rows], ends: SeriesEnds) -> pd.DataFrame:
-    """Return all rows as one table: a frame for each series would take longer than its forecast.
-
-    Raises UserError where there are none.
-    """
+def _table(rows: list[Rows], ends: SeriesEnds) -> pd.DataFrame:
+    """Return all rows as one table. Raises UserError where there are none."""
     if not rows:
         raise _none_forecast(ends)
-    counts = [len(one["mean"]) for one in rows]
-    table: Rows = {}
-    for name, first in rows[0].items():
-        values = [one[name] for one in rows]
-        if isinstance(first, str):
-            table[name] = np.repeat(np.array(values, dtype=object), counts)
-        elif isinstance(first, pd.Index):
-            table[name] = first.append(values[1:])
-        else:
-            table[name] = np.concatenate(values)
-    return pd.DataFrame(table)
+    return joined(rows)
 
 
 def _none_forecast(ends: SeriesEnds) -> UserError:
@@ -297,39 +241,6 @@ def _file(source: str | Path | Frame, file: Path) -> str:
     except (ValueError, TypeError, pa.ArrowException) as error:
         raise UserError(f"the frame cannot be read: {first_line(error)}") from None
     return str(file)
-
-
-Rows = dict[str, Any]
-"""Rows of one channel of a series by column; a text stands in all of them."""
-
-
-def _rows(
-    ends: SeriesEnds,
-    item: int,
-    forecast: Doubles,
-    source: Source,
-    levels: Sequence[float],
-    *,
-    with_truth: bool = False,
-) -> list[Rows]:
-    """Return the rows of an item's forecast [C, T, 1 + levels], channel after channel."""
-    trained, variables = ends.forecaster.network.output.levels, source.series.columns.target
-    end, answer = ends.end(item), []
-    for channel, (variable, points) in enumerate(zip(variables, forecast, strict=True)):
-        columns: Rows = {source.id_name: source.series.item_id(item)}
-        if len(variables) > 1:
-            columns["variable"] = variable
-        columns[source.time_name] = source.times(ends.times(item))
-        if with_truth:
-            truth = source.series.target(item)[channel, end : end + ends.horizon]
-            cutoff = source.times(ends.times(item, end - 1, end))
-            columns["cutoff"] = cutoff.repeat(ends.horizon)
-            columns["y" if len(variables) > 1 else variable] = truth
-        columns["mean"] = points[:, 0]
-        quantiles = at_levels(trained, points[:, 1:], levels)
-        columns |= {f"{level:g}": quantiles[:, n] for n, level in enumerate(levels)}
-        answer.append(columns)
-    return answer
 
 
 def _pictured(ends: SeriesEnds, item: int, forecast: Doubles) -> list[Pictured]:

@@ -25,8 +25,10 @@ class LongTerm:
     rows: tuple[int, int, int] | None = None
     """Points for training, validation and test; None for 7, 1 and 2 tenths of all."""
 
-    def settings(self, name: str, points: int) -> dict[str, Any]:
+    def settings(self, name: str, points: int, context: int) -> dict[str, Any]:
         """Return the settings of `data` for the table `name` of so many points.
+
+        Where a context is shorter than the season, nothing can be repeated from it.
 
         Raises UserError where it has too few.
         """
@@ -44,7 +46,7 @@ class LongTerm:
             "data.split": list(rows),
             "data.score_every": "all",
             "data.scaling": "train",
-            "data.season_lengths": [self.season],
+            "data.season_lengths": [self.season] if self.season <= context else [],
         }
 
 

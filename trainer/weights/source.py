@@ -155,9 +155,19 @@ def _way_out(path: Path) -> str:
         runs = sorted(one.name for one in path.iterdir() if RunFolder(one).exists())
         if runs:
             return f"it holds runs: name one of {shortened(runs)}"
+    above = next(
+        (one for one in list(path.absolute().parents)[:2] if RunFolder(one).exists()), None
+    )
+    if above is not None and path.exists():
+        return f"it is a part of a run: name {_shown(above)}, or one of its checkpoints"
     if path.suffix in (".yaml", ".yml"):
         return f"name the run that was trained with it, such as {Path('runs') / path.stem}"
     return "runs are in the folder runs unless --run-dir has said where"
+
+
+def _shown(path: Path) -> Path:
+    """Return a path as it is named from here, where it lies here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def intact(source: WeightsSource) -> WeightsSource:

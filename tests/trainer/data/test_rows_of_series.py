@@ -248,6 +248,26 @@ def test_a_frequent_code_is_said(tmp_path: Path) -> None:
     assert "data.missing=[-9999]" in note and "125 values" in note
 
 
+@pytest.mark.parametrize("mark", ["1.7976931348623157e308", "-1e200"])
+def test_marks_that_are_too_large_to_compute_with(tmp_path: Path, mark: str) -> None:
+    """Their squares are infinite: a run would be done, and forecast nothing."""
+    frame = hourly(60)
+    frame["load"] = frame["load"].astype(str)
+    frame.loc[7, "load"] = mark
+    file = csv(tmp_path, frame)
+    with pytest.raises(UserError, match=r"row 8 is .*e\+\d+, too large .* data\.missing"):
+        prepared(tmp_path, file)
+    series = prepared(tmp_path, file, missing=[mark])
+    assert np.isnan(series.target(0)[0, 7]) and series.target(0)[0, 8] == 10.5
+
+
+def test_an_interval_that_contradicts_the_times_is_told(tmp_path: Path) -> None:
+    file = csv(tmp_path, hourly(60))
+    [told] = prepared(tmp_path, file, freq="W").info.notes
+    assert "another interval than data.freq=W" in told
+    assert prepared(tmp_path, file, freq="h").info.notes == ()
+
+
 def test_infinite_values(tmp_path: Path) -> None:
     frame = hourly()
     frame.loc[7, "load"] = np.inf

@@ -118,7 +118,8 @@ def test_a_set_is_read_as_its_table_is(tmp_path: Path) -> None:
         (
             words(frame(), "load", 7, np.inf),
             {},
-            "data.targets: series.csv, column load, row 8 is infinite; correct it",
+            "data.targets: series.csv, column load, row 8 is infinite; correct it, or name its "
+            "mark in data.missing",
         ),
         (
             words(frame(), "date", 7, "yesterday"),

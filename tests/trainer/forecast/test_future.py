@@ -207,8 +207,12 @@ def test_series_without_values_are_left_out_and_the_others_forecast(general: For
 
 def test_what_would_be_lost_or_ignored_is_refused(general: Forecaster) -> None:
     frame = shops(a=100, bb=90)
+    called = frame.rename(columns={"sales": "mean"})
     with pytest.raises(UserError, match="a column is called mean, as one of the forecasts"):
-        general.backtest(frame.rename(columns={"sales": "mean"}))
+        general.backtest(called)
+    pd.testing.assert_frame_equal(general.predict(called), general.predict(frame))
+    with pytest.raises(UserError, match=r"called mean.* name it as data\.id_column=NAME"):
+        general.predict(frame.rename(columns={"shop": "mean"}), id_column="mean")
     with pytest.raises(UserError, match=r"a column is called 0\.5, as one of the forecasts"):
         general.predict(frame.rename(columns={"shop": "0.5"}), id_column="0.5")
     with pytest.raises(UserError, match="future: the network reads no columns in advance"):

@@ -215,8 +215,15 @@ def test_a_path_without_weights_is_refused(tmp_path: Path) -> None:
 def test_a_path_near_a_run_names_it(run: Path) -> None:
     with pytest.raises(UserError, match=f"it holds runs: name one of .*{run.name}"):
         Forecaster.load(run.parent)
-    with pytest.raises(UserError, match=r"trained with it, such as runs/config$"):
-        Forecaster.load(run / "config.yaml")
+    for part in ("config.yaml", "checkpoints", "checkpoints/latest"):
+        with pytest.raises(UserError, match=rf"a part of a run: name {run}, or one of its check"):
+            Forecaster.load(run / part)
+
+
+def test_a_configuration_names_the_run_that_it_would_have_by_default(tmp_path: Path) -> None:
+    (tmp_path / "load.yaml").write_text("train: {steps: 2}")
+    with pytest.raises(UserError, match=r"trained with it, such as runs/load$"):
+        Forecaster.load(tmp_path / "load.yaml")
 
 
 def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_used(

@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 
 from trainer.data.arrays import Doubles, Moments
 from trainer.data.reading import number_format, time_format
-from trainer.data.reading.number_format import NumberFormat, named
+from trainer.data.reading.number_format import LARGEST, NumberFormat, named
 from trainer.data.reading.problems import Problems
 from trainer.data.reading.time_format import TimeFormat, TimeKind
+from trainer.data.reading.zoned_days import without_zone
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,14 @@ class NumberColumn:
                 count=len(rows),
             )
             numbers[rows] = np.nan
-        infinite = np.flatnonzero(np.isinf(numbers))
+        infinite = np.flatnonzero(np.abs(numbers) > LARGEST)
         if len(infinite):
+            value = numbers[infinite[0]]
+            what = "infinite" if np.isinf(value) else f"{value:g}, too large to compute with"
             problems.lose(
                 f"column {self.name}: infinite values, read as missing",
-                f"{where}, row {infinite[0] + first} is infinite",
-                mend="correct it",
+                f"{where}, row {infinite[0] + first} is {what}",
+                mend="correct it, or name its mark in data.missing",
                 count=len(infinite),
             )
             numbers[infinite] = np.nan
@@ -77,6 +80,8 @@ class TimeColumn:
     name: str
     source: str
     form: TimeFormat
+    are_zoned_days: bool = False
+    """Whether its times are days, written as the midnights of a zone."""
 
     def read(self, cells: pa.Array, first: int, problems: Problems) -> tuple[Moments, bool]:
         """Return the times [T] of a block, NaT where there is none, and whether they are UTC."""
@@ -88,13 +93,18 @@ class TimeColumn:
                 f"column {self.name}: rows without a time, left out",
                 f"data.time_column: {self.source}, column {self.name}, {found}, which is no time "
                 f"as the others are",
-                mend="correct it, or set data.date_format",
+                mend="name the zone of the times, as in data.timezone=Europe/Berlin"
+                if self.are_zoned_days
+                else "correct it, or set data.date_format",
                 count=len(wrong),
             )
         return times, is_utc
 
     def _parsed(self, cells: pa.Array) -> tuple[Moments, bool]:
         kind = cells.type
+        if self.are_zoned_days:
+            days, _ = time_format.parse(without_zone(cells.to_pandas()), self.form)
+            return days.to_numpy().astype("datetime64[us]"), False
         if self.form.kind is TimeKind.NUMBERED:
             numbers = pc.cast(cells, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
             whole = np.where(np.isnan(numbers), 0, numbers).astype(np.int64)

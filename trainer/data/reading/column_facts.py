@@ -13,6 +13,9 @@ from trainer.data.arrays import Doubles
 from trainer.data.reading import number_format, time_format
 from trainer.data.reading.number_format import MISSING, NumberFormat, share_of_numbers
 
+MISTAKEN = 0.05
+"""Share of rows that may repeat another by mistake."""
+
 LOOKED_AT = 4096
 """Rows of a sample by which a column's kind is told."""
 
@@ -99,6 +102,10 @@ class ColumnFacts:
     def is_unique(self, names: Sequence[str]) -> bool:
         """Return whether no two rows have the same cells in these columns."""
         return not bool(self.sample.duplicated(list(names)).any())
+
+    def is_nearly_unique(self, names: Sequence[str]) -> bool:
+        """Return whether few rows have the cells of another in these columns, as by mistake."""
+        return float(self.sample.duplicated(list(names)).mean()) < MISTAKEN
 
     def repeats(self, name: str) -> bool:
         """Return whether a column has each of its cells in two rows, on average at least."""

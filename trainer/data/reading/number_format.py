@@ -12,6 +12,9 @@ import pandas as pd
 
 from model.errors import UserError
 
+LARGEST = 1e150
+"""Magnitude above which a number is taken for infinite: its square is."""
+
 MISSING = (
     "",
     "na",
@@ -69,7 +72,7 @@ def decide(
     base = NumberFormat(
         decimal or ".",
         frozenset([*MISSING, *marks]),
-        tuple(float(mark) for mark in missing if not isinstance(mark, str)),
+        tuple(number for number in map(_number, missing) if number is not None),
     )
     if decimal is not None or pd.api.types.is_numeric_dtype(column):
         return base
@@ -85,6 +88,14 @@ def decide(
         f"data.targets: {where}: the comma in {commas.iloc[0]!r} could be the decimal mark or "
         "divide thousands; set data.decimal=',' or data.decimal='.'"
     )
+
+
+def _number(mark: str | float) -> float | None:
+    """Return the number that a mark is, also as a text: YAML takes 1e308 for one."""
+    try:
+        return float(mark)
+    except ValueError:
+        return None
 
 
 def parse(

@@ -14,7 +14,7 @@ from model.sentences import shortened
 from trainer.config.table_settings import TableConfig
 from trainer.data.arrays import Doubles
 from trainer.data.frequency import Frequency
-from trainer.data.reading.number_format import MISSING
+from trainer.data.reading.number_format import LARGEST, MISSING
 from trainer.data.reading.problems import Problems
 from trainer.data.reading.series import SeriesRows, make_item
 from trainer.data.set_format import Columns, Item
@@ -156,7 +156,8 @@ def items_of(
         if rows.target.shape[0] == 0:
             problems.note("series without a value, left out", where)
             continue
-        infinite = int(np.isinf(rows.target).sum())
+        is_infinite = np.abs(rows.target) > LARGEST
+        infinite = int(is_infinite.sum())
         if infinite:
             problems.lose(
                 "infinite values, read as missing",
@@ -164,7 +165,7 @@ def items_of(
                 mend="correct them",
                 count=infinite,
             )
-            rows.target[np.isinf(rows.target)] = np.nan
+            rows.target[is_infinite] = np.nan
         item = make_item(rows, config, problems, dtype=dtype, alone=False)
         if item is None:
             continue

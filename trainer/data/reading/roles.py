@@ -21,6 +21,7 @@ from trainer.data.reading.column_facts import ColumnFacts
 from trainer.data.reading.number_format import NumberFormat
 from trainer.data.reading.problems import no_target
 from trainer.data.reading.time_format import TimeFormat, TimeKind
+from trainer.data.reading.zoned_days import are_zoned_days, without_zone
 
 TIME_NAMES = ("time", "date", "timestamp", "datetime", "ds", "date_time", "datetime_utc", "datum")
 """Usual names of the column of times, in small letters."""
@@ -216,15 +217,17 @@ class _Search:
         return self._counter(free)
 
     def _time_column(self, name: str) -> TimeColumn:
+        column = self.sample[name].replace("", None)
+        are_days = self.config.timezone is None and are_zoned_days(column)
         form = time_format.decide(
-            self.sample[name].replace("", None),
+            without_zone(column) if are_days else column,
             f"{self.source}, column {name}",
             date_format=self.config.date_format,
             time_unit=self.config.time_unit,
         )
         if form.note is not None:
             self.notes.append(form.note)
-        return TimeColumn(name, self.source, form)
+        return TimeColumn(name, self.source, form, are_days)
 
     def _could_be_years(self, name: str) -> bool:
         """Return whether a column is called by the year, and holds years that do not repeat."""
@@ -260,7 +263,8 @@ class _Search:
             if not self.is_whole:  # the series may be so long that the sample has one alone
                 found = next((name for name in likely if not self.facts.is_numbers(name)), None)
         else:
-            found = next((name for name in likely if self.facts.is_unique([time.name, name])), None)
+            ways = (self.facts.is_unique, self.facts.is_nearly_unique)
+            found = next((n for is_so in ways for n in likely if is_so([time.name, n])), None)
             if found is None:
                 self._ask_for_ids(time, free)
         if found is None:

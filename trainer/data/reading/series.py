@@ -79,11 +79,17 @@ def make_item(
     times = times[order]
     grid = _number_grid(times) if series.numbered else find_grid(times)
     if grid is None and len(times) > 1:
+        mend = "resample it, or take its rows as they come with data.time_column=none"
+        if series.is_utc and timezone is None:
+            zone = (
+                "name the zone that its days and months are of, as in data.timezone=Europe/Berlin"
+            )
+            mend = f"{zone}, {mend}"
         problems.lose(
             "series without a regular interval, left out",
             f"data.source: {series.where} has times at no regular interval, such as "
             f"{series.shown(order[0])} and {series.shown(order[1])}",
-            mend="resample it, or take its rows as they come with data.time_column=none",
+            mend=mend,
         )
         return None
     return _on_grid(series, order, times, grid, config, problems, dtype)
@@ -230,6 +236,14 @@ def _on_grid(
             mend="correct the times, or divide the series",
         )
         return None
+    if config.freq is not None and grid is not None:
+        given = Frequency.parse(config.freq)
+        if (given.kind, given.count) != (grid.frequency.kind, grid.frequency.count):
+            problems.note(
+                f"series whose times have another interval than data.freq={config.freq}, which is "
+                "for series that do not state theirs",
+                series.where,
+            )
     if points > len(order):
         problems.note(
             "series with missing rows, filled in as missing values",

@@ -82,6 +82,8 @@ def _in_folder(folder: Path) -> list[Path]:
             f"data.source: {folder} holds the sets {shortened(sets)}; name one, e.g. "
             f"{folder / sets[0]}, or several as a mixture of sources"
         )
+    if is_set(folder):
+        raise UserError(f"data.source: {folder} is a set already; name it as data.source")
     kinds: dict[str, list[Path]] = {}
     for file in files:
         suffix = suffix_of(file)
