@@ -56,8 +56,10 @@ def check(run: Path, tasks: int, *, as_json: bool, with_text: bool) -> bool:
     The first task prints the report, the others their own errors. Raises UserError where `run` can
     be no run folder.
     """
-    if run.is_file():
-        raise UserError(f"{run}: expected a run folder, such as runs/{run.stem}, and it is a file")
+    if run.is_file() or (run.suffix in (".yaml", ".yml") and not run.exists()):
+        raise UserError(
+            f"{run}: expected a run folder, such as runs/{run.stem}, and this names a file"
+        )
     here = discover()
     report = examine(run, tasks, here)
     if as_json and here.rank == 0:

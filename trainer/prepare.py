@@ -13,6 +13,8 @@ from trainer.config.rules import check, check_tokens
 from trainer.config.sizes import check_sizes
 from trainer.data import Dataset, Split
 from trainer.data.cache import default_cache
+from trainer.data.calendars import OF_A_DAY
+from trainer.data.frequency import Frequency
 from trainer.data.zero_shot import zero_shot_sets
 from trainer.files import check_reachable
 from trainer.logs.names import VALIDATION, ZERO_SHOT
@@ -43,6 +45,13 @@ class Plan:
                 f"{shortened(self.dataset.past)}: not read, as model.channels=independent sees "
                 "each channel by itself; grouped reads what is known up to the present"
             )
+        intervals = {name for one in self.dataset.facts.sources for name in one.intervals}
+        if intervals and not any(Frequency.parse(name).has_clock for name in intervals):
+            still = [name for name in settings.data.calendar if name in OF_A_DAY]
+            if still:
+                found.append(
+                    f"data.calendar: {shortened(still)} is the same at every point of days"
+                )
         if settings.model.lora_rank and settings.model.init_from is None:
             found.append(
                 "model.lora_rank: the layers' matrices stay as they were drawn, at random; "

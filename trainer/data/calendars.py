@@ -31,6 +31,10 @@ VALUES: dict[str, Callable[[Times], npt.NDArray[np.int64]]] = {
 """Feature -> its values as whole numbers from 0 to less than `model.config.CALENDAR_SIZES`."""
 
 
+OF_A_DAY = ("time_of_day", "minute", "hour")
+"""Features that do not vary from day to day."""
+
+
 def _day_share(times: Times) -> npt.NDArray[np.float64]:
     """Return the share of its day that has passed at each time."""
     seconds = times.hour * 3600 + times.minute * 60 + times.second

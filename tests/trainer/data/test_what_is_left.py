@@ -34,6 +34,20 @@ def test_a_protocols_season_needs_a_context_as_long() -> None:
     assert weather.settings("weather", 52_696, 96)["data.season_lengths"] == []
 
 
+def test_features_that_do_not_vary(tmp_path: Path) -> None:
+    days = {"data.source": str(csv(tmp_path, stores())), "data.targets": ["sales"]}
+    days |= {"data.covariates": [], "data.context_length": 56, "data.prediction_length": 14}
+
+    def told(**changes: object) -> list[str]:
+        changes = {f"data.{key}": value for key, value in changes.items()}
+        return [w for w in planned(tmp_path / "run", days | changes).warnings() if "same" in w]
+
+    assert told(calendar=["hour", "day_of_week"]) == [
+        "data.calendar: hour is the same at every point of days"
+    ]
+    assert told(calendar=["day_of_week"]) == []
+
+
 def test_a_share_of_another_schedule_is_told(tmp_path: Path) -> None:
     def told(**changes: object) -> list[str]:
         changes = {f"train.{key}": value for key, value in changes.items()}
