@@ -40,6 +40,8 @@ class Plan:
         found = [f"data: {note}" for note in self.dataset.notes]
         if not _is_runs_own(self.configuration.file):  # which holds every key
             found += settings.model.unused("model.")
+            if "decay_share" in train.model_fields_set and train.schedule != "wsd":
+                found.append(f"train.decay_share has no effect with schedule: {train.schedule}")
         if self.dataset.past and not settings.model.reads_past:
             found.append(
                 f"{shortened(self.dataset.past)}: not read, as model.channels=independent sees "
@@ -57,8 +59,6 @@ class Plan:
                 "model.lora_rank: the layers' matrices stay as they were drawn, at random; "
                 "model.init_from names trained ones"
             )
-        if "decay_share" in train.model_fields_set and train.schedule != "wsd":
-            found.append(f"train.decay_share has no effect with schedule: {train.schedule}")
         if train.warmup_steps > train.steps:
             found.append(f"train.warmup_steps={train.warmup_steps} is longer than the run")
         return found

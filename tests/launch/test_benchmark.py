@@ -79,7 +79,7 @@ def test_every_window_of_the_test_part_in_units_of_the_training_part(
 
 def test_tenths_of_a_table_are_the_literatures() -> None:
     """As Autoformer's code divides: what is left over is validated on."""
-    settings = LONG_TERM["exchange"].settings("exchange.csv", 7588)
+    settings = LONG_TERM["exchange"].settings("exchange.csv", 7588, context=336)
     assert settings["data.split"] == [5311, 760, 1517]
 
 
