@@ -16,6 +16,9 @@ from torch.nn import functional as F
 from model.config import TransformerConfig
 from model.init import Init, start_parameters
 
+Adapters = nn.ModuleDict | None
+"""A module's adapters by the names of their matrices; None where it has none."""
+
 Grouped = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`model.experts.grouped_linear`."""
 
@@ -72,7 +75,7 @@ class ExpertAdapter(Adapter):
 
 def make_adapters(
     config: TransformerConfig, module: nn.Module, inputs: Mapping[str, int]
-) -> nn.ModuleDict | None:
+) -> Adapters:
     """Return adapters of a module's matrices, and keep these from training; None without a rank.
 
     `inputs` gives, by the matrix's name, how many of its last dims are inputs.
@@ -88,7 +91,7 @@ def make_adapters(
 
 def make_expert_adapters(
     config: TransformerConfig, module: nn.Module, names: tuple[str, ...], grouped: Grouped
-) -> nn.ModuleDict | None:
+) -> Adapters:
     """Return adapters of experts' matrices [E, *outputs, inputs], and keep these from training."""
     if not config.lora_rank:
         return None
@@ -97,6 +100,11 @@ def make_expert_adapters(
         matrix = module.get_parameter(name).requires_grad_(False)
         made[name] = ExpertAdapter(config, matrix.shape[1:-1], matrix.shape[-1:], grouped)
     return nn.ModuleDict(made)
+
+
+def adapted(adapters: Adapters, name: str, y: Tensor, *inputs: Tensor) -> Tensor:
+    """Return the outputs y of the matrix `name` for its inputs, with its adapter's added."""
+    return y if adapters is None else y + adapters[name](*inputs)
 
 
 def product(down: Tensor, up: Tensor, shape: torch.Size) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.adapters import make_adapters
+from model.adapters import Adapters, adapted, make_adapters
 from model.attention_backends import Choice, attend, choose_for
 from model.attention_kernels import bias_of
 from model.config import AttentionType, TransformerConfig
@@ -61,7 +61,7 @@ class Attention(nn.Module):
         self.choice: Choice | None = None
         """Kernel of the last forward, and why it was chosen; None before the first."""
         self.group = config.nhead // config.kv_heads
-        self.adapters: nn.ModuleDict | None = None
+        self.adapters: Adapters = None
         heads = (config.kv_heads, self.group)
         self.output = nn.Parameter(torch.empty(config.d_model, *heads, config.head_dim))
         gains = config.kv_heads * (self.group + 1) * config.head_dim
@@ -116,11 +116,7 @@ class Attention(nn.Module):
                 self.choice = choice
             y = attend(choice.kernel, q, k, v, **options)
         joined = y.transpose(1, 2).flatten(2)
-        return self._adapted("output", joined, F.linear(joined, self.output.flatten(1)))
-
-    def _adapted(self, name: str, x: Tensor, y: Tensor) -> Tensor:
-        """Return outputs of the matrix `name` for x, its adapter's added where it has one."""
-        return y if self.adapters is None else y + self.adapters[name](x)
+        return adapted(self.adapters, "output", F.linear(joined, self.output.flatten(1)), joined)
 
 
 class SelfAttention(Attention):
@@ -149,7 +145,7 @@ class SelfAttention(Attention):
         itself and to all that the cache holds.
         """
         joined = F.linear(x, self.query_key_value.flatten(0, 2))
-        joined = self._adapted("query_key_value", x, joined)
+        joined = adapted(self.adapters, "query_key_value", joined, x)
         joined = joined.unflatten(-1, self.query_key_value.shape[:3])
         if self.query_key_gain is not None:
             heads, values = joined.split([self.group + 1, 1], dim=3)
@@ -205,7 +201,7 @@ class CrossAttention(Attention):
         memory [B, S, d_model]; the cache keeps its keys and values, so that they are computed
         once. Returns [B, T, d_model].
         """
-        query = self._adapted("query", x, F.linear(x, self.query.flatten(0, 2)))
+        query = adapted(self.adapters, "query", F.linear(x, self.query.flatten(0, 2)), x)
         query = self._normalised(query.unflatten(-1, self.query.shape[:3]), 0)
         if self.rotary:
             query = rotate(query, start)
@@ -221,7 +217,7 @@ class CrossAttention(Attention):
     def keys_and_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values [B, S, KV, D] of the memory [B, S, d_model]."""
         joined = F.linear(memory, self.key_value.flatten(0, 2))
-        joined = self._adapted("key_value", memory, joined)
+        joined = adapted(self.adapters, "key_value", joined, memory)
         key, value = joined.unflatten(-1, self.key_value.shape[:3]).split(1, dim=3)
         key = self._normalised(key, self.group)
         if self.rotary:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from model.adapters import make_expert_adapters
+from model.adapters import adapted, make_expert_adapters
 from model.config import TransformerConfig
 from model.feedforward import ACTIVATIONS, gated_swish
 from model.fused import fused_for
@@ -261,10 +261,7 @@ class Experts(nn.Module):
     def compute(self, rows: Tensor, counts: Tensor) -> Tensor:
         """Compute rows sorted by expert, `counts` of them for each expert of this rank."""
         hidden = grouped_linear(rows, self.input.flatten(1, 2), counts)
-        if self.adapters is not None:
-            hidden = hidden + self.adapters["input"](rows, counts)
+        hidden = adapted(self.adapters, "input", hidden, rows, counts)
         hidden = gated_swish(hidden) if self.gated else self.activation(hidden)
         outputs = grouped_linear(hidden, self.output, counts)
-        if self.adapters is not None:
-            outputs = outputs + self.adapters["output"](hidden, counts)
-        return outputs
+        return adapted(self.adapters, "output", outputs, hidden, counts)

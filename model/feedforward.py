@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from model.adapters import make_adapters
+from model.adapters import adapted, make_adapters
 from model.config import TransformerConfig
 from model.fused import fused_for
 from model.init import Init, start_parameters
@@ -86,10 +86,8 @@ class MLP(nn.Module):
         return {"input": Init(std=self.d_model**-0.5), "output": Init(std=self.width**-0.5)}
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.adapters is None:
-            return F.linear(self.activation(F.linear(x, self.input)), self.output)
-        hidden = self.activation(F.linear(x, self.input) + self.adapters["input"](x))
-        return F.linear(hidden, self.output) + self.adapters["output"](hidden)
+        hidden = self.activation(adapted(self.adapters, "input", F.linear(x, self.input), x))
+        return adapted(self.adapters, "output", F.linear(hidden, self.output), hidden)
 
 
 class SwiGLU(nn.Module):
@@ -113,10 +111,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         both = F.linear(x, self.gate_value.flatten(0, 1))
-        if self.adapters is None:
-            return F.linear(gated_swish(both), self.output)
-        hidden = gated_swish(both + self.adapters["gate_value"](x))
-        return F.linear(hidden, self.output) + self.adapters["output"](hidden)
+        hidden = gated_swish(adapted(self.adapters, "gate_value", both, x))
+        return adapted(self.adapters, "output", F.linear(hidden, self.output), hidden)
 
 
 def make_feed_forward(config: TransformerConfig) -> nn.Module:

@@ -299,9 +299,7 @@ class Engine:
         """
         zero_state.allocate(self._engine.optimizer, steps_applied)
         self._check_coverage()
-        untrained = self._frozen()
-        yield {**self._partitions(), **untrained, **buffers_of(self.network)}
-        frozen.bring_back(self.network, untrained)
+        yield {**self._partitions(), **self._frozen(), **buffers_of(self.network)}
         if steps_applied == 0:
             zero_state.begin_average(self._engine.optimizer)
         zero_state.refresh_weights(self._engine.optimizer)

@@ -14,44 +14,46 @@ from trainer.checkpoint.partitions import Partition
 
 
 def held(network: nn.Module, shards: Mapping[str, Shard], rank: int) -> dict[str, Partition]:
-    """Return what this rank holds of them, by key, in fp32.
+    """Return what this rank holds of them, by key: views, so that loading fills them.
 
     That is a range of each under ZeRO 3, where `rank` counts the ranks that share it, and otherwise
-    all of its shard. In another precision it is a copy, which `bring_back` is for.
+    all of its shard. They are of the type that the network computes with: there is no other copy.
     """
     found = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             continue
-        values, start = parameter.data.reshape(-1), 0
+        values, start = parameter.data.view(-1), 0
         if hasattr(parameter, "ds_tensor"):
             values, start = parameter.ds_tensor.data, rank * parameter.ds_tensor.numel()
             values = values[: max(0, parameter.ds_numel - start)]  # type: ignore[attr-defined]
         if len(values):
-            found[make_key(WEIGHTS, name)] = Partition(shards[name], start, values.float())
+            found[make_key(WEIGHTS, name)] = Partition(shards[name], start, values)
     return found
 
 
 def written(
     parts: Mapping[str, Partition], mesh: Mesh, *, is_partitioned: bool
 ) -> dict[str, Partition]:
-    """Return which of them this rank writes; `is_partitioned` says that each has its own range."""
+    """Return what this rank writes of them: ranks that hold the same write a range each.
+
+    `is_partitioned` says that each rank holds its own range already.
+    """
     layout, rank = mesh.layout, mesh.rank % mesh.layout.stage
     result = {}
     for key, part in parts.items():
         name = global_name(key)
-        # The ranks of one stage that hold different shards between them come first.
-        different = layout.expert if is_expert(name) and layout.expert > 1 else layout.tensor
-        is_first = is_partitioned or rank < different
-        if is_first and (mesh.coordinates.tensor == 0 or is_sharded(name, layout)):
+        if mesh.coordinates.tensor > 0 and not is_sharded(name, layout):
+            continue
+        if is_partitioned:
             result[key] = part
+            continue
+        # Of a stage's ranks the neighbours hold different shards between them.
+        different = layout.expert if is_expert(name) and layout.expert > 1 else layout.tensor
+        alike, values = layout.stage // different, part.data_1d
+        size = -(-len(values) // alike)
+        begin = min(rank // different * size, len(values))
+        values = values[begin : begin + size]
+        if len(values):
+            result[key] = Partition(part.shard, part.start + begin, values)
     return result
-
-
-def bring_back(network: nn.Module, parts: Mapping[str, Partition]) -> None:
-    """Bring what `held` has returned, and a checkpoint has filled, back into the network."""
-    for name, parameter in network.named_parameters():
-        part = parts.get(make_key(WEIGHTS, name))
-        if part is not None:
-            sharded = getattr(parameter, "ds_tensor", parameter).data.view(-1)
-            sharded[: part.data_1d.numel()].copy_(part.data_1d)

@@ -54,8 +54,8 @@ def joined(rows: list[Rows]) -> pd.DataFrame:
         values = [one[name] for one in rows]
         if isinstance(first, str):
             table[name] = np.repeat(np.array(values, dtype=object), counts)
-        elif isinstance(first, pd.Index):
-            table[name] = first.append(values[1:])
+        elif any(isinstance(value, pd.Index) for value in values):  # numbers where there is no time
+            table[name] = pd.Index(first).append([pd.Index(value) for value in values[1:]])
         else:
             table[name] = np.concatenate(values)
     return pd.DataFrame(table)
