@@ -57,16 +57,15 @@ def train(folder: Path, table: Path) -> Path:
     data = {"source": str(table), "context_length": CONTEXT, "prediction_length": HORIZON}
     data |= {"calendar": ["time_of_day"], "split": [0.9, 0.1, 0.0]}
     train = {"steps": 1, "global_batch_size": 8, "micro_batch_size": 8}
-    file = folder / "demo.yaml"
     logging = {"tensorboard": False}
-    file.write_text(
-        yaml.safe_dump({"model": model, "data": data, "train": train} | {"logging": logging})
-    )
-    command(folder, "train", str(file), "--run-dir", str(folder / "run"), "--quiet")
+    file = folder / "demo.yaml"
+    sections = {"model": model, "data": data, "train": train, "logging": logging}
+    file.write_text(yaml.safe_dump(sections))
+    command("train", str(file), "--run-dir", str(folder / "run"), "--quiet")
     return folder / "run"
 
 
-def command(folder: Path, *arguments: str) -> float:
+def command(*arguments: str) -> float:
     """Run Forescale's command line; return the seconds that it took."""
     began = time.perf_counter()
     subprocess.run(
@@ -138,7 +137,7 @@ def main() -> None:
         )
         few, out = str(folder / "few.csv"), str(folder / "out.csv")
         asked = ("forecast", str(run), "--input", few, "--output", out, "--force")
-        cold = [command(folder, *asked) for _ in range(rounds)]
+        cold = [command(*asked) for _ in range(rounds)]
         print_table(
             ["command", "series", "seconds, median"],
             [["forescale forecast", "10", f"{statistics.median(cold):.2f}"]],

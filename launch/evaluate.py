@@ -68,8 +68,7 @@ def score(
             )
         notes = list(dataset.notes)
         if changes:  # of its own series training has told
-            intervals = (name for source in dataset.facts.sources for name in source.intervals)
-            notes += forecaster.facts.other_intervals(intervals)
+            notes += forecaster.facts.other_intervals(dataset.facts.intervals)
             for note in notes:
                 log.warning("data: %s", note)
         others: dict[str, PointForecast] = {}

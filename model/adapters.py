@@ -74,31 +74,27 @@ class ExpertAdapter(Adapter):
 
 
 def make_adapters(
-    config: TransformerConfig, module: nn.Module, inputs: Mapping[str, int]
+    config: TransformerConfig,
+    module: nn.Module,
+    inputs: Mapping[str, int],
+    grouped: Grouped | None = None,
 ) -> Adapters:
     """Return adapters of a module's matrices, and keep these from training; None without a rank.
 
-    `inputs` gives, by the matrix's name, how many of its last dims are inputs.
+    `inputs` gives, by the matrix's name, how many of its last dims are inputs. With `grouped` the
+    first dim counts experts.
     """
     if not config.lora_rank:
         return None
     made = {}
     for name, dims in inputs.items():
-        matrix = module.get_parameter(name).requires_grad_(False)
-        made[name] = Adapter(config, matrix.shape[:-dims], matrix.shape[-dims:])
-    return nn.ModuleDict(made)
-
-
-def make_expert_adapters(
-    config: TransformerConfig, module: nn.Module, names: tuple[str, ...], grouped: Grouped
-) -> Adapters:
-    """Return adapters of experts' matrices [E, *outputs, inputs], and keep these from training."""
-    if not config.lora_rank:
-        return None
-    made = {}
-    for name in names:
-        matrix = module.get_parameter(name).requires_grad_(False)
-        made[name] = ExpertAdapter(config, matrix.shape[1:-1], matrix.shape[-1:], grouped)
+        shape = module.get_parameter(name).requires_grad_(False).shape
+        outputs, taken = shape[:-dims], shape[-dims:]
+        made[name] = (
+            Adapter(config, outputs, taken)
+            if grouped is None
+            else ExpertAdapter(config, outputs[1:], taken, grouped)
+        )
     return nn.ModuleDict(made)
 
 

@@ -53,6 +53,8 @@ def merge_masks(padding: Tensor | None, attention_mask: Tensor | None = None) ->
 class Attention(nn.Module):
     """Base of self- and cross-attention: the kernel and the output projection."""
 
+    adapters: Adapters
+
     def __init__(self, config: TransformerConfig, att_type: AttentionType) -> None:
         super().__init__()
         self.att_type, self.strict = att_type, config.strict_attention
@@ -61,7 +63,6 @@ class Attention(nn.Module):
         self.choice: Choice | None = None
         """Kernel of the last forward, and why it was chosen; None before the first."""
         self.group = config.nhead // config.kv_heads
-        self.adapters: Adapters = None
         heads = (config.kv_heads, self.group)
         self.output = nn.Parameter(torch.empty(config.d_model, *heads, config.head_dim))
         gains = config.kv_heads * (self.group + 1) * config.head_dim

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from model.adapters import adapted, make_expert_adapters
+from model.adapters import adapted, make_adapters
 from model.config import TransformerConfig
 from model.feedforward import ACTIVATIONS, gated_swish
 from model.fused import fused_for
@@ -225,8 +225,8 @@ class Experts(nn.Module):
         self.activation = ACTIVATIONS[config.activation or "gelu"]
         self.input = nn.Parameter(torch.empty(self.count, 2 if self.gated else 1, width, d))
         self.output = nn.Parameter(torch.empty(self.count, d, width))
-        matrices = ("input", "output")
-        self.adapters = make_expert_adapters(config, self, matrices, grouped_linear)
+        matrices = {"input": 1, "output": 1}
+        self.adapters = make_adapters(config, self, matrices, grouped_linear)
         self.exchange: Exchange = compute_locally
         start_parameters(self)
 

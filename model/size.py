@@ -108,7 +108,7 @@ def attention_adapters(config: TransformerConfig, matrices: int) -> int:
     Queries, keys and values are one matrix in self-attention, and two in cross-attention.
     """
     d, keys_and_values = config.d_model, 2 * config.kv_heads * config.head_dim
-    return config.lora_rank * (d + d + matrices * d + d + keys_and_values)
+    return config.lora_rank * ((3 + matrices) * d + keys_and_values)
 
 
 def feed_forward(config: TransformerConfig) -> int:

@@ -84,17 +84,14 @@ def _stage(
 ) -> StageCosts:
     layout = work.layout
     here = layout.coordinates(number * layout.stage)
-    whole = dense = experts = 0
-    trained = [0, 0]  # of these two
+    whole, counts, trained = 0, [0, 0], [0, 0]  # dense ones, and spread experts
     for name, parameter in _parameters(network, layers):
-        held = shard_of(name, parameter.shape, layout, here).shape.numel()
+        kind = is_expert(name) and layout.expert > 1
+        count = shard_of(name, parameter.shape, layout, here).shape.numel()
         whole += prod(parameter.shape)
-        is_spread = is_expert(name) and layout.expert > 1
-        trained[is_spread] += held if parameter.requires_grad else 0
-        if is_spread:
-            experts += held
-        else:
-            dense += held
+        counts[kind] += count
+        trained[kind] += count if parameter.requires_grad else 0
+    dense, experts = counts
     partitioned, held = _partitioned(trained[0], trained[1], layout), sum(trained)
     # Two moments, an average, and master weights, unless those are the network's own.
     states = ((2 if work.flat_gradients else 3) + work.averages) * FP32 * partitioned

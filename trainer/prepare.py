@@ -47,7 +47,7 @@ class Plan:
                 f"{shortened(self.dataset.past)}: not read, as model.channels=independent sees "
                 "each channel by itself; grouped reads what is known up to the present"
             )
-        intervals = {name for one in self.dataset.facts.sources for name in one.intervals}
+        intervals = self.dataset.facts.intervals
         if intervals and not any(Frequency.parse(name).has_clock for name in intervals):
             still = [name for name in settings.data.calendar if name in OF_A_DAY]
             if still:

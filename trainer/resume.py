@@ -165,7 +165,7 @@ def _named_checkpoint(run: RunFolder, resume: str) -> Checkpoint | None:
     check_reachable(path, "--resume: ")
     chosen = [c for c in Store(path.parent).committed() if c.path.name == path.name]
     if not chosen:
-        own = Store(path / RunFolder(path).store.folder.name).newest() or newest
+        own = RunFolder(path).store.newest() or newest
         there = f"{own.path} is one" if own is not None else f"{run.path} has none"
         raise UserError(f"--resume: {resume} is no checkpoint; {there}")
     if newest is not None and newest.step > chosen[0].step:

@@ -51,10 +51,9 @@ ADAPTERS = ".adapters."
 """Part of the global names of low-rank adapters."""
 
 
-def adapter_of(key: str) -> str | None:
-    """Return the key of the matrix that a key's adapter belongs to; None for any other key."""
-    module, found, rest = key.partition(ADAPTERS)
-    return f"{module}.{rest.rpartition('.')[0]}" if found else None
+def is_of_adapter(key: str) -> bool:
+    """Whether a key is of a factor of an adapter."""
+    return ADAPTERS in key
 
 
 def factors_of(key: str) -> tuple[str, str]:

@@ -51,13 +51,7 @@ class Calendar:
     def times(self, item: int, first: int, stop: int) -> pd.DatetimeIndex | None:
         """Return the times of an item's points first..stop-1, also of those it does not have."""
         span = self._span(item, first, stop)
-        if span is None:
-            return None
-        times = self._times.get(span)  # several threads may be here
-        if times is None:
-            times = self._times_of(*span)
-            _keep(self._times, span, times)
-        return times
+        return None if span is None else self._times_of(span)
 
     def _span(self, item: int, first: int, stop: int) -> Span | None:
         """Return the span of an item's points; None where it has no times.
@@ -75,15 +69,17 @@ class Calendar:
             return frequency.times(start, first, first + 1)[0], 0, name, stop - first
         return start, first, name, stop - first
 
-    def _times_of(
-        self, start: np.datetime64, first: int, name: str, count: int
-    ) -> pd.DatetimeIndex:
-        frequency = self._frequencies[name]
-        times = pd.DatetimeIndex(frequency.times(start, first, first + count))
-        zone = self._series.timezone
-        if zone is None or not frequency.has_clock:
+    def _times_of(self, span: Span) -> pd.DatetimeIndex:
+        times = self._times.get(span)  # several threads may be here
+        if times is not None:
             return times
-        return times.tz_localize("UTC").tz_convert(self._config.timezone or zone)
+        start, first, name, count = span
+        frequency, zone = self._frequencies[name], self._series.timezone
+        times = pd.DatetimeIndex(frequency.times(start, first, first + count))
+        if zone is not None and frequency.has_clock:
+            times = times.tz_localize("UTC").tz_convert(self._config.timezone or zone)
+        _keep(self._times, span, times)
+        return times
 
     def features(self, item: int, first: int, stop: int) -> Floats:
         """Return the calendar features [T, K] of an item's points first..stop-1."""
@@ -97,13 +93,13 @@ class Calendar:
         return self._kept[item][first:stop]
 
     def _computed(self, item: int, first: int, stop: int) -> Floats:
-        span, times = self._span(item, first, stop), self.times(item, first, stop)
-        assert span is not None and times is not None
+        span = self._span(item, first, stop)
+        assert span is not None
         features = self._spans.get(span)
         if features is None:
             is_embedded = self._config.calendar_encoding == "embedding"
             encode = calendar_values if is_embedded else calendar_waves
-            features = encode(times, self._config.calendar, self._config.timezone)
+            features = encode(self._times_of(span), self._config.calendar, self._config.timezone)
             _keep(self._spans, span, features)
         return features
 

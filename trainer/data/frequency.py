@@ -37,6 +37,11 @@ class Frequency:
     at_end: bool = False
     """Whether each point of an interval in months is the last day of its month."""
 
+    @property
+    def length(self) -> tuple[str, int]:
+        """How long it is: months are the same from either end."""
+        return self.kind, self.count
+
     @classmethod
     def parse(cls, name: str) -> Frequency:
         """Return the interval that has this name. Raises ValueError where none has."""

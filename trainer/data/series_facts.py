@@ -103,11 +103,16 @@ class SeriesFacts:
             if source.digest in ours
         ]
 
+    @property
+    def intervals(self) -> set[str]:
+        """Intervals of the series of all sources, as far as known."""
+        return {name for source in self.sources for name in source.intervals}
+
     def other_intervals(self, intervals: Iterable[str | None]) -> list[str]:
         """Return a sentence where series of `intervals` have none of those trained on."""
-        known = {name for source in self.sources for name in source.intervals}
-        given = {name for name in intervals if name is not None}
-        if not known or not given or {*map(_length, known)} & {*map(_length, given)}:
+        known, given = self.intervals, {name for name in intervals if name is not None}
+        lengths = ({Frequency.parse(name).length for name in names} for names in (known, given))
+        if not known or not given or set.intersection(*lengths):
             return []
         ours, theirs = (shortened(sorted(names), " or ") for names in (known, given))
         return [
@@ -126,12 +131,6 @@ class SeriesFacts:
         Raises pydantic's ValidationError where it is something else.
         """
         return _FACTS.validate_json(json.dumps(content))
-
-
-def _length(name: str) -> tuple[str, int]:
-    """Return the length of an interval: months are the same from either end."""
-    frequency = Frequency.parse(name)
-    return frequency.kind, frequency.count
 
 
 _FACTS = TypeAdapter(SeriesFacts)

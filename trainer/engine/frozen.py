@@ -11,6 +11,7 @@ from parallel.mesh import Mesh
 from parallel.sharding import is_expert, is_sharded
 from trainer.checkpoint.keys import WEIGHTS, global_name, make_key
 from trainer.checkpoint.partitions import Partition
+from trainer.engine.zero_state import own_range
 
 
 def held(network: nn.Module, shards: Mapping[str, Shard], rank: int) -> dict[str, Partition]:
@@ -25,8 +26,8 @@ def held(network: nn.Module, shards: Mapping[str, Shard], rank: int) -> dict[str
             continue
         values, start = parameter.data.view(-1), 0
         if hasattr(parameter, "ds_tensor"):
-            values, start = parameter.ds_tensor.data, rank * parameter.ds_tensor.numel()
-            values = values[: max(0, parameter.ds_numel - start)]  # type: ignore[attr-defined]
+            start, count = own_range(parameter, rank)
+            values = parameter.ds_tensor.data[:count]
         if len(values):
             found[make_key(WEIGHTS, name)] = Partition(shards[name], start, values)
     return found

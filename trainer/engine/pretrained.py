@@ -17,8 +17,8 @@ from parallel.mesh import Mesh
 from trainer.checkpoint.keys import (
     NETWORK_KINDS,
     WEIGHTS,
-    adapter_of,
     global_name,
+    is_of_adapter,
     make_key,
     of_kinds,
     state_of,
@@ -141,7 +141,7 @@ def load_pretrained(engine: Engine, source: WeightsSource) -> InitReport:
     anew = {
         global_name(key): f"{theirs[key]} there, {shape} here" if key in theirs else "not there"
         for key, shape in ours.items()
-        if key not in taken and adapter_of(key) is None
+        if key not in taken and not is_of_adapter(key)
     }
     left = sorted(set(map(global_name, theirs)) - set(map(global_name, ours)))
     return InitReport(str(source.path), source.step, list(map(global_name, taken)), anew, left)

@@ -79,11 +79,18 @@ def _held_of_all(network: nn.Module, optimizer: Any) -> Iterator[tuple[str, Held
 def _held_of_each(network: nn.Module, optimizer: Any, rank: int) -> Iterator[tuple[str, Held]]:
     """Under ZeRO 3: a range of each parameter, the last ones padded."""
     for name, parameter in _trained(network):
-        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
-        start = rank * size
-        count = min(size, parameter.ds_numel - start)  # type: ignore[attr-defined]
-        if count > 0:
+        start, count = own_range(parameter, rank)
+        if count:
             yield name, (start, _values(optimizer, parameter, count))
+
+
+def own_range(parameter: Any, rank: int) -> tuple[int, int]:
+    """Return where a rank's range of a parameter begins under ZeRO 3, and its number of elements.
+
+    The last ranks' are padded, or nothing else.
+    """
+    size = parameter.ds_tensor.numel()
+    return rank * size, max(0, min(size, parameter.ds_numel - rank * size))
 
 
 def _values(optimizer: Any, parameter: nn.Parameter, count: int) -> Callable[[str | None], Tensor]:

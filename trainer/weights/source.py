@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from model.errors import UserError
 from model.sentences import shortened
 from model.validation import mistake
-from trainer.checkpoint.keys import adapter_of, averaged, factors_of
+from trainer.checkpoint.keys import averaged, factors_of, is_of_adapter
 from trainer.checkpoint.store import Checkpoint
 from trainer.config.settings import Settings
 from trainer.data.series_facts import SeriesFacts
@@ -77,7 +77,7 @@ class CheckpointSource(WeightsSource):
     """Scale of the adapters' products, where there are any."""
 
     def shapes(self) -> Shapes:
-        return {key: shape for key, shape in self._stored().items() if adapter_of(key) is None}
+        return {key: shape for key, shape in self._stored().items() if not is_of_adapter(key)}
 
     def _stored(self) -> Shapes:
         from trainer.checkpoint.tensor_files import tensor_shapes
@@ -88,24 +88,27 @@ class CheckpointSource(WeightsSource):
         from trainer.checkpoint.tensor_files import read
 
         stored = self._stored()
-        kept = {key: averaged(key) if averaged(key) in stored else key for key in state}
-        read(self.path, {kept[key]: tensor for key, tensor in state.items()}, alone=True)
-        for key, tensor in state.items():
-            factors = factors_of(key)
-            if factors[0] in stored:
-                self._merge(tensor, [averaged(f) if averaged(f) in stored else f for f in factors])
 
-    def _merge(self, tensor: Tensor, factors: list[str]) -> None:
-        """Add the product of an adapter's factors, by their keys, to what is held of its matrix."""
+        def kept(key: str) -> str:
+            return averaged(key) if averaged(key) in stored else key
+
+        read(self.path, {kept(key): tensor for key, tensor in state.items()}, alone=True)
+        for key, tensor in state.items():
+            factors = [kept(factor) for factor in factors_of(key)]
+            if factors[0] in stored:
+                self._merge(tensor, {factor: stored[factor] for factor in factors})
+
+    def _merge(self, tensor: Tensor, factors: Shapes) -> None:
+        """Add the product of an adapter's factors, down and up, to what is held of its matrix."""
         import torch
 
         from model.adapters import product
         from trainer.checkpoint.partitions import add
         from trainer.checkpoint.tensor_files import read
 
-        stored = self._stored()
-        down, up = (torch.empty(stored[key]) for key in factors)
-        read(self.path, dict(zip(factors, (down, up), strict=True)), alone=True)
+        whole = {key: torch.empty(shape) for key, shape in factors.items()}
+        read(self.path, whole, alone=True)
+        down, up = whole.values()
         add(tensor, product(down, up, tensor.shape) * self.adapter_scale)
 
     def verify(self, reader: int = 0, readers: int = 1) -> str | None:

@@ -236,14 +236,13 @@ def _on_grid(
             mend="correct the times, or divide the series",
         )
         return None
-    if config.freq is not None and grid is not None:
-        given = Frequency.parse(config.freq)
-        if (given.kind, given.count) != (grid.frequency.kind, grid.frequency.count):
-            problems.note(
-                f"series whose times have another interval than data.freq={config.freq}, which is "
-                "for series that do not state theirs",
-                series.where,
-            )
+    given = None if config.freq is None else Frequency.parse(config.freq)
+    if given is not None and grid is not None and given.length != grid.frequency.length:
+        problems.note(
+            f"series whose times have another interval than data.freq={config.freq}, which is for "
+            "series that do not state theirs",
+            series.where,
+        )
     if points > len(order):
         problems.note(
             "series with missing rows, filled in as missing values",
